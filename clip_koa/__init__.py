@@ -1,0 +1,1 @@
+"""The workshop: what the scripts share. A published model never needs it."""

@@ -1,0 +1,1 @@
+"""Grading: running a model on X-rays and measuring it."""

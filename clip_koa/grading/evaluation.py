@@ -1,0 +1,99 @@
+"""One evaluation for everyone: both views and both heads of each X-ray, and the metrics of each way to read them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from metrics.kl_grading.kl_grading import kl_grading_metrics
+
+from modeling_clip_koa import CLIPKOAConfig, consistency_loss, symmetry_loss
+
+# The ways to read a grade off the model; the linear head stands without averaging, as a stock pipeline runs it.
+HEADS = ("text", "text_flip_averaged", "linear")
+
+# What a best checkpoint can be chosen by, as head.metric.
+CHOOSABLE_METRICS = tuple(
+    f"{head}.{metric}"
+    for head in HEADS
+    for metric in ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_weighted_kappa", "mae", "flip_agreement")
+)
+
+
+@dataclass
+class Predictions:
+    """Logits of both heads for N X-rays and for their mirror images, none of them averaged; on the CPU."""
+
+    index: torch.Tensor  # (N,), place in the split
+    labels: torch.Tensor  # (N,), grades
+    logits: torch.Tensor  # (N, K), text head
+    flipped_logits: torch.Tensor  # (N, K), text head, mirror image
+    classifier_logits: torch.Tensor  # (N, K), linear head
+    flipped_classifier_logits: torch.Tensor  # (N, K), linear head, mirror image
+
+    def of_head(self, head: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (N, K) that `head` grades the X-rays and their mirror images by."""
+        if head == "text":
+            return self.logits, self.flipped_logits
+        if head == "text_flip_averaged":
+            return (self.logits + self.flipped_logits) / 2, (self.flipped_logits + self.logits) / 2
+        if head == "linear":
+            return self.classifier_logits, self.flipped_classifier_logits
+        raise ValueError(f"head={head!r}: use one of {', '.join(HEADS)}.")
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, batches: Iterable[dict], accelerator) -> Predictions:
+    """Runs the model on every X-ray and its mirror image.
+
+    Args:
+        model: a CLIP-KOA model, prepared by the accelerator or not; its training mode is kept.
+        batches: of `pixel_values`, `labels`, `index`; a loader prepared by the accelerator.
+        accelerator: gathers the predictions of all processes, each X-ray once.
+    """
+    was_training = model.training
+    model.eval()
+    gathered = []
+    for batch in batches:
+        pixel_values = batch["pixel_values"]
+        with accelerator.autocast():
+            output = model(torch.cat([pixel_values, pixel_values.flip(-1)]), flip_average=False)
+        logits, flipped_logits = output.logits.float().chunk(2)
+        classifier_logits, flipped_classifier_logits = output.classifier_logits.float().chunk(2)
+        own = (batch["index"], batch["labels"], logits, flipped_logits, classifier_logits, flipped_classifier_logits)
+        gathered.append([part.cpu() for part in accelerator.gather_for_metrics(own)])
+    model.train(was_training)
+    columns = [torch.cat(parts) for parts in zip(*gathered, strict=True)]
+    order = columns[0].argsort()
+    return Predictions(**{f.name: column[order] for f, column in zip(fields(Predictions), columns, strict=True)})
+
+
+def evaluate(predictions: Predictions, config: CLIPKOAConfig) -> dict:
+    """Losses by part, and the metrics of each head.
+
+    Returns:
+        `loss`, `symmetry_loss`, `consistency_loss`, `classifier_loss` as the model defines them, over the whole split,
+        and for each of `HEADS` the dictionary of `kl_grading_metrics`.
+    """
+
+    def parts(head):
+        logits, flipped = predictions.of_head(head)
+        symmetry = symmetry_loss(logits, flipped if config.symmetry else None, predictions.labels)
+        return symmetry.item(), consistency_loss(logits, flipped, config.consistency).item()
+
+    symmetry, consistency = parts("text")
+    classifier_symmetry, classifier_consistency = parts("linear")
+    classifier = classifier_symmetry + config.consistency_weight * classifier_consistency
+    results = {
+        "loss": symmetry + config.consistency_weight * consistency + config.classifier_weight * classifier,
+        "symmetry_loss": symmetry,
+        "consistency_loss": consistency,
+        "classifier_loss": classifier,
+    }
+    for head in HEADS:
+        logits, flipped = predictions.of_head(head)
+        results[head] = kl_grading_metrics(
+            predictions=logits.argmax(-1).tolist(),
+            references=predictions.labels.tolist(),
+            flipped_predictions=flipped.argmax(-1).tolist(),
+        )
+    return results

@@ -1,0 +1,96 @@
+"""From X-ray files to grades: one reader, one preprocessing, the model, and what it says of each view."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor
+
+from dataset_script.radiograph import RadiographError, read_radiograph
+from modeling_clip_koa import GRADE_MEANINGS, CLIPKOAForImageClassification
+
+BATCH_SIZE = 16
+XRAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class GradedXray:
+    """What the model says of one X-ray, or why it could not be read."""
+
+    file: str
+    grade: int | None = None  # 0..4, from the two views averaged
+    name: str = ""  # the grade's label
+    meaning: str = ""  # in the words of the Kellgren-Lawrence scale
+    probabilities: tuple[float, ...] = ()  # of the two views' averaged logits, (K,)
+    image_probabilities: tuple[float, ...] = ()  # of the X-ray as given, (K,)
+    mirror_probabilities: tuple[float, ...] = ()  # of its mirror image, (K,)
+    error: str = ""  # empty where the X-ray was graded
+
+
+class Grader:
+    """Grades X-ray files with a CLIP-KOA checkpoint.
+
+    Args:
+        name: model folder or Hub id.
+        device: a torch device; default: a GPU where there is one.
+
+    Raises:
+        OSError: no such model (transformers' own message).
+    """
+
+    def __init__(self, name: str, device: str | None = None):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = CLIPKOAForImageClassification.from_pretrained(name).to(self.device).eval()
+        self.image_processor = AutoImageProcessor.from_pretrained(name)
+
+    def grade(self, files: Iterable[str | Path]) -> Iterator[GradedXray]:
+        """Grades files in their order; one that can't be read gives its error instead of a grade."""
+        files = iter(files)
+        while batch := list(islice(files, BATCH_SIZE)):
+            yield from self._grade_batch(batch)
+
+    def _grade_batch(self, files: list) -> list[GradedXray]:
+        images, errors = {}, {}
+        for index, file in enumerate(files):
+            try:
+                images[index] = read_radiograph(file).image
+            except RadiographError as error:
+                errors[index] = GradedXray(str(file), error=str(error))
+        graded = dict(errors)
+        if images:
+            probabilities = self._probabilities(list(images.values()))
+            for index, row in zip(images, zip(*probabilities, strict=True), strict=True):
+                grade = max(range(len(row[0])), key=row[0].__getitem__)
+                name = self.model.config.id2label[grade]
+                graded[index] = GradedXray(str(files[index]), grade, name, GRADE_MEANINGS[grade], *map(tuple, row))
+        return [graded[index] for index in range(len(files))]
+
+    @torch.inference_mode()
+    def _probabilities(self, images: list) -> list[list[list[float]]]:
+        """For N images: probabilities of both views averaged, of the image, of its mirror image; each (N, K)."""
+        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"].to(self.device)
+        output = self.model(pixel_values, flip_average=True)
+        image_logits = 2 * output.logits - output.flipped_logits  # logits is the mean of the two
+        return [logits.softmax(-1).tolist() for logits in (output.logits, image_logits, output.flipped_logits)]
+
+
+def find_xrays(inputs: Iterable[str | Path]) -> list[Path]:
+    """The X-ray files that `inputs` name: files as they are, folders searched for images, sorted.
+
+    Raises:
+        FileNotFoundError: an input that does not exist, or a folder without X-rays.
+    """
+    files = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in XRAY_SUFFIXES and file.is_file())
+            if not found:
+                raise FileNotFoundError(f"{path} holds no X-rays ({', '.join(XRAY_SUFFIXES)}).")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: there is no such file or folder.")
+    return files

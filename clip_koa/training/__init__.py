@@ -1,0 +1,1 @@
+"""Training: run configuration, loading, augmentation, optimisation, checkpoints and the engine."""

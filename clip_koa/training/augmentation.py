@@ -1,0 +1,66 @@
+"""Gentle augmentation of X-rays, on the training device and in batches.
+
+Small rotations, shifts and scalings, and changes of brightness, contrast and gamma, as positioning and exposure vary
+them. No mirroring: the model's forward pass makes the mirror image itself.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# Bounds at strength 1.
+MAX_ROTATION = math.radians(7)
+MAX_SHIFT = 0.04  # of the side
+MAX_SCALE = 0.08
+MAX_BRIGHTNESS = 0.10  # of full white
+MAX_CONTRAST = 0.20
+MAX_LOG_GAMMA = 0.20
+_BOUNDS = torch.tensor(
+    [MAX_ROTATION, MAX_SHIFT, MAX_SHIFT, MAX_SCALE, MAX_BRIGHTNESS, MAX_CONTRAST, MAX_LOG_GAMMA], dtype=torch.float32
+)
+
+
+class Augmentation:
+    """Augments normalised X-rays; what it does to one depends only on the seed, the epoch and the X-ray's index.
+
+    So the batch size, the number of processes and a resume change nothing.
+
+    Args:
+        strength: factor on all bounds; 0 leaves X-rays as they are.
+        image_mean, image_std: the normalisation of the image processor, three channels.
+        seed: of the run.
+    """
+
+    def __init__(self, strength: float, image_mean, image_std, seed: int):
+        self.strength = strength
+        self.mean = torch.tensor(image_mean).view(1, -1, 1, 1)
+        self.std = torch.tensor(image_std).view(1, -1, 1, 1)
+        self.seed = seed
+
+    def __call__(self, pixel_values: torch.Tensor, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+        """(N, 3, H, W) normalised grayscale X-rays with their indices (N,) in the split -> augmented, same shape."""
+        if self.strength == 0:
+            return pixel_values
+        device = pixel_values.device
+        mean, std = self.mean.to(device), self.std.to(device)
+        draws = self._draw(indices, epoch).to(device)  # (N, 7)
+        rotation, shift_x, shift_y, scale, brightness, contrast, log_gamma = draws.unbind(1)
+
+        gray = pixel_values[:, :1] * std[:, :1] + mean[:, :1]  # (N, 1, H, W), in 0..1
+        gray = gray.clamp(0, 1).pow(log_gamma.exp().view(-1, 1, 1, 1))
+        gray = (gray - 0.5) * (1 + contrast).view(-1, 1, 1, 1) + 0.5 + brightness.view(-1, 1, 1, 1)
+        cos, sin = rotation.cos() / (1 + scale), rotation.sin() / (1 + scale)
+        rows = torch.stack([cos, -sin, 2 * shift_x, sin, cos, 2 * shift_y], dim=1)
+        grid = F.affine_grid(rows.view(-1, 2, 3), list(gray.shape), align_corners=False)
+        # The border is repeated, for a black margin would be a cue that real X-rays lack.
+        gray = F.grid_sample(gray.clamp(0, 1), grid, padding_mode="border", align_corners=False)
+        return (gray - mean) / std
+
+    def _draw(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Uniform draws within the bounds, (N, 7), each row from a generator of its own."""
+        rows = []
+        for index in indices.tolist():
+            rows.append(np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, len(_BOUNDS)))
+        return torch.tensor(np.stack(rows), dtype=torch.float32) * _BOUNDS * self.strength

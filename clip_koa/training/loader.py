@@ -1,0 +1,55 @@
+"""From the corpus to batches: each X-ray is read by the one reader and prepared by the checkpoint's image processor."""
+
+import torch
+from datasets import Dataset as ArrowDataset
+from datasets import Image
+from torch.utils.data import DataLoader, Dataset
+from transformers.image_processing_utils import BaseImageProcessor
+
+from dataset_script.radiograph import read_radiograph
+
+
+class XrayDataset(Dataset):
+    """The X-rays of one split, decoded on access.
+
+    An item is `pixel_values` (3, H, W) fp32, normalised; `labels`, the grade; `index`, its place in the split.
+    """
+
+    def __init__(self, split: ArrowDataset, image_processor: BaseImageProcessor):
+        self.split = split.cast_column("image", Image(decode=False))
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.split[index]
+        image = read_stored_image(row["image"])
+        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixel_values, "labels": row["label"], "index": index}
+
+
+def read_stored_image(stored: dict):
+    """The PIL image (mode L) behind an undecoded `datasets.Image` cell: bytes where it has them, else its path."""
+    return read_radiograph(stored["bytes"] if stored["bytes"] is not None else stored["path"]).image
+
+
+def sample_images(split: ArrowDataset, count: int) -> list:
+    """`count` X-rays spread evenly over the split, as PIL images."""
+    undecoded = split.cast_column("image", Image(decode=False))
+    step = max(1, len(split) // count)
+    return [read_stored_image(undecoded[index]["image"]) for index in range(0, len(split), step)][:count]
+
+
+def build_loader(dataset: XrayDataset, batch_size: int, *, train: bool, num_workers: int, seed: int) -> DataLoader:
+    """Batches of `batch_size` X-rays: shuffled and whole for training, in order and complete for evaluation."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=train,
+        drop_last=train,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed) if train else None,
+    )

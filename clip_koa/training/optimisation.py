@@ -1,0 +1,59 @@
+"""Optimizer, learning-rate schedule and freezing."""
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_cosine_schedule_with_warmup
+
+from clip_koa.training.run_config import RunConfig, RunConfigError
+from modeling_clip_koa import CLIPKOAForImageClassification
+
+
+def freeze_lower_blocks(model: CLIPKOAForImageClassification, count: int) -> None:
+    """Keeps the vision tower's embeddings and lowest `count` blocks as they are; 0 freezes nothing.
+
+    Autograd then stores no activations below the first trained block.
+
+    Raises:
+        RunConfigError: more blocks than the tower has.
+    """
+    layers = model.vision_model.encoder.layers
+    if count > len(layers):
+        raise RunConfigError(f"freeze_layers={count}: the vision tower has {len(layers)} blocks.")
+    if count == 0:
+        return
+    for module in (model.vision_model.embeddings, model.vision_model.pre_layrnorm, *layers[:count]):
+        module.requires_grad_(False)
+
+
+def build_optimizer(
+    model: CLIPKOAForImageClassification, config: RunConfig, new_parameters: tuple[str, ...]
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, and a learning rate of its own for weights that start at random.
+
+    Args:
+        model: its trainable parameters are taken.
+        config: learning rates and weight decay.
+        new_parameters: prefixes of the names of parameters that start at random.
+    """
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Embedding tables have two dimensions too, but are lists of vectors.
+        decays = parameter.ndim >= 2 and "embedding" not in name
+        groups.setdefault((name.startswith(new_parameters), decays), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": config.new_learning_rate if is_new else config.learning_rate,
+                "weight_decay": config.weight_decay if decays else 0.0,
+            }
+            for (is_new, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup: float) -> LRScheduler:
+    """Linear warm-up over the share `warmup` of the steps, then a cosine to zero."""
+    return get_cosine_schedule_with_warmup(optimizer, round(warmup * total_steps), total_steps)

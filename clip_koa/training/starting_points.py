@@ -1,0 +1,173 @@
+"""Where training starts: plain CLIP weights, a DINOv2 vision tower, a CLIP-KOA checkpoint, or a small random model."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+
+from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx
+from clip_koa.training.tokenizer import build_prompt_tokenizer
+from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# The random starting points, by the name that `model` takes.
+SMALL_CONFIGURATIONS = {
+    "tiny": {
+        "vision_config": {
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 96,
+            "patch_size": 12,
+            "hidden_act": "gelu",
+        },
+        "text_config": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "hidden_act": "gelu",
+        },
+        "projection_dim": 64,
+    },
+}
+
+# The text tower beside a DINOv2 vision tower: five grades need no larger one.
+_SCRATCH_TEXT = {
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "hidden_act": "gelu",
+}
+_SCRATCH_PROJECTION = 256
+_TEXT_POSITIONS = 77
+
+
+@dataclass
+class StartingPoint:
+    """A model ready to be trained, what prepares its inputs, and the names of what is not pretrained in it."""
+
+    model: CLIPKOAForImageClassification
+    image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase
+    new_parameters: tuple[str, ...]  # prefixes of parameter names
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images the model reads, in pixels."""
+        return self.model.config.vision_config.image_size
+
+
+def load_starting_point(name: str, prompts: list[list[str]], sample_images: list, **settings) -> StartingPoint:
+    """Builds the model that training starts from.
+
+    Args:
+        name: `"tiny"`, the ONNX file of a DINOv2 ViT, or a local folder or Hub id of DINOv2, CLIP or CLIP-KOA weights.
+        prompts: for each grade, a list of descriptions.
+        sample_images: a few dozen X-rays (PIL images), from which a DINOv2 start learns how X-rays look to it.
+        **settings: fields of `CLIPKOAConfig`: losses and flip averaging.
+
+    Raises:
+        ValueError: a name that is none of these, or weights of another kind.
+    """
+    if name in SMALL_CONFIGURATIONS:
+        return _random_start(SMALL_CONFIGURATIONS[name], prompts, settings)
+    if name.endswith(".onnx"):
+        return _dinov2_start(read_dinov2_onnx(name), None, prompts, sample_images, settings)
+    kind = _model_type(name)
+    if kind == "dinov2":
+        source = AutoModel.from_pretrained(name)
+        return _dinov2_start(source.state_dict(), source.config.num_attention_heads, prompts, sample_images, settings)
+    if kind == "clip":
+        return _clip_start(name, prompts, settings)
+    raise ValueError(f"model={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
+
+
+def _model_type(name: str) -> str:
+    config = Path(name, "config.json")
+    if not Path(name).exists():
+        try:
+            config = Path(hf_hub_download(name, "config.json"))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"model={name!r} is neither a folder or .onnx file here, nor a model the Hub gives: "
+                f"pass one of these, or {', '.join(SMALL_CONFIGURATIONS)}."
+            ) from error
+    if not config.is_file():
+        raise ValueError(f"model={name!r} holds no config.json: pass a folder written by save_pretrained.")
+    return json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
+
+
+def _random_start(configuration: dict, prompts, settings) -> StartingPoint:
+    tokenizer = build_prompt_tokenizer(prompts, _TEXT_POSITIONS)
+    model = _from_scratch(configuration, tokenizer, prompts, settings)
+    size = model.config.vision_config.image_size
+    image_processor = _image_processor(size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return StartingPoint(model, image_processor, tokenizer, new_parameters=("",))
+
+
+def _dinov2_start(state_dict, num_attention_heads, prompts, sample_images, settings) -> StartingPoint:
+    tokenizer = build_prompt_tokenizer(prompts, _TEXT_POSITIONS)
+    image_processor = _image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
+    sample = image_processor(sample_images, return_tensors="pt")["pixel_values"]
+    vision_config, vision_weights = dinov2_to_clip_vision(state_dict, sample, num_attention_heads=num_attention_heads)
+    configuration = {
+        "vision_config": vision_config,
+        "text_config": _SCRATCH_TEXT,
+        "projection_dim": _SCRATCH_PROJECTION,
+    }
+    model = _from_scratch(configuration, tokenizer, prompts, settings)
+    incompatible = model.vision_model.load_state_dict(vision_weights, strict=False)
+    missing = [key for key in incompatible.missing_keys if not key.endswith("position_ids")]
+    if missing or incompatible.unexpected_keys:
+        raise ValueError(f"The DINOv2 weights do not fit: {missing} missing, {incompatible.unexpected_keys} too many.")
+    new = ("classifier", "visual_projection", "text_projection", "text_model", "logit_scale")
+    return StartingPoint(model, image_processor, tokenizer, new_parameters=new)
+
+
+def _clip_start(name: str, prompts, settings) -> StartingPoint:
+    config = CLIPKOAConfig.from_pretrained(name, prompts=prompts, **settings)
+    model, info = CLIPKOAForImageClassification.from_pretrained(
+        name, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    new = ("classifier",) if "classifier.weight" in info["missing_keys"] else ()
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    return StartingPoint(model, AutoImageProcessor.from_pretrained(name), tokenizer, new_parameters=new)
+
+
+def _from_scratch(configuration: dict, tokenizer, prompts, settings) -> CLIPKOAForImageClassification:
+    text_config = {
+        **configuration["text_config"],
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": _TEXT_POSITIONS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPKOAConfig(
+        text_config=text_config,
+        vision_config=configuration["vision_config"],
+        projection_dim=configuration["projection_dim"],
+        prompts=prompts,
+        **settings,
+    )
+    model = CLIPKOAForImageClassification(config)
+    model.set_prompts(prompts, tokenizer)
+    return model
+
+
+def _image_processor(size: int, mean, std) -> BaseImageProcessor:
+    return CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=mean, image_std=std
+    )

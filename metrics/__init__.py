@@ -1,0 +1,1 @@
+"""Metrics that stand on their own: each folder loads with `evaluate.load(folder)`."""

@@ -1,0 +1,1 @@
+"""The metric of Kellgren-Lawrence grading."""

@@ -1,0 +1,21 @@
+"""CLIP-KOA: Kellgren-Lawrence grades of knee X-rays with CLIP. Research software, not a medical device.
+
+This folder is what travels to the Hub with every checkpoint: flat, and importing only torch and transformers.
+"""
+
+from .configuration_clip_koa import CLIPKOAConfig
+from .losses_clip_koa import consistency_loss, symmetry_loss
+from .modeling_clip_koa import CLIPKOAForImageClassification, CLIPKOAOutput
+from .prompts_clip_koa import GRADE_LABELS, GRADE_MEANINGS, GRADE_NAMES, PROMPT_SETS
+
+__all__ = [
+    "GRADE_LABELS",
+    "GRADE_MEANINGS",
+    "GRADE_NAMES",
+    "PROMPT_SETS",
+    "CLIPKOAConfig",
+    "CLIPKOAForImageClassification",
+    "CLIPKOAOutput",
+    "consistency_loss",
+    "symmetry_loss",
+]

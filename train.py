@@ -1,0 +1,38 @@
+"""Train CLIP-KOA on knee X-rays.
+
+    accelerate launch train.py --config configs/small.yaml --data_dir FOLDER
+    python train.py --config configs/demo.yaml --output_dir runs/demo
+
+`python train.py --help` lists every field.
+"""
+
+import sys
+
+from clip_koa.publishing.report import write_report
+from clip_koa.training.corpus import load_corpus
+
+from clip_koa.training.engine import build_accelerator, evaluate_best, prepare_run, train
+from clip_koa.training.run_config import RunConfigError, parse_run_config
+from dataset_script.knee_xray import CorpusError
+from dataset_script.radiograph import RadiographError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a training; returns the exit status."""
+    config = parse_run_config(arguments)
+    accelerator = build_accelerator(config)
+    corpus = load_corpus(config, accelerator)
+    run = prepare_run(config, corpus, accelerator)
+    train(run)
+    evaluate_best(run, corpus)
+    if accelerator.is_main_process:
+        print(f"Report: {write_report(run.folder)}\nModel:  {run.folder / 'best'}")
+    accelerator.end_training()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (RunConfigError, CorpusError, RadiographError) as error:
+        sys.exit(f"train.py: {error}")
