@@ -10,7 +10,6 @@ import sys
 
 from clip_koa.publishing.report import write_report
 from clip_koa.training.corpus import load_corpus
-
 from clip_koa.training.engine import build_accelerator, evaluate_best, prepare_run, train
 from clip_koa.training.run_config import RunConfigError, parse_run_config
 from dataset_script.knee_xray import CorpusError

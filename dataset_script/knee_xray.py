@@ -1,6 +1,6 @@
 """The knee X-ray corpus as a `datasets` builder: a folder of graded X-rays, or generated ones.
 
-The real corpus is P. Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data 2018, doi 10.17632/56rmx5bjcr.1.
+The real corpus: P. Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data 2018, 10.17632/56rmx5bjcr.1.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ SPLIT_FOLDERS = {
 _INNER_FOLDERS = (".", "kneeKL224", "ClsKLData/kneeKL224", "KneeXrayData/ClsKLData/kneeKL224")
 
 INSTRUCTIONS = (
-    "Pass the folder that holds train/, val/ and test/ as data_dir, or set KNEE_XRAY_DIR to it. The X-rays are P. Chen's "
-    "Knee Osteoarthritis Severity Grading Dataset (doi 10.17632/56rmx5bjcr.1, CC BY 4.0): unpack KneeXrayData.zip and "
-    "pass its kneeKL224 folder."
+    "Pass the folder that holds train/, val/ and test/ as data_dir, or set KNEE_XRAY_DIR to it. The X-rays are "
+    "P. Chen's Knee Osteoarthritis Severity Grading Dataset (doi 10.17632/56rmx5bjcr.1, CC BY 4.0): "
+    "unpack KneeXrayData.zip and pass its kneeKL224 folder."
 )
 
 
@@ -75,8 +75,8 @@ class KneeXray(datasets.GeneratorBasedBuilder):
     Splits: train, validation, test and auto_test, each only when present.
 
     Raises:
-        CorpusError: no such folder, no split, an empty one, a grade folder outside 0..4, an X-ray that can't be read, or
-            a person in two splits.
+        CorpusError: no such folder, no split, an empty one, a grade folder outside 0..4, an X-ray that can't be read,
+            or a person in two splits.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -234,8 +234,8 @@ def _refuse_shared_people(splits: dict) -> None:
             first_split, first_file = seen.setdefault(person, (split, relative)) if person else (split, relative)
             if first_split != split:
                 raise CorpusError(
-                    f"Person {person} is in two splits ({first_file} and {relative}): both knees of a person, and every "
-                    "visit, belong in one split."
+                    f"Person {person} is in two splits ({first_file} and {relative}): "
+                    "both knees of a person, and every visit, belong in one split."
                 )
 
 

@@ -26,8 +26,8 @@ class RadiographError(ValueError):
 class Radiograph:
     """A radiograph and what its name tells.
 
-    `image` is a PIL image in mode L; `laterality` "L", "R" or None; `person_id` seven digits or None; `source` the path,
-    or "<bytes>".
+    `image` is a PIL image in mode L; `laterality` "L", "R" or None; `person_id` seven digits or None; `source` the
+    path, or "<bytes>".
     """
 
     image: Image.Image

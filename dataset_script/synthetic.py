@@ -23,9 +23,9 @@ SPLITS = ("train", "validation", "test")
 
 # Lengths are in half sides of the image; x grows to the lateral side, y downwards, the joint is at y = 0.
 # Medial joint space, lateral joint space, size of the osteophytes, subchondral sclerosis, deformity at grades 0 to 4.
-_MEDIAL_SPACE = (0.185, 0.160, 0.135, 0.075, 0.015)
-_LATERAL_SPACE = (0.185, 0.175, 0.165, 0.145, 0.110)
-_OSTEOPHYTES = (0.0, 0.03, 0.085, 0.12, 0.16)
+_MEDIAL_SPACE = (0.200, 0.162, 0.124, 0.072, 0.015)
+_LATERAL_SPACE = (0.200, 0.182, 0.164, 0.138, 0.105)
+_OSTEOPHYTES = (0.0, 0.035, 0.085, 0.125, 0.165)
 _SCLEROSIS = (0.0, 0.0, 0.03, 0.16, 0.32)
 _DEFORMITY = (0.0, 0.0, 0.0, 0.02, 0.08)
 

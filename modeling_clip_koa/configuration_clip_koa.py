@@ -45,7 +45,7 @@ class CLIPKOAConfig(CLIPConfig):
         ValueError: unknown consistency kind, negative weight, or prompts that do not match the labels.
     """
 
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [
         "symmetry_loss",
         "consistency_loss",
         "classifier_loss",
@@ -54,7 +54,7 @@ class CLIPKOAConfig(CLIPConfig):
         "flipped_classifier_logits",
         "image_embeds",
         "grade_embeds",
-    )
+    ]
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class CLIPKOAConfig(CLIPConfig):
         # A config read from the Hub names its repository here; what we save always brings its own code.
         kwargs["auto_map"] = dict(AUTO_MAP)
         super().__init__(text_config=text_config, vision_config=vision_config, **kwargs)
-        self.prompts = PROMPT_SETS["ensemble"] if prompts is None else [list(texts) for texts in prompts]
+        self.prompts = PROMPT_SETS["ensemble"] if prompts is None else prompts
         self.prompt_shape = list(prompt_shape)
         self.tokenized_prompts = tokenized_prompts
         self.symmetry = symmetry

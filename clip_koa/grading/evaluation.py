@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
-from metrics.kl_grading.kl_grading import kl_grading_metrics
 
+from metrics.kl_grading.kl_grading import kl_grading_metrics
 from modeling_clip_koa import CLIPKOAConfig, consistency_loss, symmetry_loss
 
 # The ways to read a grade off the model; the linear head stands without averaging, as a stock pipeline runs it.

@@ -64,7 +64,9 @@ def write_report(run_folder: str | Path) -> Path:
         pictures.append((f"recall_per_grade_{split}.png", f"Recall per grade, {split}", _recall_per_grade(results)))
         predictions = report / f"predictions_{split}.jsonl"
         if predictions.is_file():
-            pictures.append((f"flip_scatter_{split}.png", f"Image against mirror image, {split}", _scatter(predictions)))
+            pictures.append(
+                (f"flip_scatter_{split}.png", f"Image against mirror image, {split}", _scatter(predictions))
+            )
     images = []
     for name, title, figure in pictures:
         figure.savefig(report / name, dpi=110, bbox_inches="tight")
@@ -164,5 +166,7 @@ def _scatter(predictions: Path):
     axes.plot([0, grades[-1]], [0, grades[-1]], color="grey", lw=1)
     points = axes.scatter(*expected, c=labels, cmap="viridis", s=12, alpha=0.7)
     figure.colorbar(points, ax=axes, label="true grade", ticks=grades)
-    axes.set(xlabel="expected grade, image", ylabel="expected grade, mirror image", title="Text head, without averaging")
+    axes.set(
+        xlabel="expected grade, image", ylabel="expected grade, mirror image", title="Text head, without averaging"
+    )
     return figure

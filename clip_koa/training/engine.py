@@ -83,16 +83,7 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
             holds another run.
     """
     folder = Path(config.output_dir)
-    if (folder / "metrics.jsonl").exists() and not config.resume:
-        raise RunConfigError(f"{folder} holds a run: pass --resume latest to go on, or another --output_dir.")
-    if config.best_metric not in CHOOSABLE_METRICS:
-        raise RunConfigError(f"best_metric={config.best_metric!r}: use one of {', '.join(CHOOSABLE_METRICS)}.")
-    parts = accelerator.num_processes * config.gradient_accumulation_steps
-    if config.batch_size % parts:
-        raise RunConfigError(f"batch_size={config.batch_size} cannot be shared by {parts} processes x accumulation.")
-    if len(corpus["train"]) < config.batch_size:
-        raise RunConfigError(f"batch_size={config.batch_size} is more than the train split's {len(corpus['train'])}.")
-
+    _check(config, corpus, accelerator)
     set_seed(config.seed)
     with accelerator.main_process_first():
         start = load_starting_point(
@@ -139,6 +130,19 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         _drop_records_after(folder / "metrics.jsonl", state.step)
     return run
+
+
+def _check(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator) -> None:
+    folder = Path(config.output_dir)
+    if (folder / "metrics.jsonl").exists() and not config.resume:
+        raise RunConfigError(f"{folder} holds a run: pass --resume latest to go on, or another --output_dir.")
+    if config.best_metric not in CHOOSABLE_METRICS:
+        raise RunConfigError(f"best_metric={config.best_metric!r}: use one of {', '.join(CHOOSABLE_METRICS)}.")
+    parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.batch_size % parts:
+        raise RunConfigError(f"batch_size={config.batch_size} cannot be shared by {parts} processes x accumulation.")
+    if len(corpus["train"]) < config.batch_size:
+        raise RunConfigError(f"batch_size={config.batch_size} is more than the train split's {len(corpus['train'])}.")
 
 
 def train(run: Run) -> None:

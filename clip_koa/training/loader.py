@@ -1,4 +1,4 @@
-"""From the corpus to batches: each X-ray is read by the one reader and prepared by the checkpoint's image processor."""
+"""From the corpus to batches: X-rays read by the one reader and prepared by the checkpoint's image processor."""
 
 import torch
 from datasets import Dataset as ArrowDataset

@@ -15,8 +15,8 @@ class RunConfigError(ValueError):
     """A configuration that cannot be run; the message names the field and says what would be right."""
 
 
-def _option(default, help: str, choices: tuple | None = None):
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _option(default, help: str, choices: tuple | None = None, at_least: float | None = None):
+    return field(default=default, metadata={"help": help, "choices": choices, "at_least": at_least})
 
 
 @dataclass
@@ -27,50 +27,53 @@ class RunConfig:
     data_dir: str = _option(
         "", "folder of knee X-rays, {split}/{grade}/{file}; empty: the environment's KNEE_XRAY_DIR"
     )
-    synthetic_people: int = _option(0, "train on generated X-rays of this many people instead of data_dir")
+    synthetic_people: int = _option(0, "train on generated X-rays of this many people instead of data_dir", at_least=0)
     model: str = _option("tiny", "start: tiny, a DINOv2 .onnx file, or a folder or Hub id of CLIP or DINOv2 weights")
     prompts: str = _option("ensemble", "set of grade prompts in prompts_clip_koa.py", tuple(PROMPT_SETS))
-    freeze_layers: int = _option(0, "lower blocks of the vision tower kept as they are, with its embeddings")
-    epochs: int = _option(10, "passes over the train split")
-    max_steps: int = _option(0, "optimizer steps at which to stop earlier; 0: no bound")
-    batch_size: int = _option(32, "X-rays per optimizer step, over all processes and accumulation")
-    gradient_accumulation_steps: int = _option(1, "parts that a batch is computed in, to save memory")
-    learning_rate: float = _option(1e-5, "peak learning rate of pretrained weights")
-    new_learning_rate: float = _option(1e-4, "peak learning rate of weights that start at random")
-    weight_decay: float = _option(0.05, "AdamW weight decay, on matrices only")
+    freeze_layers: int = _option(
+        0, "lower blocks of the vision tower kept as they are, with its embeddings", at_least=0
+    )
+    epochs: int = _option(10, "passes over the train split", at_least=1)
+    max_steps: int = _option(0, "optimizer steps at which to stop earlier; 0: no bound", at_least=0)
+    batch_size: int = _option(32, "X-rays per optimizer step, over all processes and accumulation", at_least=1)
+    gradient_accumulation_steps: int = _option(1, "parts that a batch is computed in, to save memory", at_least=1)
+    learning_rate: float = _option(1e-5, "peak learning rate of pretrained weights", at_least=0)
+    new_learning_rate: float = _option(1e-4, "peak learning rate of weights that start at random", at_least=0)
+    weight_decay: float = _option(0.05, "AdamW weight decay, on matrices only", at_least=0)
     warmup: float = _option(0.1, "share of the steps over which the learning rate rises; a cosine follows")
-    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm")
+    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm", at_least=0)
     mixed_precision: str = _option("auto", "auto: bf16 where the hardware has it", ("auto", "no", "bf16", "fp16"))
-    augmentation: float = _option(1.0, "strength of rotation, shift, scale, brightness and contrast; 0: none")
+    augmentation: float = _option(
+        1.0, "strength of rotation, shift, scale, brightness and contrast; 0: none", at_least=0
+    )
     symmetry: bool = _option(True, "cross-entropy on the mirror image too (the paper's symmetry loss)")
     consistency: str = _option("js", "distance between the two views' grade distributions", CONSISTENCY_KINDS)
-    consistency_weight: float = _option(1.0, "weight of the consistency loss; 0: off")
-    classifier_weight: float = _option(1.0, "weight of the linear head's loss beside the text head's")
+    consistency_weight: float = _option(1.0, "weight of the consistency loss; 0: off", at_least=0)
+    classifier_weight: float = _option(1.0, "weight of the linear head's loss beside the text head's", at_least=0)
     best_metric: str = _option(
         "text_flip_averaged.quadratic_weighted_kappa",
         "head.metric on validation that chooses best/; mae: lower is best",
     )
     evaluate_test: bool = _option(False, "after training, evaluate best/ on the test split too")
     seed: int = _option(0, "seed of weights, order and augmentation")
-    num_workers: int = _option(0, "processes that decode X-rays")
-    checkpoint_steps: int = _option(0, "optimizer steps between checkpoints; 0: one each epoch")
+    num_workers: int = _option(0, "processes that decode X-rays", at_least=0)
+    checkpoint_steps: int = _option(0, "optimizer steps between checkpoints; 0: one each epoch", at_least=0)
     resume: str = _option("", "latest, or a folder under checkpoints/, to go on from")
 
     def __post_init__(self):
-        at_least = {
-            "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 0, "freeze_layers": 0, "checkpoint_steps": 0,
-            "synthetic_people": 0, "num_workers": 0, "learning_rate": 0, "new_learning_rate": 0, "weight_decay": 0,
-            "augmentation": 0, "consistency_weight": 0, "classifier_weight": 0, "max_grad_norm": 0,
-        }  # fmt: skip
-        for name, bound in at_least.items():
-            if getattr(self, name) < bound:
-                raise RunConfigError(f"{name}={getattr(self, name)}: it must be at least {bound}.")
         if not 0 <= self.warmup <= 1:
             raise RunConfigError(f"warmup={self.warmup}: it is a share of the steps, 0 to 1.")
         for option in dataclasses.fields(self):
-            choices = option.metadata["choices"]
-            if choices and getattr(self, option.name) not in choices:
-                raise RunConfigError(f"{option.name}={getattr(self, option.name)!r}: use one of {', '.join(choices)}.")
+            value, choices, at_least = (
+                getattr(self, option.name),
+                option.metadata["choices"],
+                option.metadata["at_least"],
+            )
+            if choices and value not in choices:
+                raise RunConfigError(f"{option.name}={value!r}: use one of {', '.join(choices)}.")
+            # Written so that NaN is refused too.
+            if at_least is not None and not value >= at_least:
+                raise RunConfigError(f"{option.name}={value}: it must be at least {at_least}.")
         if self.batch_size % self.gradient_accumulation_steps:
             raise RunConfigError(
                 f"batch_size={self.batch_size} is no multiple of "

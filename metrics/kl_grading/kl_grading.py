@@ -21,8 +21,8 @@ Args:
     flipped_predictions (list of int, optional): grades predicted for the mirror images.
     num_grades (int): defaults to 5.
 Returns:
-    num_samples, accuracy, balanced_accuracy, macro_f1, quadratic_weighted_kappa, mae, recall_per_grade (None for a grade
-    without references), confusion_matrix (rows: references), and flip_agreement with flipped_predictions.
+    num_samples, accuracy, balanced_accuracy, macro_f1, quadratic_weighted_kappa, mae, recall_per_grade (None for a
+    grade without references), confusion_matrix (rows: references), and flip_agreement with flipped_predictions.
 Examples:
     >>> results = kl_grading_metrics(predictions=[0, 1, 2, 4], references=[0, 2, 2, 4])
     >>> results["accuracy"], results["mae"]
@@ -77,7 +77,7 @@ def kl_grading_metrics(
     if flipped_predictions is not None:
         flipped = _grades(flipped_predictions, "flipped_predictions", num_grades)
         if len(flipped) != len(true):
-            raise ValueError(f"{len(flipped)} flipped_predictions for {len(true)} references: give one for each X-ray.")
+            raise ValueError(f"{len(flipped)} flipped_predictions for {len(true)} references: give one each.")
         results["flip_agreement"] = float((flipped == predicted).mean())
     return results
 
@@ -101,7 +101,7 @@ class KLGrading(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")}),
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int32"))),
         )
 
     def _compute(self, predictions, references, flipped_predictions=None, num_grades=5):

@@ -1,0 +1,57 @@
+"""Augmentation: gentle, and the same for an X-ray whatever batch it comes in."""
+
+import pytest
+import torch
+
+from clip_koa.training.augmentation import Augmentation
+from dataset_script.synthetic import draw_knee
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def xrays():
+    import numpy as np
+
+    gray = torch.stack([torch.tensor(np.asarray(draw_knee(seed % 5, "L", seed, 96))) for seed in range(8)]) / 255
+    return (gray.unsqueeze(1) - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+def test_an_xray_is_augmented_alike_in_any_batch(xrays):
+    augment = Augmentation(1.0, MEAN, STD, seed=3)
+    together = augment(xrays, torch.arange(8), epoch=2)
+    order = torch.tensor([5, 0, 7])
+    torch.testing.assert_close(augment(xrays[order], order, epoch=2), together[order])
+
+
+def test_epochs_seeds_and_xrays_differ(xrays):
+    augment = Augmentation(1.0, MEAN, STD, seed=3)
+    index = torch.zeros(1, dtype=torch.long)
+    first = augment(xrays[:1], index, epoch=0)
+    assert not torch.allclose(first, augment(xrays[:1], index, epoch=1))
+    assert not torch.allclose(first, augment(xrays[:1], index + 1, epoch=0))
+    assert not torch.allclose(first, Augmentation(1.0, MEAN, STD, seed=4)(xrays[:1], index, epoch=0))
+
+
+def test_strength_zero_changes_nothing(xrays):
+    assert Augmentation(0.0, MEAN, STD, seed=0)(xrays, torch.arange(8), epoch=0) is xrays
+
+
+def test_it_is_gentle_and_stays_an_xray(xrays):
+    augmented = Augmentation(1.0, MEAN, STD, seed=0)(xrays, torch.arange(8), epoch=0)
+    assert augmented.shape == xrays.shape
+    gray = augmented * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)
+    assert gray.min() > -1e-4 and gray.max() < 1 + 1e-4
+    torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-4, rtol=0)  # three equal channels
+    weak = Augmentation(0.2, MEAN, STD, seed=0)(xrays, torch.arange(8), epoch=0)
+    assert (weak - xrays).abs().mean() < (augmented - xrays).abs().mean()
+
+
+def test_it_does_not_mirror(xrays):
+    """The forward pass makes the mirror image; labels of the side must stay true."""
+    augmented = Augmentation(1.0, MEAN, STD, seed=0)(xrays, torch.arange(8), epoch=0)
+
+    def similarity(one, other):
+        return torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1)).mean()
+
+    assert similarity(augmented, xrays) > similarity(augmented, xrays.flip(-1))

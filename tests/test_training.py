@@ -1,0 +1,304 @@
+"""train.py as a user runs it, and what it wrote, loaded in fresh processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, VISION_WEIGHTS
+from safetensors.torch import load_file
+
+from dataset_script.synthetic import write_corpus
+
+SMALL_RUN = (
+    "--model", "tiny", "--synthetic_people", 24, "--epochs", 2, "--batch_size", 8, "--learning_rate", "1e-3",
+    "--mixed_precision", "no",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """One short training run that the tests below look at."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    command = [
+        sys.executable,
+        "train.py",
+        *map(str, SMALL_RUN),
+        "--evaluate_test",
+        "true",
+        "--output_dir",
+        str(folder),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def _records(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_folder(finished_run):
+    assert {path.name for path in finished_run.iterdir()} >= {"best", "checkpoints", "metrics.jsonl", "report"}
+    best = {path.name for path in (finished_run / "best").iterdir()}
+    assert best >= {"model.safetensors", "config.json", "preprocessor_config.json", "tokenizer_config.json"}
+    assert {name for name in best if name.endswith(".py")} == {
+        path.name for path in (ROOT / "modeling_clip_koa").glob("*_clip_koa.py")
+    }
+    assert not [name for name in best if name.endswith((".bin", ".pt", ".pkl"))]
+    report = finished_run / "report"
+    assert {path.suffix for path in report.iterdir()} >= {".html", ".png", ".json", ".jsonl"}
+    page = (report / "index.html").read_text()
+    assert "Research only" in page and "data:image/png;base64" in page and "http" not in page.split("<body>")[1]
+
+
+def test_metrics_are_those_named(finished_run):
+    records = _records(finished_run)
+    train = [record for record in records if record["kind"] == "train"]
+    assert train and {"loss", "symmetry_loss", "consistency_loss", "classifier_loss", "images_per_second"} <= set(
+        train[0]
+    )
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    assert [(r["split"], r["checkpoint"]) for r in evaluations] == [
+        ("validation", "last"), ("validation", "last"), ("validation", "best"), ("test", "best"),
+    ]  # fmt: skip
+    for head in ("text", "text_flip_averaged", "linear"):
+        assert {
+            "accuracy", "balanced_accuracy", "macro_f1", "quadratic_weighted_kappa", "mae", "recall_per_grade",
+            "flip_agreement",
+        } <= set(evaluations[0][head])  # fmt: skip
+    assert all(record["text_flip_averaged"]["flip_agreement"] == 1.0 for record in evaluations)
+
+
+def test_the_predictions_give_the_metrics(finished_run):
+    """What the report says of best/ follows from the probabilities written beside it."""
+    rows = [json.loads(line) for line in (finished_run / "report/predictions_test.jsonl").read_text().splitlines()]
+    best = json.loads((finished_run / "report/metrics.json").read_text())["test"]
+    assert best["text"]["num_samples"] == len(rows) == 40
+
+    def grade(values):
+        return values.index(max(values))
+
+    accuracy = sum(grade(row["probabilities"]) == row["label"] for row in rows) / len(rows)
+    agreement = sum(grade(row["probabilities"]) == grade(row["flipped_probabilities"]) for row in rows) / len(rows)
+    assert best["text"]["accuracy"] == pytest.approx(accuracy)
+    assert best["text"]["flip_agreement"] == pytest.approx(agreement)
+
+
+LOADERS = {
+    "AutoModel": "AutoModel.from_pretrained(folder, trust_remote_code=True)",
+    "AutoModelForImageClassification": (
+        "AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)"
+    ),
+}
+COMMON = """
+import sys, torch
+from transformers import *
+folder = sys.argv[1]
+processor = AutoImageProcessor.from_pretrained(folder)
+from PIL import Image
+image = Image.linear_gradient("L").resize((96, 96))
+pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+"""
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_best_loads_with_trust_remote_code(finished_run, run_python, tmp_path, loader):
+    code = (
+        COMMON
+        + f"""
+model = {LOADERS[loader]}.eval()
+with torch.no_grad():
+    logits, mirrored = model(pixel_values).logits, model(pixel_values.flip(-1)).logits
+assert type(model).__name__ == "CLIPKOAForImageClassification" and logits.shape == (1, 5)
+assert (logits - mirrored).abs().max() < 1e-5
+assert model.config.id2label[4] == "KL4 severe"
+print("loaded")
+"""
+    )
+    # In another folder, where the project cannot be imported.
+    assert "loaded" in run_python("-c", code, finished_run / "best", cwd=tmp_path).stdout
+
+
+def test_best_loads_as_stock_clip(finished_run, run_python, tmp_path):
+    """Stock CLIPModel with the prompts gives our text head without flip averaging."""
+    code = (
+        COMMON
+        + """
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+ours = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+stock = CLIPModel.from_pretrained(folder).eval()
+assert type(stock) is CLIPModel
+tokenizer = AutoTokenizer.from_pretrained(folder)
+prompts = [text for texts in config.prompts for text in texts]
+with torch.no_grad():
+    tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+    similarity = stock(pixel_values=pixel_values, **tokens)
+    embeds = similarity.text_embeds.view(5, -1, similarity.text_embeds.shape[-1]).mean(1)
+    embeds = torch.nn.functional.normalize(embeds, dim=-1)
+    logits = stock.logit_scale.exp() * similarity.image_embeds @ embeds.T
+    difference = (logits - ours(pixel_values, flip_average=False).logits).abs().max()
+assert difference < 1e-4, difference
+print("loaded")
+"""
+    )
+    assert "loaded" in run_python("-c", code, finished_run / "best", cwd=tmp_path).stdout
+
+
+def test_best_grades_in_the_stock_pipeline_without_custom_code(finished_run, run_python, tmp_path):
+    code = (
+        COMMON
+        + """
+grader = pipeline("image-classification", model=folder)
+assert type(grader.model) is CLIPForImageClassification
+scores = {row["label"]: row["score"] for row in grader(image.convert("RGB"), top_k=5)}
+ours = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    expected = ours(pixel_values, flip_average=False).classifier_logits.softmax(-1)[0]
+for grade, label in ours.config.id2label.items():
+    assert abs(scores[label] - expected[grade]) < 1e-5, (label, scores)
+print("loaded")
+"""
+    )
+    assert "loaded" in run_python("-c", code, finished_run / "best", cwd=tmp_path).stdout
+
+
+def test_predict_grades_unseen_xrays_alike_from_both_sides(finished_run, run_python, tmp_path):
+    write_corpus(tmp_path / "unseen", people=2, seed=9, image_size=96, overlap=0.15, split="test")
+    bad = tmp_path / "unseen" / "test" / "broken.png"
+    bad.write_bytes(b"no image")
+    result = run_python("predict.py", "--model", finished_run / "best", tmp_path / "unseen", expect=1)
+    lines = result.stdout.splitlines()
+    assert sum(" mirror " in line for line in lines) == 4
+    assert any("broken.png" in line and "not graded" in line for line in lines)
+    assert "not for diagnosis" in lines[-1]
+    run_python("predict.py", "--model", finished_run / "best", tmp_path / "missing.png", expect=2)
+
+
+def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
+    """Stopped in the middle of an epoch and gone on from its checkpoint: the same weights."""
+    folder = tmp_path / "run"
+    command = (*SMALL_RUN, "--output_dir", folder, "--checkpoint_steps", 4)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *map(str, command)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoints" / "step_000004").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder / "checkpoints").is_dir(), "the run wrote no checkpoint"
+    again = run_python("train.py", *command, expect=1)
+    assert "--resume latest" in again.stderr and "Traceback" not in again.stderr
+    resumed = run_python("train.py", *command, "--resume", "latest")
+    assert "Going on from" in resumed.stdout
+    expected = load_file(finished_run / "best" / "model.safetensors")
+    got = load_file(folder / "best" / "model.safetensors")
+    assert all(expected[name].equal(got[name]) for name in expected)
+    steps = [record["step"] for record in _records(folder) if record["kind"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_two_processes_and_accumulation_give_the_same_losses(finished_run, run_python, tmp_path):
+    """The same global batch, shared by two processes or computed in two parts."""
+    expected = [record for record in _records(finished_run) if record["kind"] == "train"]
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29600 + os.getpid() % 300)
+    run_python(*torchrun, "train.py", *SMALL_RUN, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
+    run_python("train.py", *SMALL_RUN, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "parts")
+    for name in ("two", "parts"):
+        records = [record for record in _records(tmp_path / name) if record["kind"] == "train"]
+        assert len(records) == len(expected)
+        for got, single in zip(records, expected, strict=True):
+            assert got["loss"] == pytest.approx(single["loss"], abs=2e-4), name
+            assert got["learning_rate"] == pytest.approx(single["learning_rate"])
+    evaluation = [record for record in _records(tmp_path / "two") if record["kind"] == "evaluation"][-1]
+    assert evaluation["text"]["num_samples"] == 40  # each X-ray once, though 40 are shared by two
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (("--data_dir", "/nowhere"), "no such folder.*10.17632"),
+        (("--model", "no/such-model"), "model='no/such-model'"),
+        (("--batch_size", 4000), "batch_size=4000"),
+        (("--best_metric", "accuracy"), "text.accuracy"),
+        (("--freeze_layers", 9), "has 4 blocks"),
+        (("--resume", "step_000009"), "is no checkpoint"),
+    ],
+)
+def test_errors_are_one_line(run_python, tmp_path, arguments, reason):
+    data = () if "--data_dir" in arguments else ("--synthetic_people", 24)
+    result = run_python("train.py", *data, *arguments, "--output_dir", tmp_path / "run", expect=1, KNEE_XRAY_DIR="")
+    assert re.search(reason, result.stderr) and "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_frozen_blocks_stay_as_they_are(run_python, tmp_path):
+    run_python("train.py", *SMALL_RUN, "--max_steps", 4, "--freeze_layers", 2, "--output_dir", tmp_path / "run")
+    from transformers import set_seed
+
+    from clip_koa.training.starting_points import load_starting_point
+    from modeling_clip_koa import PROMPT_SETS
+
+    set_seed(0)
+    before = load_starting_point("tiny", PROMPT_SETS["ensemble"], []).model.state_dict()
+    after = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    for name, value in after.items():
+        frozen = name.startswith(("vision_model.embeddings", "vision_model.pre_layrnorm")) or re.match(
+            r"vision_model\.encoder\.layers\.[01]\.", name
+        )
+        if frozen:
+            assert value.equal(before[name]), name
+    assert not after["vision_model.encoder.layers.2.mlp.fc1.weight"].equal(
+        before["vision_model.encoder.layers.2.mlp.fc1.weight"]
+    )
+
+
+@pytest.mark.real
+def test_a_few_steps_on_real_xrays(knee_xray_dir, run_python, tmp_path):
+    """Folder -> training -> checkpoint -> grade, on real knees at 96 pixels."""
+    run_python(
+        "train.py", "--data_dir", knee_xray_dir, "--model", "tiny", "--max_steps", 12, "--output_dir", tmp_path / "run"
+    )
+    xray = next((knee_xray_dir / "val" / "0").iterdir())
+    assert "KL" in run_python("predict.py", "--model", tmp_path / "run" / "best", xray).stdout
+
+
+@pytest.mark.real
+@pytest.mark.weights
+@pytest.mark.skipif(not VISION_WEIGHTS.is_file(), reason="run make vision-weights")
+def test_small_config_starts_on_real_xrays(knee_xray_dir, tmp_path):
+    """configs/small.yaml: the DINOv2 start, its frozen blocks, and losses that fall within a few steps."""
+    import torch
+    from datasets import DatasetDict
+
+    from clip_koa.training.engine import build_accelerator, prepare_run
+    from clip_koa.training.run_config import parse_run_config
+    from dataset_script.knee_xray import load_knee_xray
+
+    corpus = load_knee_xray(knee_xray_dir)
+    corpus = DatasetDict(
+        {"train": corpus["train"].shuffle(seed=0).select(range(64)), "validation": corpus["validation"]}
+    )
+    config = parse_run_config(
+        ["--config", str(ROOT / "configs/small.yaml"), "--output_dir", str(tmp_path), "--data_dir", str(knee_xray_dir),
+         "--model", str(VISION_WEIGHTS)]
+    )  # fmt: skip
+    run = prepare_run(config, corpus, build_accelerator(config))
+    assert not any(parameter.requires_grad for parameter in run.model.vision_model.encoder.layers[7].parameters())
+    assert all(parameter.requires_grad for parameter in run.model.vision_model.encoder.layers[8].parameters())
+    batch = next(iter(run.train_loader))
+    optimizer = torch.optim.AdamW([p for p in run.model.parameters() if p.requires_grad], lr=2e-4)
+    losses = []
+    for _ in range(6):
+        loss = run.model(batch["pixel_values"][:8], labels=batch["labels"][:8]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
