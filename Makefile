@@ -27,7 +27,7 @@ demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fr
 	$(BIN)/python predict.py --model $(DEMO)/best $(DEMO)/unseen
 
 test: setup  ## run the tests (with KNEE_XRAY_DIR set, those on real X-rays too)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 style: setup  ## format the code and mend what Ruff can
 	$(BIN)/ruff format $(SOURCES)

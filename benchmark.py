@@ -33,7 +33,11 @@ VIT_B_16 = {
 def build_model(prompts: str) -> CLIPKOAForImageClassification:
     """CLIP ViT-B/16 with random weights and the prompts tokenised about as finely as CLIP's own tokenizer does."""
     tokenizer = build_prompt_tokenizer(PROMPT_SETS[prompts], 77)
-    text_config = {**VIT_B_16["text_config"], "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text_config = {
+        **VIT_B_16["text_config"],
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     model = CLIPKOAForImageClassification(CLIPKOAConfig(**{**VIT_B_16, "text_config": text_config}))
     model.set_prompts(PROMPT_SETS[prompts], tokenizer)
     return model

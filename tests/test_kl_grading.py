@@ -62,6 +62,10 @@ def test_one_grade_throughout():
         (([1, 2], [1, -1]), "references hold the grade -1"),
         (([1], [1], [1, 2]), "2 flipped_predictions"),
         (([1.5], [1]), "whole numbers"),
+        (([float("nan")], [1]), "whole numbers"),
+        (([float("inf")], [1]), "predictions hold the grade inf"),
+        (([None], [1]), "whole numbers"),
+        ((["2"], [1]), "whole numbers"),
     ],
 )
 def test_wrong_input_is_refused(arguments, reason):
@@ -75,6 +79,12 @@ def test_loads_with_evaluate_offline():
     metric.add_batch(predictions=[2, 4], references=[2, 4])
     results = metric.compute(flipped_predictions=[0, 1, 2, 3])
     assert results == kl_grading_metrics([0, 1, 2, 4], [0, 2, 2, 4], [0, 1, 2, 3])
+
+
+def test_evaluate_does_not_round_silently():
+    metric = evaluate.load(str(ROOT / "metrics" / "kl_grading"))
+    with pytest.raises(ValueError, match="whole numbers"):
+        metric.compute(predictions=[2.7, 1], references=[2, 1])
 
 
 def test_example_in_the_description():

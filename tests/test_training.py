@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, VISION_WEIGHTS
 from safetensors.torch import load_file
 
-from dataset_script.synthetic import write_corpus
+from dataset_script.synthetic import draw_knee, write_corpus
 
 SMALL_RUN = (
     "--model", "tiny", "--synthetic_people", 24, "--epochs", 2, "--batch_size", 8, "--learning_rate", "1e-3",
@@ -66,6 +66,8 @@ def test_metrics_are_those_named(finished_run):
     assert [(r["split"], r["checkpoint"]) for r in evaluations] == [
         ("validation", "last"), ("validation", "last"), ("validation", "best"), ("test", "best"),
     ]  # fmt: skip
+    by_step = {record["step"]: record for record in evaluations[:2]}
+    assert evaluations[2]["text"] == by_step[evaluations[2]["step"]]["text"]  # best/ is the model of its step
     for head in ("text", "text_flip_averaged", "linear"):
         assert {
             "accuracy", "balanced_accuracy", "macro_f1", "quadratic_weighted_kappa", "mae", "recall_per_grade",
@@ -179,6 +181,13 @@ def test_predict_grades_unseen_xrays_alike_from_both_sides(finished_run, run_pyt
     run_python("predict.py", "--model", finished_run / "best", tmp_path / "missing.png", expect=2)
 
 
+def test_the_readmes_example_runs(finished_run, run_python, tmp_path):
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[1]
+    draw_knee(3, "L", 1).save(tmp_path / "knee.png")
+    code = example.replace('"runs/demo/best"', repr(str(finished_run / "best")))
+    assert "KL" in run_python("-c", code, cwd=tmp_path).stdout
+
+
 def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
     """Stopped in the middle of an epoch and gone on from its checkpoint: the same weights."""
     folder = tmp_path / "run"
@@ -195,6 +204,8 @@ def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
     assert (folder / "checkpoints").is_dir(), "the run wrote no checkpoint"
     again = run_python("train.py", *command, expect=1)
     assert "--resume latest" in again.stderr and "Traceback" not in again.stderr
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "tra')  # a line that the kill cut short
     resumed = run_python("train.py", *command, "--resume", "latest")
     assert "Going on from" in resumed.stdout
     expected = load_file(finished_run / "best" / "model.safetensors")
@@ -225,6 +236,7 @@ def test_two_processes_and_accumulation_give_the_same_losses(finished_run, run_p
     [
         (("--data_dir", "/nowhere"), "no such folder.*10.17632"),
         (("--model", "no/such-model"), "model='no/such-model'"),
+        (("--model", "missing.onnx"), "missing.onnx.*make vision-weights"),
         (("--batch_size", 4000), "batch_size=4000"),
         (("--best_metric", "accuracy"), "text.accuracy"),
         (("--freeze_layers", 9), "has 4 blocks"),
@@ -287,7 +299,7 @@ def test_small_config_starts_on_real_xrays(knee_xray_dir, tmp_path):
     )
     config = parse_run_config(
         ["--config", str(ROOT / "configs/small.yaml"), "--output_dir", str(tmp_path), "--data_dir", str(knee_xray_dir),
-         "--model", str(VISION_WEIGHTS)]
+         "--model", str(VISION_WEIGHTS), "--mixed_precision", "no"]
     )  # fmt: skip
     run = prepare_run(config, corpus, build_accelerator(config))
     assert not any(parameter.requires_grad for parameter in run.model.vision_model.encoder.layers[7].parameters())

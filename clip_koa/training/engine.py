@@ -134,7 +134,7 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
 
 def _check(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator) -> None:
     folder = Path(config.output_dir)
-    if (folder / "metrics.jsonl").exists() and not config.resume:
+    if (folder / "config.yaml").exists() and not config.resume:
         raise RunConfigError(f"{folder} holds a run: pass --resume latest to go on, or another --output_dir.")
     if config.best_metric not in CHOOSABLE_METRICS:
         raise RunConfigError(f"best_metric={config.best_metric!r}: use one of {', '.join(CHOOSABLE_METRICS)}.")
@@ -291,15 +291,8 @@ def _metric(results: dict, name: str) -> float:
 
 
 def _record_evaluation(run: Run, results: dict, split: str, checkpoint: str) -> None:
-    _record(
-        run,
-        kind="evaluation",
-        split=split,
-        checkpoint=checkpoint,
-        step=run.state.step,
-        epoch=run.state.epoch,
-        **results,
-    )
+    step = run.state.best_step if checkpoint == "best" else run.state.step
+    _record(run, kind="evaluation", split=split, checkpoint=checkpoint, step=step, epoch=run.state.epoch, **results)
 
 
 def _record(run: Run, **values) -> None:
@@ -309,9 +302,9 @@ def _record(run: Run, **values) -> None:
 
 
 def _drop_records_after(path: Path, step: int) -> None:
-    """A resumed run writes these lines again."""
+    """A resumed run writes these lines again, and the one that a kill cut short."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 

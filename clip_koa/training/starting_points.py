@@ -1,7 +1,6 @@
 """Where training starts: plain CLIP weights, a DINOv2 vision tower, a CLIP-KOA checkpoint, or a small random model."""
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImage
 from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx
+from clip_koa.training.run_config import RunConfigError
 from clip_koa.training.tokenizer import build_prompt_tokenizer
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification
-
-logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -79,19 +77,23 @@ def load_starting_point(name: str, prompts: list[list[str]], sample_images: list
         **settings: fields of `CLIPKOAConfig`: losses and flip averaging.
 
     Raises:
-        ValueError: a name that is none of these, or weights of another kind.
+        RunConfigError: a name that is none of these, weights of another kind, or a missing package.
     """
     if name in SMALL_CONFIGURATIONS:
         return _random_start(SMALL_CONFIGURATIONS[name], prompts, settings)
     if name.endswith(".onnx"):
-        return _dinov2_start(read_dinov2_onnx(name), None, prompts, sample_images, settings)
+        try:
+            state_dict = read_dinov2_onnx(name)
+        except (ValueError, ImportError) as error:
+            raise RunConfigError(f"model: {error}") from error
+        return _dinov2_start(state_dict, None, prompts, sample_images, settings)
     kind = _model_type(name)
     if kind == "dinov2":
         source = AutoModel.from_pretrained(name)
         return _dinov2_start(source.state_dict(), source.config.num_attention_heads, prompts, sample_images, settings)
     if kind == "clip":
         return _clip_start(name, prompts, settings)
-    raise ValueError(f"model={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
+    raise RunConfigError(f"model={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
 
 
 def _model_type(name: str) -> str:
@@ -100,12 +102,12 @@ def _model_type(name: str) -> str:
         try:
             config = Path(hf_hub_download(name, "config.json"))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(
+            raise RunConfigError(
                 f"model={name!r} is neither a folder or .onnx file here, nor a model the Hub gives: "
                 f"pass one of these, or {', '.join(SMALL_CONFIGURATIONS)}."
             ) from error
     if not config.is_file():
-        raise ValueError(f"model={name!r} holds no config.json: pass a folder written by save_pretrained.")
+        raise RunConfigError(f"model={name!r} holds no config.json: pass a folder written by save_pretrained.")
     return json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
 
 

@@ -84,11 +84,12 @@ def kl_grading_metrics(
 
 def _grades(values, name: str, num_grades: int) -> np.ndarray:
     grades = np.asarray(values)
-    if grades.ndim != 1 or (grades.size and not np.equal(np.mod(grades, 1), 0).all()):
-        raise ValueError(f"{name} must be a flat list of whole numbers.")
+    # Letters "iuf" are the numeric kinds of numpy; NaN equals nothing, so it fails the comparison.
+    if grades.ndim != 1 or grades.dtype.kind not in "iuf" or not (grades == np.floor(grades)).all():
+        raise ValueError(f"{name} must be a flat list of whole numbers, 0 to {num_grades - 1}.")
     wrong = grades[(grades < 0) | (grades >= num_grades)]
     if wrong.size:
-        raise ValueError(f"{name} hold the grade {wrong[0]}: grades are 0 to {num_grades - 1}.")
+        raise ValueError(f"{name} hold the grade {wrong[0]:g}: grades are 0 to {num_grades - 1}.")
     return grades.astype(int)
 
 
@@ -101,7 +102,8 @@ class KLGrading(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int32"))),
+            # Floats, since an integer column would round 2.7 down without a word; `_grades` refuses it.
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64"))),
         )
 
     def _compute(self, predictions, references, flipped_predictions=None, num_grades=5):
