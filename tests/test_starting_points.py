@@ -79,6 +79,9 @@ def test_a_dinov2_folder(tmp_path):
     assert "visual_projection" in start.new_parameters and start.image_processor.image_mean[0] == 0.485
     pixel_values = start.image_processor(knees[:2], return_tensors="pt")["pixel_values"]
     assert start.model.eval()(pixel_values).logits.isfinite().all()
+    # rad-dino, for one, was trained with a normalisation of its own.
+    CLIPImageProcessor(image_mean=[0.53] * 3, image_std=[0.26] * 3).save_pretrained(tmp_path)
+    assert load_starting_point(str(tmp_path), PROMPTS, knees).image_processor.image_mean == (0.53,) * 3
 
 
 def test_other_names_are_refused(tmp_path):

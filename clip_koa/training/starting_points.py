@@ -86,11 +86,14 @@ def load_starting_point(name: str, prompts: list[list[str]], sample_images: list
             state_dict = read_dinov2_onnx(name)
         except (ValueError, ImportError) as error:
             raise RunConfigError(f"model: {error}") from error
-        return _dinov2_start(state_dict, None, prompts, sample_images, settings)
+        image_processor = _image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
+        return _dinov2_start(state_dict, None, image_processor, prompts, sample_images, settings)
     kind = _model_type(name)
     if kind == "dinov2":
         source = AutoModel.from_pretrained(name)
-        return _dinov2_start(source.state_dict(), source.config.num_attention_heads, prompts, sample_images, settings)
+        heads = source.config.num_attention_heads
+        image_processor = _image_processor(224, *_normalisation(name))
+        return _dinov2_start(source.state_dict(), heads, image_processor, prompts, sample_images, settings)
     if kind == "clip":
         return _clip_start(name, prompts, settings)
     raise RunConfigError(f"model={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
@@ -119,9 +122,17 @@ def _random_start(configuration: dict, prompts, settings) -> StartingPoint:
     return StartingPoint(model, image_processor, tokenizer, new_parameters=("",))
 
 
-def _dinov2_start(state_dict, num_attention_heads, prompts, sample_images, settings) -> StartingPoint:
+def _normalisation(name: str) -> tuple:
+    """Mean and standard deviation that DINOv2 weights were trained with: ImageNet's, where they do not say."""
+    try:
+        source = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return tuple(source.image_mean), tuple(source.image_std)
+
+
+def _dinov2_start(state_dict, num_attention_heads, image_processor, prompts, sample_images, settings) -> StartingPoint:
     tokenizer = build_prompt_tokenizer(prompts, _TEXT_POSITIONS)
-    image_processor = _image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
     sample = image_processor(sample_images, return_tensors="pt")["pixel_values"]
     vision_config, vision_weights = dinov2_to_clip_vision(state_dict, sample, num_attention_heads=num_attention_heads)
     configuration = {
