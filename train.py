@@ -33,5 +33,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (RunConfigError, CorpusError, RadiographError) as error:
+    except (RunConfigError, CorpusError, RadiographError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")

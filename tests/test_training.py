@@ -213,6 +213,13 @@ def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
     assert all(expected[name].equal(got[name]) for name in expected)
     steps = [record["step"] for record in _records(folder) if record["kind"] == "train"]
     assert steps == sorted(set(steps))
+    run_python("train.py", *command, "--resume", "latest")  # a finished run only evaluates again
+    assert [record["checkpoint"] for record in _records(folder) if record["kind"] == "evaluation"].count("best") == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run_python, tmp_path):
+    result = run_python("train.py", *SMALL_RUN, "--learning_rate", "1e30", "--output_dir", tmp_path / "run", expect=1)
+    assert "lower learning_rate" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_two_processes_and_accumulation_give_the_same_losses(finished_run, run_python, tmp_path):

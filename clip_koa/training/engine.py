@@ -138,6 +138,8 @@ def _check(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator) -> 
         raise RunConfigError(f"{folder} holds a run: pass --resume latest to go on, or another --output_dir.")
     if config.best_metric not in CHOOSABLE_METRICS:
         raise RunConfigError(f"best_metric={config.best_metric!r}: use one of {', '.join(CHOOSABLE_METRICS)}.")
+    if config.evaluate_test and "test" not in corpus:
+        raise RunConfigError(f"evaluate_test: the corpus has no test split; it has {', '.join(corpus)}.")
     parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % parts:
         raise RunConfigError(f"batch_size={config.batch_size} cannot be shared by {parts} processes x accumulation.")
@@ -257,8 +259,6 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
     run.accelerator.free_memory()
     model = CLIPKOAForImageClassification.from_pretrained(run.folder / "best").to(run.accelerator.device)
     for split in ["validation", "test"] if run.config.evaluate_test else ["validation"]:
-        if split not in corpus:
-            raise RunConfigError(f"evaluate_test: the corpus has no {split} split; it has {', '.join(corpus)}.")
         dataset = XrayDataset(corpus[split], run.start.image_processor)
         loader = build_loader(dataset, run.config.batch_size, train=False, num_workers=run.config.num_workers, seed=0)
         predictions = _predict_split(run, model, run.accelerator.prepare(loader), split)
@@ -305,7 +305,9 @@ def _drop_records_after(path: Path, step: int) -> None:
     """A resumed run writes these lines again, and the one that a kill cut short."""
     if path.exists():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+        records = [json.loads(line) for line in lines]
+        kept = [record for record in records if record["step"] <= step and record.get("checkpoint") != "best"]
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
 def _write_predictions(path: Path, predictions: Predictions, split) -> None:
