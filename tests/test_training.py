@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from dataset_script.synthetic import draw_knee, write_corpus
 
 SMALL_RUN = (
-    "--model", "tiny", "--synthetic_people", 24, "--epochs", 2, "--batch_size", 8, "--learning_rate", "1e-3",
+    "--model", "tiny", "--synthetic_people", 24, "--epochs", 2, "--batch_size", 8, "--new_learning_rate", "1e-3",
     "--mixed_precision", "no",
 )  # fmt: skip
 
@@ -218,7 +218,9 @@ def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_python, tmp_path):
-    result = run_python("train.py", *SMALL_RUN, "--learning_rate", "1e30", "--output_dir", tmp_path / "run", expect=1)
+    result = run_python(
+        "train.py", *SMALL_RUN, "--new_learning_rate", "1e30", "--output_dir", tmp_path / "run", expect=1
+    )
     assert "lower learning_rate" in result.stderr and "Traceback" not in result.stderr
 
 
