@@ -38,17 +38,19 @@ class CorpusError(ValueError):
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
-    """The folder of X-rays: `data_dir`, else the environment's KNEE_XRAY_DIR.
+    """The folder of X-rays as an absolute path: `data_dir`, else the environment's KNEE_XRAY_DIR.
 
     Raises:
         CorpusError: neither is given, or no such folder; says where to get the data set.
     """
+    named_by = "" if data_dir else " (from KNEE_XRAY_DIR)"
     data_dir = data_dir or os.environ.get("KNEE_XRAY_DIR")
     if not data_dir:
         raise CorpusError(f"No knee X-rays were named. {INSTRUCTIONS}")
     if not Path(data_dir).is_dir():
-        raise CorpusError(f"{data_dir}: there is no such folder. {INSTRUCTIONS}")
-    return Path(data_dir)
+        raise CorpusError(f"{data_dir}{named_by}: there is no such folder. {INSTRUCTIONS}")
+    # Absolute: the cache keeps these paths, and is read from other working folders too.
+    return Path(data_dir).absolute()
 
 
 @dataclass
@@ -79,7 +81,8 @@ class KneeXray(datasets.GeneratorBasedBuilder):
             or a person in two splits.
     """
 
-    VERSION = datasets.Version("1.0.0")
+    # Part of the cache's name: raise it when the same files or settings come to give other examples.
+    VERSION = datasets.Version("1.1.0")
     BUILDER_CONFIG_CLASS = KneeXrayConfig
     BUILDER_CONFIGS = [
         KneeXrayConfig(name="folder", version=VERSION, description="X-rays in {split}/{grade}/{file}"),
@@ -91,7 +94,7 @@ class KneeXray(datasets.GeneratorBasedBuilder):
         if config_name == "folder":
             data_dir = str(resolve_data_dir(data_dir))
             self._files = find_files(Path(data_dir))
-            kwargs["hash"] = manifest_digest(self._files)
+            kwargs["hash"] = manifest_digest(self._files, Path(data_dir))
         super().__init__(config_name=config_name, data_dir=data_dir, **kwargs)
 
     @property
@@ -105,7 +108,7 @@ class KneeXray(datasets.GeneratorBasedBuilder):
             super().download_and_prepare(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(error.__cause__, RadiographError):
-                raise CorpusError(str(error.__cause__)) from error
+                raise CorpusError(str(error.__cause__)) from error.__cause__
             raise
 
     def _info(self) -> datasets.DatasetInfo:
@@ -191,12 +194,15 @@ def find_files(data_dir: Path) -> dict[str, list[tuple[Path, int, str]]]:
     """The X-rays of each split: (path, grade, path below `data_dir`), sorted.
 
     Raises:
-        CorpusError: no split, an empty one, a grade folder outside 0..4, or a person in two splits.
+        CorpusError: no split, an empty one, two folders for one, an X-ray in no grade folder, a grade folder outside
+            0..4, or a person in two splits.
     """
     splits = {}
     for inner in _INNER_FOLDERS:
         for split, names in SPLIT_FOLDERS.items():
             folders = [data_dir / inner / name for name in names if (data_dir / inner / name).is_dir()]
+            if len(folders) > 1:
+                raise CorpusError(f"{folders[0]} and {folders[1]} both name the {split} split: keep one of them.")
             if folders:
                 splits[split] = _find_split(folders[0], data_dir)
         if splits:
@@ -209,19 +215,32 @@ def find_files(data_dir: Path) -> dict[str, list[tuple[Path, int, str]]]:
 
 def _find_split(folder: Path, data_dir: Path) -> list[tuple[Path, int, str]]:
     files = []
-    for grade_folder in sorted(path for path in folder.iterdir() if path.is_dir() and not _is_clutter(path)):
+    for grade_folder in _visible(folder):
+        if not grade_folder.is_dir():
+            if grade_folder.suffix.lower() in SUFFIXES:
+                raise CorpusError(f"{grade_folder} has no grade: put it into {folder.name}/0 to {folder.name}/4.")
+            continue
         if grade_folder.name not in map(str, GRADES):
             raise CorpusError(f"{grade_folder} is no grade: the folders in {folder.name}/ must be named 0 to 4.")
-        for path in sorted(grade_folder.iterdir()):
-            if path.suffix.lower() in SUFFIXES and not _is_clutter(path):
+        for path in _visible(grade_folder):
+            if path.suffix.lower() in SUFFIXES:
+                _refuse_unspeakable_name(path)
                 files.append((path, int(grade_folder.name), path.relative_to(data_dir).as_posix()))
     if not files:
         raise CorpusError(f"{folder} is empty: it must hold {{grade}}/{{file}} with {', '.join(SUFFIXES)} files.")
     return files
 
 
-def _is_clutter(path: Path) -> bool:
-    return path.name.startswith((".", "__"))
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without what macOS leaves there (.DS_Store, ._name, __MACOSX)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
+
+
+def _refuse_unspeakable_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes of another encoding, which Arrow cannot keep
+        raise CorpusError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename the file.") from None
 
 
 def _refuse_shared_people(splits: dict) -> None:
@@ -239,15 +258,14 @@ def _refuse_shared_people(splits: dict) -> None:
                 )
 
 
-def manifest_digest(files: dict) -> str:
-    """Digest of names, sizes and times of all files, which the cache of `datasets` would not look at."""
-    digest = hashlib.sha256()
+def manifest_digest(files: dict, data_dir: Path) -> str:
+    """Digest of the place, names, sizes and times of all files, which the cache of `datasets` would not look at."""
+    digest = hashlib.sha256(os.fsencode(data_dir))
     for split, rows in files.items():
-        for path, grade, _ in rows:
+        for path, grade, relative in rows:
             status = path.stat()
-            digest.update(
-                f"{split}\0{path}\0{grade}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace")
-            )
+            digest.update(f"\0{split}\0{grade}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            digest.update(os.fsencode(relative))
     return digest.hexdigest()[:16]
 
 

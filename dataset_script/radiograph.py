@@ -15,7 +15,8 @@ MIN_SIDE, MAX_PIXELS = 32, 64_000_000
 WINDOW_PERCENTILES = (0.5, 99.5)
 
 # Names of the Osteoarthritis Initiative's crops: a person's seven digits and the side, as in 9001234L.png.
-_NAME = re.compile(r"(?P<person_id>\d{7})(?P<laterality>[LR])?")
+# An eighth digit makes it another kind of number, and a letter after the side another kind of word.
+_NAME = re.compile(r"(?P<person_id>[0-9]{7})(?![0-9])(?P<laterality>[LR](?![A-Za-z0-9]))?")
 
 
 class RadiographError(ValueError):
