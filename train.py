@@ -8,6 +8,7 @@
 
 import sys
 
+from clip_koa.memory import keep_freed_memory
 from clip_koa.publishing.report import write_report
 from clip_koa.training.corpus import load_corpus
 from clip_koa.training.engine import build_accelerator, evaluate_best, prepare_run, train
@@ -19,6 +20,7 @@ from dataset_script.radiograph import RadiographError
 def main(arguments: list[str] | None = None) -> int:
     """Runs a training; returns the exit status."""
     config = parse_run_config(arguments)
+    keep_freed_memory()
     accelerator = build_accelerator(config)
     corpus = load_corpus(config, accelerator)
     run = prepare_run(config, corpus, accelerator)

@@ -68,7 +68,7 @@ def test_no_large_functions_in_the_trainer():
 
 def test_readme_commands_exist():
     readme = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"make ([a-z-]+)", readme)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"make ([a-z0-9-]+)", readme)) <= targets
     for path in re.findall(r"(?:configs/[\w/]+\.yaml|docs/[\w-]+\.md)", readme):
         assert (ROOT / path).exists(), path

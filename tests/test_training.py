@@ -99,7 +99,10 @@ LOADERS = {
 }
 COMMON = """
 import sys, torch
-from transformers import *
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer,
+    CLIPForImageClassification, CLIPModel, pipeline,
+)
 folder = sys.argv[1]
 processor = AutoImageProcessor.from_pretrained(folder)
 from PIL import Image
