@@ -1,122 +1,79 @@
-"""Measure what the flip-consistency step costs, as ratios taken in one run.
+"""Measure what CLIP-KOA costs, as ratios taken in one run.
 
-    python benchmark.py --output benchmark.json
+    python benchmark.py views training loader memory --output benchmark.json
 
-On the model of configs/clip_koa.yaml (CLIP ViT-B/16, here with random weights, which cost the same):
-  both views / one view     the vision tower on X-ray and mirror image in one call, over the X-ray alone
-  text tower / step         the text tower's forward and backward on the prompts, over the whole training step
+Sections:
+  views      inference on both views over one view; the text tower's share of a training step
+  training   views per second over transformers' image-classification example and over a naive CLIP-KOA step;
+             floating-point operations over the machine's matrix-product peak
+  loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
+  memory     peak memory of a training step under each lever
+Weights are random, which costs the same. docs/performance.md holds the figures.
 """
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from pathlib import Path
 
-import torch
-from tqdm.auto import tqdm
-
+from clip_koa.benchmarking.loading import measure_loader
+from clip_koa.benchmarking.measure import MODELS, device
+from clip_koa.benchmarking.memory import measure_levers, measure_loader_growth
+from clip_koa.benchmarking.training import measure_training, measure_views
 from clip_koa.memory import keep_freed_memory
-from clip_koa.training.tokenizer import build_prompt_tokenizer
-from modeling_clip_koa import PROMPT_SETS, CLIPKOAConfig, CLIPKOAForImageClassification
+from dataset_script.knee_xray import KneeXray
+from modeling_clip_koa import PROMPT_SETS
 
-# Sizes of openai/clip-vit-base-patch16.
-VIT_B_16 = {
-    "vision_config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-                      "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
-    "text_config": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
-                    "vocab_size": 49408},
-    "projection_dim": 512,
-}  # fmt: skip
+SECTIONS = ("views", "training", "loader", "memory")
 
 
-def build_model(prompts: str) -> CLIPKOAForImageClassification:
-    """CLIP ViT-B/16 with random weights and the prompts tokenised about as finely as CLIP's own tokenizer does."""
-    tokenizer = build_prompt_tokenizer(PROMPT_SETS[prompts], 77)
-    text_config = {
-        **VIT_B_16["text_config"],
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    model = CLIPKOAForImageClassification(CLIPKOAConfig(**{**VIT_B_16, "text_config": text_config}))
-    model.set_prompts(PROMPT_SETS[prompts], tokenizer)
-    return model
-
-
-def measure(actions: dict, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each action, taken in turn after one warm-up, so that drift of the machine's speed hits all alike."""
-    seconds = {name: [] for name in actions}
-    for round_number in tqdm(range(rounds + 1), desc="measuring", unit="round"):
-        for name, action in actions.items():
-            started = time.perf_counter()
-            action()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if round_number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+def run_section(section: str, options: argparse.Namespace) -> dict:
+    """The figures of a section: ratios with median, min and max, or MiB."""
+    common = (options.model, options.batch_size, options.precision, options.prompts, options.rounds)
+    if section == "views":
+        return measure_views(*common)
+    if section == "training":
+        return measure_training(*common)
+    if section == "memory":
+        return {"MiB at the peak of a step": measure_levers(options.model, options.batch_size)}
+    builder = KneeXray("synthetic", people=400, image_size=224)
+    builder.download_and_prepare()
+    split = builder.as_dataset("train")
+    figures = measure_loader(split, options.model, options.precision, options.prompts, options.rounds)
+    return {**figures, "MiB at the peak of the loader": measure_loader_growth()}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the two ratios with their spread; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Measure what the flip-consistency step costs.")
+    """Prints the figures of the sections asked for; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Measure what CLIP-KOA costs, as ratios taken in one run.")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: views)")
+    parser.add_argument("--model", choices=tuple(MODELS), default="vit_b_16")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds after one warm-up (default: 5)")
     parser.add_argument("--prompts", choices=tuple(PROMPT_SETS), default="ensemble")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--system_allocator", action="store_true", help="leave the C library's allocator as it is")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args(arguments)
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"unknown section {sorted(unknown)[0]!r}: use {', '.join(SECTIONS)}")
     if not options.system_allocator:
         keep_freed_memory()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(options.prompts).to(device)
-    size = VIT_B_16["vision_config"]["image_size"]
-    pixel_values = torch.randn(options.batch_size, 3, size, size, device=device)
-    labels = torch.arange(options.batch_size, device=device) % 5
-    autocast = torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16")
-
-    @torch.no_grad()
-    def one_view():
-        with autocast:
-            model.vision_model(pixel_values=pixel_values)
-
-    @torch.no_grad()
-    def both_views():
-        with autocast:
-            model(pixel_values, flip_average=True)
-
-    def step():
-        with autocast:
-            loss = model(pixel_values, labels=labels).loss
-        loss.backward()
-        model.zero_grad()
-
-    def text_tower():
-        with autocast:
-            grade_embeds = model.get_grade_embeds()
-        grade_embeds.sum().backward()
-        model.zero_grad()
-
-    # Apart, for a training step makes the next inference compute the grade embeddings anew.
-    model.eval()
-    seconds = measure({"one_view": one_view, "both_views": both_views}, options.rounds)
-    model.train()
-    seconds |= measure({"step": step, "text_tower": text_tower}, options.rounds)
-    ratios = {
-        "both views / one view": [b / a for a, b in zip(seconds["one_view"], seconds["both_views"], strict=True)],
-        "text tower / step": [b / a for a, b in zip(seconds["step"], seconds["text_tower"], strict=True)],
-    }
-    print(f"CLIP ViT-B/16, batch {options.batch_size}, {options.precision}, {device}, prompts {options.prompts}")
-    print(f"{'ratio':24}  {'median':>7}  {'min':>7}  {'max':>7}")
-    for name, values in ratios.items():
-        print(f"{name:24}  {statistics.median(values):7.3f}  {min(values):7.3f}  {max(values):7.3f}")
+    figures = {}
+    print(f"{options.model}, batch {options.batch_size}, {options.precision}, {device()}, prompts {options.prompts}")
+    for section in options.sections or ("views",):
+        figures[section] = run_section(section, options)
+        for name, values in figures[section].items():
+            print(f"{name:36}" + "".join(f"  {key} {_shown(value)}" for key, value in values.items()), flush=True)
     if options.output:
-        figures = {"options": {**vars(options), "output": str(options.output)}, "seconds": seconds, "ratios": ratios}
-        options.output.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        settings = {**vars(options), "output": str(options.output)}
+        options.output.write_text(json.dumps({"options": settings, **figures}, indent=2), encoding="utf-8")
     return 0
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

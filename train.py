@@ -3,15 +3,18 @@
     accelerate launch train.py --config configs/small.yaml --data_dir FOLDER
     python train.py --config configs/demo.yaml --output_dir runs/demo
 
-`python train.py --help` lists every field.
+`python train.py --help` lists every field. Exit status: 0 finished, 1 an error, 75 stopped by SIGTERM or SIGUSR1 with
+a checkpoint saved: start it again with `--resume latest`.
 """
 
 import sys
 
 from clip_koa.memory import keep_freed_memory
 from clip_koa.publishing.report import write_report
+from clip_koa.training.checkpoints import SaveError
 from clip_koa.training.corpus import load_corpus
 from clip_koa.training.engine import build_accelerator, evaluate_best, prepare_run, train
+from clip_koa.training.preemption import RESUME_ME, Preempted
 from clip_koa.training.run_config import RunConfigError, parse_run_config
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
@@ -32,8 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def report_and_exit(error: Exception) -> None:
+    """Ends with one or two lines on what went wrong, and 75 where the run only waits to be started again."""
+    print(f"train.py: {error}", file=sys.stderr)
+    if isinstance(error, Preempted):
+        print("Start it again with --resume latest.", file=sys.stderr)
+    sys.exit(RESUME_ME if isinstance(error, Preempted) else 1)
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (RunConfigError, CorpusError, RadiographError, FloatingPointError) as error:
-        sys.exit(f"train.py: {error}")
+    except (RunConfigError, CorpusError, RadiographError, FloatingPointError, SaveError, Preempted) as error:
+        report_and_exit(error)

@@ -4,7 +4,7 @@ This folder is what travels to the Hub with every checkpoint: flat, and importin
 """
 
 from .configuration_clip_koa import CLIPKOAConfig
-from .losses_clip_koa import consistency_loss, symmetry_loss
+from .losses_clip_koa import consistency_loss, soft_labels, symmetry_loss
 from .modeling_clip_koa import CLIPKOAForImageClassification, CLIPKOAOutput
 from .prompts_clip_koa import GRADE_LABELS, GRADE_MEANINGS, GRADE_NAMES, PROMPT_SETS
 
@@ -17,5 +17,6 @@ __all__ = [
     "CLIPKOAForImageClassification",
     "CLIPKOAOutput",
     "consistency_loss",
+    "soft_labels",
     "symmetry_loss",
 ]

@@ -12,7 +12,7 @@ def symmetry_loss(logits: torch.Tensor, flipped_logits: torch.Tensor | None, lab
     Args:
         logits: of the X-rays, (N, K).
         flipped_logits: of their mirror images, (N, K); `None` leaves plain cross-entropy on the X-rays.
-        labels: grades, (N,), each in 0..K-1.
+        labels: grades, (N,), each in 0..K-1; or distributions over the grades, (N, K), see [`soft_labels`].
 
     Returns:
         Scalar, the mean over the batch.
@@ -52,3 +52,27 @@ def consistency_loss(logits: torch.Tensor, flipped_logits: torch.Tensor, kind: s
     else:
         raise ValueError(f"consistency={kind!r} is not known: use one of js, kl, mse.")
     return per_image.mean()
+
+
+def soft_labels(
+    labels: torch.Tensor, num_labels: int, label_smoothing: float = 0.0, ordinal_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Distributions over the grades in place of one grade, for readers often differ by one.
+
+    Args:
+        labels: grades, (N,), each in 0..num_labels-1.
+        num_labels: K.
+        label_smoothing: probability shared out evenly over all grades (Szegedy et al. 2016, arXiv 1512.00567).
+        ordinal_smoothing: width, in grades, of a Gaussian around the grade, over which the rest is shared out (soft
+            ordinal labels in the manner of Diaz & Marathe 2019); 0: all of it on the grade.
+
+    Returns:
+        (N, K) fp32, rows sum to 1.
+    """
+    grades = torch.arange(num_labels, device=labels.device)
+    if ordinal_smoothing > 0:
+        distance = (grades - labels.unsqueeze(1)).float()  # (N, K)
+        target = (-0.5 * (distance / ordinal_smoothing).square()).softmax(-1)
+    else:
+        target = F.one_hot(labels, num_labels).float()
+    return (1 - label_smoothing) * target + label_smoothing / num_labels

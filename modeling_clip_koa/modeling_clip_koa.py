@@ -178,6 +178,10 @@ class CLIPKOAForImageClassification(CLIPModel):
         counts = [len(texts) for texts in self.config.prompts]
         return _normalize(torch.stack([embeds.mean(0) for embeds in prompt_embeds.split(counts)]))
 
+    def forget_grade_embeds(self) -> None:
+        """Has the next inference run the text tower anew; call it after changing weights in place."""
+        self._grade_embeds_stale = self.config.tokenized_prompts is not None
+
     @torch.no_grad()
     def _refresh_grade_embeds(self) -> None:
         with torch.autocast(self.grade_prompts.embeds.device.type, enabled=False):
@@ -209,7 +213,7 @@ class CLIPKOAForImageClassification(CLIPModel):
     def forward(
         self,
         pixel_values: torch.FloatTensor,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         flip_average: bool | None = None,
         return_dict: bool | None = None,
     ) -> CLIPKOAOutput | tuple:
@@ -220,12 +224,12 @@ class CLIPKOAForImageClassification(CLIPModel):
 
         Args:
             pixel_values: (N, 3, H, W), as the checkpoint's image processor gives them.
-            labels: grades, (N,), each in 0..K-1.
+            labels: grades, (N,), each in 0..K-1; or distributions over the grades, (N, K), as `soft_labels` gives.
             flip_average: overrides `config.flip_average` for this call (it has no effect while training).
             return_dict: `False` gives a tuple.
 
         Raises:
-            ValueError: wrong image size or a grade outside 0..K-1.
+            ValueError: wrong image size, a grade outside 0..K-1, or labels of another shape.
         """
         self._check_inputs(pixel_values, labels)
         config = self.config
@@ -268,8 +272,15 @@ class CLIPKOAForImageClassification(CLIPModel):
                 f"pixel_values have shape {shape}, this model reads (N, {channels}, {size}, {size}): "
                 "prepare X-rays with its image processor."
             )
+        if labels is None:
+            return
+        if labels.shape not in ((shape[0],), (shape[0], self.num_labels)):
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}: grades ({shape[0]},) or distributions over them "
+                f"({shape[0]}, {self.num_labels}) belong to these X-rays."
+            )
         # Reading values would break a compiled graph; there, cross-entropy's own check remains.
-        if labels is None or torch.compiler.is_compiling():
+        if labels.ndim > 1 or torch.compiler.is_compiling():
             return
         if labels.numel() and not 0 <= labels.min() <= labels.max() < self.num_labels:
             wrong = labels[(labels < 0) | (labels >= self.num_labels)][0].item()
@@ -307,4 +318,4 @@ def _refresh_before_saving(model: CLIPKOAForImageClassification, prefix: str, ke
 
 
 def _stale_after_loading(model: CLIPKOAForImageClassification, incompatible_keys) -> None:
-    model._grade_embeds_stale = model.config.tokenized_prompts is not None
+    model.forget_grade_embeds()

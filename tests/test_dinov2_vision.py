@@ -8,13 +8,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2
 
 from clip_koa.training import dinov2_vision
 from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx
-from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, _image_processor
+from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor
 from dataset_script.synthetic import draw_knee
 
 
 def _xrays(size: int, seeds: range) -> torch.Tensor:
     knees = [draw_knee(seed % 5, "LR"[seed % 2], seed, size) for seed in seeds]
-    return _image_processor(size, IMAGENET_MEAN, IMAGENET_STD)(knees, return_tensors="pt")["pixel_values"]
+    return build_image_processor(size, IMAGENET_MEAN, IMAGENET_STD)(knees, return_tensors="pt")["pixel_values"]
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ def test_the_resolved_config_gives_the_same_run(tmp_path):
         ("symmetry: perhaps\n", "true or false"),
         ("epochs: 0\n", "at least 1"),
         ("learning_rate: .nan\n", "learning_rate=nan"),
-        ("warmup: 3\n", "0 to 1"),
+        ("warmup: 3\n", "at most 1"),
         ("consistency: cosine\n", "js, kl, mse"),
         ("prompts: none\n", "standard, ensemble"),
         ("batch_size: 10\ngradient_accumulation_steps: 3\n", "no multiple"),

@@ -1,8 +1,9 @@
 """train.py as a user runs it, and what it wrote, loaded in fresh processes."""
 
 import json
-import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,27 +221,156 @@ def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
     assert [record["checkpoint"] for record in _records(folder) if record["kind"] == "evaluation"].count("best") == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(run_python, tmp_path):
+def test_a_gradient_that_is_not_finite_names_the_xrays(run_python, tmp_path):
+    """A consistency weight beyond fp32 makes the first gradient infinite."""
     result = run_python(
-        "train.py", *SMALL_RUN, "--new_learning_rate", "1e30", "--output_dir", tmp_path / "run", expect=1
+        "train.py", *SMALL_RUN, "--consistency_weight", "1e39", "--output_dir", tmp_path / "run", expect=1
     )
-    assert "lower learning_rate" in result.stderr and "Traceback" not in result.stderr
+    assert re.search(r"not finite at step 1 \(X-rays train/.*\.png and 4 more", result.stderr)
+    assert "checkpoint: none yet" in result.stderr and "Traceback" not in result.stderr
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["state"] == "failed" and len(status["files"]) == 8
+    assert not (tmp_path / "run/best").exists()
 
 
-def test_two_processes_and_accumulation_give_the_same_losses(finished_run, run_python, tmp_path):
-    """The same global batch, shared by two processes or computed in two parts."""
-    expected = [record for record in _records(finished_run) if record["kind"] == "train"]
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29600 + os.getpid() % 300)
-    run_python(*torchrun, "train.py", *SMALL_RUN, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
-    run_python("train.py", *SMALL_RUN, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "parts")
+def test_weights_that_are_not_finite_are_never_saved(run_python, tmp_path):
+    result = run_python(
+        "train.py", *SMALL_RUN, "--new_learning_rate", "1e30", "--warmup", 0.5, "--checkpoint_steps", 1,
+        "--output_dir", tmp_path / "run", expect=1,
+    )  # fmt: skip
+    assert "Traceback" not in result.stderr
+    message = re.search(r"train.py: (.*)", result.stderr)[1]
+    assert "not finite" in message and re.search(r"last good checkpoint: \S+step_00000\d", message)
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
+    saved = load_file(sorted((tmp_path / "run/checkpoints").iterdir())[-1] / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+CRAFT = (
+    *SMALL_RUN, "--log_steps", 1, "--class_balance", 0.5, "--drop_path", 0.2, "--ema_decay", 0.9, "--layer_decay", 0.8,
+    "--label_smoothing", 0.05, "--ordinal_smoothing", 0.5, "--consistency", "kl", "--consistency_weight", 4,
+)  # fmt: skip
+TORCHRUN = (
+    "-m",
+    "torch.distributed.run",
+    "--nproc_per_node",
+    2,
+    "--rdzv_backend",
+    "c10d",
+    "--rdzv_endpoint",
+    "localhost:0",
+)
+
+
+def test_process_count_and_accumulation_do_not_change_the_result(run_python, tmp_path):
+    """The same global batch on one process, shared by two, or computed in two parts: each step's losses agree."""
+    run_python("train.py", *CRAFT, "--output_dir", tmp_path / "one")
+    run_python(*TORCHRUN, "train.py", *CRAFT, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
+    run_python("train.py", *CRAFT, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "parts")
+    expected = _records(tmp_path / "one")
+    assert sum(record["kind"] == "train" for record in expected) == 12
     for name in ("two", "parts"):
-        records = [record for record in _records(tmp_path / name) if record["kind"] == "train"]
-        assert len(records) == len(expected)
+        records = _records(tmp_path / name)
+        assert [record["kind"] for record in records] == [record["kind"] for record in expected]
         for got, single in zip(records, expected, strict=True):
-            assert got["loss"] == pytest.approx(single["loss"], abs=2e-4), name
-            assert got["learning_rate"] == pytest.approx(single["learning_rate"])
-    evaluation = [record for record in _records(tmp_path / "two") if record["kind"] == "evaluation"][-1]
-    assert evaluation["text"]["num_samples"] == 40  # each X-ray once, though 40 are shared by two
+            for part in ("loss", "symmetry_loss", "consistency_loss", "classifier_loss"):
+                assert got[part] == pytest.approx(single[part], abs=1e-5), (name, got["step"], part)
+            if got["kind"] == "train":
+                assert got["learning_rate"] == pytest.approx(single["learning_rate"], rel=1e-12)
+            else:
+                assert got["text"]["num_samples"] == 40  # each X-ray once, though two share batches of 8 and 4
+
+
+def test_sigterm_saves_and_asks_to_be_resumed(finished_run, run_python, tmp_path):
+    folder = tmp_path / "run"
+    command = (*SMALL_RUN, "--output_dir", folder)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *map(str, command), "--resume", "latest"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        begun, deadline = time.time(), time.monotonic() + 300
+        status = folder / "status.json"
+        while not (status.exists() and status.stat().st_mtime > begun) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 75, stderr
+        assert "--resume latest" in stderr and number.name in stderr and "Traceback" not in stderr
+        assert json.loads(status.read_text())["state"] == "interrupted"
+    run_python("train.py", *command, "--resume", "latest")
+    expected = load_file(finished_run / "best" / "model.safetensors")
+    got = load_file(folder / "best" / "model.safetensors")
+    assert all(expected[name].equal(got[name]) for name in expected)
+    launches = json.loads((folder / "run.json").read_text())["launches"]
+    assert len(launches) == 3 and launches[0]["from_step"] == 0 < launches[1]["from_step"] < launches[2]["from_step"]
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
+def test_a_full_disk_stops_the_run_and_the_checkpoint_before_goes_on(finished_run, run_python, tmp_path):
+    """A limit on the size of files stands in for the full disk: the next checkpoint cannot be written."""
+    folder = tmp_path / "run"
+    command = (*SMALL_RUN, "--checkpoint_steps", 2, "--trackers", "", "--output_dir", folder)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *map(str, command)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoints" / "step_000002").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1 and "Traceback" not in stderr
+    message = re.search(r"train.py: (.*)", stderr)[1]
+    assert "could not be written" in message and re.search(r"step_\d+ is whole: --resume latest", message)
+    run_python("train.py", *command, "--resume", "latest")
+    expected = load_file(finished_run / "best" / "model.safetensors")
+    got = load_file(folder / "best" / "model.safetensors")
+    assert all(expected[name].equal(got[name]) for name in expected)
+
+
+def test_a_resume_may_not_change_what_is_learned(finished_run, run_python, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    command = ("train.py", *SMALL_RUN, "--evaluate_test", "true", "--resume", "latest", "--output_dir", folder)
+    result = run_python(*command, "--new_learning_rate", "2e-3", expect=1)
+    assert "new_learning_rate: 0.001 -> 0.002" in result.stderr and "Traceback" not in result.stderr
+    run = json.loads((folder / "run.json").read_text())
+    run["data"]["digest"] = "0" * 64
+    (folder / "run.json").write_text(json.dumps(run))
+    result = run_python(*command, expect=1)
+    assert "other X-rays" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_run_names_what_repeats_it(finished_run):
+    run = json.loads((finished_run / "run.json").read_text())
+    assert run["data"]["counts"]["test"] == 40 and re.fullmatch(r"[0-9a-f]{64}", run["data"]["digest"])
+    (launch,) = run["launches"]
+    assert "--synthetic_people" in launch["command"] and {"torch", "transformers"} <= launch["versions"].keys()
+    assert launch["machine"]["processes"] == 1
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}", launch["git"]["revision"]) and isinstance(launch["git"]["dirty"], bool)
+    assert list((finished_run / "tensorboard" / "clip_koa").glob("events.*"))
+    assert json.loads((finished_run / "status.json").read_text())["state"] == "finished"
+
+
+def test_early_stopping(run_python, tmp_path):
+    """A learning rate of 0 gives no better evaluation: after two epochs without one the run ends."""
+    folder = tmp_path / "run"
+    rates = ("--new_learning_rate", 0, "--learning_rate", 0)
+    run_python("train.py", *SMALL_RUN, *rates, "--epochs", 9, "--patience", 2, "--output_dir", folder)
+    assert [r["epoch"] for r in _records(folder) if r["kind"] == "evaluation"] == [1, 2, 3, 3]
+
+
+def test_lora_and_gradient_checkpointing_leave_a_plain_model(run_python, tmp_path):
+    pytest.importorskip("peft")
+    folder = tmp_path / "run"
+    options = ("--lora_rank", 2, "--gradient_checkpointing", "true", "--max_steps", 3, "--resume", "latest")
+    run_python("train.py", *SMALL_RUN, *options, "--output_dir", folder)
+    run_python("train.py", *SMALL_RUN, *options, "--output_dir", folder)  # goes on from its checkpoint
+    assert not [
+        name for name in load_file(folder / "best/model.safetensors") if "lora" in name or "base_layer" in name
+    ]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +383,8 @@ def test_two_processes_and_accumulation_give_the_same_losses(finished_run, run_p
         (("--best_metric", "accuracy"), "text.accuracy"),
         (("--freeze_layers", 9), "has 4 blocks"),
         (("--resume", "step_000009"), "is no checkpoint"),
+        (("--trackers", "nothing"), "trackers='nothing' is not known.*tensorboard"),
+        (("--trackers", "wandb"), "pip install wandb"),
     ],
 )
 def test_errors_are_one_line(run_python, tmp_path, arguments, reason):

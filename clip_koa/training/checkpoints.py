@@ -1,5 +1,12 @@
-"""What a run leaves on disk: training checkpoints to go on from, and complete model folders to load."""
+"""What a run leaves on disk: training checkpoints to go on from, and complete model folders to load.
 
+A folder is written beside its place, flushed, and moved there when it is whole; a checkpoint also carries the digests
+of its files. So a kill, a crash or a full disk at any moment leaves the one before usable, and a damaged one is not
+taken.
+"""
+
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -8,10 +15,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from clip_koa.training.lora import merged
 from clip_koa.training.run_config import RunConfigError
 
-KEEP_CHECKPOINTS = 2
 _STEP_FOLDER = re.compile(r"step_(\d{6,})")
+_MANIFEST = "checkpoint.json"
+
+
+class SaveError(OSError):
+    """A checkpoint or model folder that could not be written; the message names what is still usable."""
 
 
 @dataclass
@@ -23,6 +37,7 @@ class TrainState:
     step: int = 0  # optimizer steps
     best_value: float | None = None
     best_step: int = 0
+    best_epoch: int = 0
 
     def state_dict(self) -> dict:
         """For the accelerator."""
@@ -38,69 +53,163 @@ class TrainState:
 def written_whole(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `folder` and puts it in its place when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.writing")
+    temporary = _beside(folder, "writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
+        _flush(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    previous = folder.with_name(f".{folder.name}.previous")
+    _put_in_place(temporary, folder)
+
+
+def restore_previous(folder: Path) -> None:
+    """Brings back what stood in `folder` where a kill came just between moving it away and moving the next one in."""
+    previous = _beside(folder, "previous")
+    if previous.exists() and not folder.exists():
+        os.replace(previous, folder)
+
+
+def _beside(folder: Path, purpose: str) -> Path:
+    return folder.with_name(f".{folder.name}.{purpose}")
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    previous = _beside(folder, "previous")
+    restore_previous(folder)
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
         os.replace(folder, previous)
     os.replace(temporary, folder)
+    _flush_entry(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def _flush(folder: Path) -> None:
+    """Has the system write all files of a folder to the disk, so that none is empty after a power cut."""
+    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
+        _flush_entry(path)
+
+
+def _flush_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def save_model_folder(folder: Path, model, image_processor, tokenizer) -> None:
-    """Writes what `from_pretrained` takes: weights, config, code, image processor and tokenizer."""
-    with written_whole(folder) as temporary:
-        model.save_pretrained(temporary)
-        image_processor.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    """Writes what `from_pretrained` takes: weights, config, code, image processor and tokenizer.
+
+    Raises:
+        SaveError: it could not be written; what stood there before still stands.
+    """
+    try:
+        with written_whole(folder) as temporary:
+            merged(model).save_pretrained(temporary)
+            image_processor.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except (OSError, SafetensorError) as error:
+        kept = "The model saved there before is still whole." if folder.exists() else "None was saved there before."
+        raise SaveError(f"{folder} could not be written ({error}). {kept}") from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete training checkpoints under `folder`, oldest first."""
+    """Training checkpoints under `folder`, oldest first."""
     found = [path for path in folder.glob("step_*") if _STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(_STEP_FOLDER.fullmatch(path.name)[1]))
 
 
-def save_checkpoint(accelerator, folder: Path, state: TrainState) -> None:
-    """Writes `folder/step_000123` with everything a resume needs, whole or not at all, and drops the oldest ones.
+def save_checkpoint(accelerator, folder: Path, state: TrainState, keep: int) -> None:
+    """Writes `folder/step_000123` with everything a resume needs, whole or not at all, and keeps the newest `keep`.
 
     All processes must call it.
-    """
-    target = folder / f"step_{state.step:06d}"
-    temporary = folder / f".{target.name}.writing"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        for old in list_checkpoints(folder)[:-KEEP_CHECKPOINTS]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """The checkpoint that `resume` names: none for `""`, the newest (or none yet) for `"latest"`, else that folder.
 
     Raises:
-        RunConfigError: a named folder that is not there.
+        SaveError: it could not be written; the message names the newest checkpoint that is usable.
+    """
+    target = folder / f"step_{state.step:06d}"
+    temporary = _beside(target, "writing")
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _write_manifest(temporary)
+            _flush(temporary)
+            _put_in_place(temporary, target)
+            for old in list_checkpoints(folder)[:-keep]:
+                shutil.rmtree(old)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        usable = list_checkpoints(folder)
+        hint = f"{usable[-1]} is whole: --resume latest goes on from it" if usable else "There is no checkpoint yet"
+        raise SaveError(f"{target} could not be written ({str(error).splitlines()[0]}). {hint}.") from error
+    accelerator.wait_for_everyone()
+
+
+def _write_manifest(folder: Path) -> None:
+    digests = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / _MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        if hasattr(hashlib, "file_digest"):  # Python 3.11
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+        return digest.hexdigest()
+
+
+def find_damage(checkpoint: Path) -> str:
+    """Why a checkpoint can't be used: the file that is missing or differs from what was saved; empty if it can."""
+    try:
+        digests = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{_MANIFEST} is missing or damaged"
+    for name, digest in digests.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _digest(path) != digest:
+            return f"{name} is not what was saved"
+    return ""
+
+
+def find_checkpoint(resume: str, folder: Path, warn=print) -> Path | None:
+    """The checkpoint that `resume` names: none for `""`, the newest whole one for `"latest"`, else that folder.
+
+    Args:
+        resume: the configuration's field.
+        folder: of the run's checkpoints.
+        warn: called with a line for each damaged checkpoint that is passed over.
+
+    Raises:
+        RunConfigError: a named folder that is not there or is damaged, or `"latest"` where all are damaged.
     """
     if not resume:
         return None
     if resume == "latest":
         checkpoints = list_checkpoints(folder)
-        return checkpoints[-1] if checkpoints else None
+        for checkpoint in reversed(checkpoints):
+            damage = find_damage(checkpoint)
+            if not damage:
+                return checkpoint
+            warn(f"{checkpoint} is passed over: {damage}.")
+        if checkpoints:
+            raise RunConfigError(f"All checkpoints under {folder} are damaged: remove the run folder to start again.")
+        return None
     for path in (Path(resume), folder / resume):
         if path.is_dir():
+            if damage := find_damage(path):
+                raise RunConfigError(f"resume={resume!r} can't be used: {damage}. Pass latest or another checkpoint.")
             return path
     raise RunConfigError(f"resume={resume!r} is no checkpoint: pass latest or a folder under {folder}.")

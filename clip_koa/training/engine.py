@@ -8,22 +8,35 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broadcast_object_list, set_seed
 from datasets import DatasetDict
 from tqdm.auto import tqdm
 
 from clip_koa.grading.evaluation import CHOOSABLE_METRICS, HEADS, Predictions, evaluate, predict
 from clip_koa.training.augmentation import Augmentation
-from clip_koa.training.checkpoints import TrainState, find_checkpoint, save_checkpoint, save_model_folder
+from clip_koa.training.averaging import WeightAverage
+from clip_koa.training.checkpoints import (
+    TrainState,
+    find_checkpoint,
+    list_checkpoints,
+    restore_previous,
+    save_checkpoint,
+    save_model_folder,
+)
 from clip_koa.training.loader import XrayDataset, build_loader, sample_images
+from clip_koa.training.lora import add_lora
 from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
-from clip_koa.training.run_config import RunConfig, RunConfigError
+from clip_koa.training.preemption import Preempted, StopRequest
+from clip_koa.training.recording import Recorder, tracker_names
+from clip_koa.training.regularisation import DropPath
+from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
+from clip_koa.training.sampling import EpochSampler
 from clip_koa.training.starting_points import StartingPoint, load_starting_point
-from modeling_clip_koa import PROMPT_SETS, CLIPKOAForImageClassification
+from modeling_clip_koa import PROMPT_SETS, CLIPKOAForImageClassification, soft_labels
 
-LOG_STEPS = 10
 LOSS_PARTS = ("loss", "symmetry_loss", "consistency_loss", "classifier_loss")
 _SAMPLE_IMAGES = 64
+_FILES_NAMED = 4
 
 
 @dataclass
@@ -39,13 +52,24 @@ class Run:
     train_loader: torch.utils.data.DataLoader
     validation_loader: torch.utils.data.DataLoader
     augmentation: Augmentation
+    drop_path: DropPath
+    average: WeightAverage
     state: TrainState
+    recorder: Recorder
+    train_files: list[str]
     total_steps: int
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.config.output_dir)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or no better evaluation came for `patience` epochs."""
+        config, state = self.config, self.state
+        impatient = config.patience and state.epoch - state.best_epoch >= config.patience
+        return impatient or state.epoch >= config.epochs or state.step >= self.total_steps
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
@@ -56,8 +80,12 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
         step_scheduler_with_optimizer=False,
+        log_with=tracker_names(config),
+        project_config=ProjectConfiguration(
+            config.output_dir, logging_dir=str(Path(config.output_dir) / "tensorboard")
+        ),
     )
 
 
@@ -79,12 +107,38 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
         corpus: splits `train` and `validation` of the `KneeXray` builder.
 
     Raises:
-        RunConfigError: a batch that processes can't share, a train split smaller than it, or an output folder that
-            holds another run.
+        RunConfigError: a batch that processes can't share, a train split smaller than it, an output folder that holds
+            another run, or a resume that changes what is learned.
     """
-    folder = Path(config.output_dir)
     _check(config, corpus, accelerator)
     set_seed(config.seed)
+    start = _build_start(config, corpus, accelerator)
+    drop_path = DropPath(start.model.vision_model.encoder.layers, config.drop_path, config.freeze_layers, config.seed)
+    optimizer = build_optimizer(start.model, config, start.new_parameters)
+    train_loader, validation_loader = _build_loaders(config, corpus, start)
+    total_steps = len(corpus["train"]) // config.batch_size * config.epochs
+    if config.max_steps:
+        total_steps = min(total_steps, config.max_steps)
+    schedule = build_schedule(optimizer, total_steps, config.warmup)
+
+    model, optimizer, train_loader, validation_loader = accelerator.prepare(
+        start.model, optimizer, train_loader, validation_loader
+    )
+    average = WeightAverage(accelerator.unwrap_model(model), config.ema_decay)
+    state = TrainState()
+    accelerator.register_for_checkpointing(schedule, state, average)
+    processor = start.image_processor
+    run = Run(
+        config, accelerator, start, model, optimizer, schedule, train_loader, validation_loader,
+        Augmentation(config.augmentation, processor.image_mean, processor.image_std, config.seed), drop_path, average,
+        state, Recorder(config, accelerator), list(corpus["train"]["file"]), total_steps,
+    )  # fmt: skip
+    _restore(run)
+    run.recorder.start(corpus, state.step)
+    return run
+
+
+def _build_start(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator) -> StartingPoint:
     with accelerator.main_process_first():
         start = load_starting_point(
             config.model,
@@ -96,46 +150,32 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
             classifier_weight=config.classifier_weight,
         )
     freeze_lower_blocks(start.model, config.freeze_layers)
-    optimizer = build_optimizer(start.model, config, start.new_parameters)
+    if config.lora_rank:
+        add_lora(start.model, config.lora_rank)
+    if config.gradient_checkpointing:
+        start.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return start
 
-    def loader(split, train):
-        dataset = XrayDataset(corpus[split], start.image_processor)
-        batch_size = config.batch_size // config.gradient_accumulation_steps
-        return build_loader(dataset, batch_size, train=train, num_workers=config.num_workers, seed=config.seed)
 
-    train_loader, validation_loader = loader("train", True), loader("validation", False)
-    steps_per_epoch = math.ceil(len(train_loader) / config.gradient_accumulation_steps)
-    total_steps = steps_per_epoch * config.epochs
-    if config.max_steps:
-        total_steps = min(total_steps, config.max_steps)
-    schedule = build_schedule(optimizer, total_steps, config.warmup)
-
-    model, optimizer, train_loader, validation_loader = accelerator.prepare(
-        start.model, optimizer, train_loader, validation_loader
+def _build_loaders(config: RunConfig, corpus: DatasetDict, start: StartingPoint):
+    train, validation = (XrayDataset(corpus[split], start.image_processor) for split in ("train", "validation"))
+    batch_size = config.batch_size // config.gradient_accumulation_steps
+    # Whole batches only, so that no step weighs an X-ray more than another.
+    epoch_size = len(train) // config.batch_size * config.batch_size
+    sampler = EpochSampler(corpus["train"]["label"], epoch_size, config.class_balance, config.seed)
+    return (
+        build_loader(train, batch_size, config.num_workers, sampler),
+        build_loader(validation, batch_size, config.num_workers),
     )
-    state = TrainState()
-    accelerator.register_for_checkpointing(schedule, state)
-    processor = start.image_processor
-    augmentation = Augmentation(config.augmentation, processor.image_mean, processor.image_std, config.seed)
-    run = Run(
-        config, accelerator, start, model, optimizer, schedule, train_loader, validation_loader, augmentation, state,
-        total_steps,
-    )  # fmt: skip
-    checkpoint = find_checkpoint(config.resume, folder / "checkpoints")
-    if checkpoint is not None:
-        accelerator.load_state(str(checkpoint))
-        accelerator.print(f"Going on from {checkpoint} (epoch {state.epoch}, step {state.step}).")
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        _drop_records_after(folder / "metrics.jsonl", state.step)
-    return run
 
 
 def _check(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator) -> None:
     folder = Path(config.output_dir)
-    if (folder / "config.yaml").exists() and not config.resume:
-        raise RunConfigError(f"{folder} holds a run: pass --resume latest to go on, or another --output_dir.")
+    if (folder / "config.yaml").exists():
+        if not config.resume:
+            raise RunConfigError(f"{folder} holds a run: pass --resume latest to go on, or another --output_dir.")
+        if differences := config.differences(read_run_config(folder / "config.yaml")):
+            raise RunConfigError(f"resume may not change {'; '.join(differences)}. Start a new run for that.")
     if config.best_metric not in CHOOSABLE_METRICS:
         raise RunConfigError(f"best_metric={config.best_metric!r}: use one of {', '.join(CHOOSABLE_METRICS)}.")
     if config.evaluate_test and "test" not in corpus:
@@ -147,26 +187,65 @@ def _check(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator) -> 
         raise RunConfigError(f"batch_size={config.batch_size} is more than the train split's {len(corpus['train'])}.")
 
 
+def _restore(run: Run) -> None:
+    """Goes back to the checkpoint that `resume` names; all processes to the same."""
+    accelerator = run.accelerator
+    found = [None]
+    if accelerator.is_main_process:
+        restore_previous(run.folder / "best")
+        found = [find_checkpoint(run.config.resume, run.folder / "checkpoints", accelerator.print)]
+    broadcast_object_list(found)
+    if found[0] is not None:
+        accelerator.load_state(str(found[0]))
+        accelerator.print(f"Going on from {found[0]} (epoch {run.state.epoch}, step {run.state.step}).")
+
+
 def train(run: Run) -> None:
-    """Trains to the last epoch or step; evaluates, keeps the best and checkpoints after each epoch."""
+    """Trains to the last epoch or step; evaluates, keeps the best and checkpoints after each epoch.
+
+    Raises:
+        Preempted: SIGTERM or SIGUSR1 came; a checkpoint is saved.
+        FloatingPointError: a loss or gradient is not finite; the checkpoints are from before.
+        SaveError: a checkpoint could not be written.
+    """
     state = run.state
-    bar = tqdm(
-        total=run.total_steps,
-        initial=state.step,
-        desc="training",
-        unit="step",
-        disable=not run.accelerator.is_local_main_process,
-    )
-    while state.epoch < run.config.epochs and state.step < run.total_steps:
-        _train_epoch(run, bar)
-        if state.batches >= len(run.train_loader):
-            state.epoch, state.batches = state.epoch + 1, 0
-        _validate(run, bar)
-        save_checkpoint(run.accelerator, run.folder / "checkpoints", state)
-    bar.close()
+    stop = StopRequest()
+    run.recorder.status("running", step=state.step, total_steps=run.total_steps)
+    try:
+        with tqdm(
+            total=run.total_steps,
+            initial=state.step,
+            desc="training",
+            unit="step",
+            disable=not run.accelerator.is_local_main_process,
+        ) as bar:
+            while not run.finished:
+                _train_epoch(run, bar, stop)
+                if state.batches >= len(run.train_loader):
+                    state.epoch, state.batches = state.epoch + 1, 0
+                _validate(run, bar)
+                _save(run)
+    except Preempted:
+        run.recorder.status("interrupted", step=state.step, total_steps=run.total_steps)
+        raise
+    except (FloatingPointError, OSError) as error:
+        files = getattr(error, "files", [])
+        run.recorder.status("failed", step=state.step, total_steps=run.total_steps, reason=str(error), files=files)
+        raise
 
 
-def _train_epoch(run: Run, bar: tqdm) -> None:
+def _save(run: Run) -> None:
+    """Saves a checkpoint, unless the weights are beyond use."""
+    for value in run.accelerator.unwrap_model(run.model).state_dict().values():
+        if not value.isfinite().all():
+            raise FloatingPointError(
+                f"The weights are not finite after step {run.state.step}. Lower learning_rate. "
+                f"The last good checkpoint: {_last_checkpoint(run)}."
+            )
+    save_checkpoint(run.accelerator, run.folder / "checkpoints", run.state, run.config.keep_checkpoints)
+
+
+def _train_epoch(run: Run, bar: tqdm, stop: StopRequest) -> None:
     config, state, accelerator = run.config, run.state, run.accelerator
     # A loader that skips must be told the epoch too, or it shuffles anew.
     run.train_loader.set_epoch(state.epoch)
@@ -175,15 +254,16 @@ def _train_epoch(run: Run, bar: tqdm) -> None:
         loader = skip_first_batches(run.train_loader, state.batches)
         loader.set_epoch(state.epoch)
     run.model.train()
-    window = _Window()
+    window, indices = _Window(), []
     for batch in loader:
+        indices.append(batch["index"])
         with accelerator.accumulate(run.model):
-            pixel_values = run.augmentation(batch["pixel_values"], batch["index"], state.epoch)
-            output = run.model(pixel_values, labels=batch["labels"])
+            output = _forward(run, batch)
             accelerator.backward(output.loss)
-            window.add(output, len(pixel_values) * accelerator.num_processes)
+            window.add(output, len(batch["labels"]) * accelerator.num_processes)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(run.model.parameters(), config.max_grad_norm)
+                _clip(run, output.loss, indices)
+                indices = []
             run.optimizer.step()
             if accelerator.sync_gradients:
                 run.schedule.step()
@@ -191,15 +271,51 @@ def _train_epoch(run: Run, bar: tqdm) -> None:
         state.batches += 1
         if not accelerator.sync_gradients:
             continue
+        run.average.update()
         state.step += 1
         bar.update()
-        if state.step % LOG_STEPS == 0 or state.step == run.total_steps:
+        if state.step % config.log_steps == 0 or state.step == run.total_steps:
             _log_training(run, window, bar)
             window = _Window()
-        if state.step == run.total_steps:
+        if state.step == run.total_steps or state.batches == len(run.train_loader):
             return
+        if stop.agreed(accelerator):
+            _save(run)
+            raise Preempted(f"Stopped at step {state.step} as {stop.received or 'another process'} asked.")
         if config.checkpoint_steps and state.step % config.checkpoint_steps == 0:
-            save_checkpoint(accelerator, run.folder / "checkpoints", state)
+            _save(run)
+
+
+def _forward(run: Run, batch: dict):
+    config, epoch = run.config, run.state.epoch
+    pixel_values = run.augmentation(batch["pixel_values"], batch["index"], epoch)
+    run.drop_path.draw(batch["index"], epoch)
+    labels = batch["labels"]
+    if config.label_smoothing or config.ordinal_smoothing:
+        num_labels = run.start.model.config.num_labels
+        labels = soft_labels(labels, num_labels, config.label_smoothing, config.ordinal_smoothing)
+    return run.model(pixel_values, labels=labels)
+
+
+def _clip(run: Run, loss: torch.Tensor, indices: list[torch.Tensor]) -> None:
+    """Clips the gradients of a step, and stops the run where they are not finite, before they reach the weights."""
+    norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm or math.inf)
+    # A scaler of fp16 leaves such steps out by itself and lowers its scale; the loss must be finite all the same.
+    if math.isfinite(loss.item() if run.accelerator.scaler else float(norm)):
+        return
+    files = [run.train_files[index] for index in run.accelerator.gather(torch.cat(indices)).tolist()]
+    named = ", ".join(files[:_FILES_NAMED]) + (f" and {len(files) - _FILES_NAMED} more" * (len(files) > _FILES_NAMED))
+    error = FloatingPointError(
+        f"The loss or its gradient is not finite at step {run.state.step + 1} (X-rays {named}: all in status.json). "
+        f"Lower learning_rate. The last good checkpoint: {_last_checkpoint(run)}."
+    )
+    error.files = files
+    raise error
+
+
+def _last_checkpoint(run: Run) -> str:
+    checkpoints = list_checkpoints(run.folder / "checkpoints")
+    return str(checkpoints[-1]) if checkpoints else "none yet"
 
 
 class _Window:
@@ -221,15 +337,9 @@ def _log_training(run: Run, window: _Window, bar: tqdm) -> None:
     state = run.state
     means = run.accelerator.reduce(window.sums / window.batches, "mean").tolist()
     losses = dict(zip(LOSS_PARTS, means, strict=True))
-    if not math.isfinite(losses["loss"]):
-        raise FloatingPointError(
-            f"The loss is {losses['loss']} at step {state.step}: lower learning_rate. "
-            f"The last good checkpoint is in {run.folder / 'checkpoints'}."
-        )
     speed = window.images / (time.perf_counter() - window.started)
-    bar.set_postfix(loss=f"{losses['loss']:.3f}", xrays_per_s=f"{speed:.1f}")
-    _record(
-        run,
+    bar.set_postfix(loss=f"{losses['loss']:.3f}", xrays_per_s=f"{speed:.1f}", best=_best(run))
+    run.recorder.record(
         kind="train",
         step=state.step,
         epoch=round(state.epoch + state.batches / len(run.train_loader), 4),
@@ -239,18 +349,24 @@ def _log_training(run: Run, window: _Window, bar: tqdm) -> None:
     )
 
 
+def _best(run: Run) -> str:
+    value = run.state.best_value
+    return "none yet" if value is None else f"{value:.3f}"
+
+
 def _validate(run: Run, bar: tqdm) -> None:
     """Evaluates the validation split and keeps the model in best/ where it is the best so far."""
     state, accelerator = run.state, run.accelerator
     model = accelerator.unwrap_model(run.model)
-    results = evaluate(_predict_split(run, run.model, run.validation_loader, "validation"), model.config)
-    _record_evaluation(run, results, "validation", "last")
-    bar.write(f"epoch {state.epoch}, step {state.step}: " + describe(results))
-    value = _metric(results, run.config.best_metric)
-    if state.best_value is None or value > state.best_value:
-        state.best_value, state.best_step = value, state.step
-        if accelerator.is_main_process:
-            save_model_folder(run.folder / "best", model, run.start.image_processor, run.start.tokenizer)
+    with run.average.applied():
+        results = evaluate(_predict_split(run, run.model, run.validation_loader, "validation"), model.config)
+        _record_evaluation(run, results, "validation", "last")
+        bar.write(f"epoch {state.epoch}, step {state.step}: " + describe(results))
+        value = _metric(results, run.config.best_metric)
+        if state.best_value is None or value > state.best_value:
+            state.best_value, state.best_step, state.best_epoch = value, state.step, state.epoch
+            if accelerator.is_main_process:
+                save_model_folder(run.folder / "best", model, run.start.image_processor, run.start.tokenizer)
     accelerator.wait_for_everyone()
 
 
@@ -260,13 +376,14 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
     model = CLIPKOAForImageClassification.from_pretrained(run.folder / "best").to(run.accelerator.device)
     for split in ["validation", "test"] if run.config.evaluate_test else ["validation"]:
         dataset = XrayDataset(corpus[split], run.start.image_processor)
-        loader = build_loader(dataset, run.config.batch_size, train=False, num_workers=run.config.num_workers, seed=0)
+        loader = build_loader(dataset, run.config.batch_size, run.config.num_workers)
         predictions = _predict_split(run, model, run.accelerator.prepare(loader), split)
         results = evaluate(predictions, model.config)
         _record_evaluation(run, results, split, "best")
         run.accelerator.print(f"best/ (step {run.state.best_step}) on {split}: " + describe(results))
         if run.accelerator.is_main_process:
             _write_predictions(run.folder / "report" / f"predictions_{split}.jsonl", predictions, corpus[split])
+    run.recorder.status("finished", step=run.state.step, total_steps=run.total_steps, best_step=run.state.best_step)
 
 
 def describe(results: dict) -> str:
@@ -292,22 +409,9 @@ def _metric(results: dict, name: str) -> float:
 
 def _record_evaluation(run: Run, results: dict, split: str, checkpoint: str) -> None:
     step = run.state.best_step if checkpoint == "best" else run.state.step
-    _record(run, kind="evaluation", split=split, checkpoint=checkpoint, step=step, epoch=run.state.epoch, **results)
-
-
-def _record(run: Run, **values) -> None:
-    if run.accelerator.is_main_process:
-        with open(run.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def _drop_records_after(path: Path, step: int) -> None:
-    """A resumed run writes these lines again, and the one that a kill cut short."""
-    if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        records = [json.loads(line) for line in lines]
-        kept = [record for record in records if record["step"] <= step and record.get("checkpoint") != "best"]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    run.recorder.record(
+        kind="evaluation", split=split, checkpoint=checkpoint, step=step, epoch=run.state.epoch, **results
+    )
 
 
 def _write_predictions(path: Path, predictions: Predictions, split) -> None:

@@ -6,6 +6,7 @@ from datasets import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 
+from clip_koa.training.sampling import EpochSampler
 from dataset_script.radiograph import read_radiograph
 
 
@@ -41,15 +42,15 @@ def sample_images(split: ArrowDataset, count: int) -> list:
     return [read_stored_image(undecoded[index]["image"]) for index in range(0, len(split), step)][:count]
 
 
-def build_loader(dataset: XrayDataset, batch_size: int, *, train: bool, num_workers: int, seed: int) -> DataLoader:
-    """Batches of `batch_size` X-rays: shuffled and whole for training, in order and complete for evaluation."""
+def build_loader(
+    dataset: XrayDataset, batch_size: int, num_workers: int, sampler: EpochSampler | None = None
+) -> DataLoader:
+    """Batches of `batch_size` X-rays: those that the sampler draws, or all of them in order and the last one short."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        shuffle=train,
-        drop_last=train,
+        sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed) if train else None,
     )

@@ -1,9 +1,12 @@
 """Optimizer, learning-rate schedule and freezing."""
 
+import re
+
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
+from clip_koa.training.lora import LORA_PREFIX
 from clip_koa.training.run_config import RunConfig, RunConfigError
 from modeling_clip_koa import CLIPKOAForImageClassification
 
@@ -30,9 +33,12 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, and a learning rate of its own for weights that start at random.
 
+    Pretrained towers learn the more slowly the further down a block is, by `layer_decay` (Clark et al. 2020,
+    arXiv 2003.10555).
+
     Args:
         model: its trainable parameters are taken.
-        config: learning rates and weight decay.
+        config: learning rates, their decay, and weight decay.
         new_parameters: prefixes of the names of parameters that start at random.
     """
     groups = {}
@@ -41,17 +47,28 @@ def build_optimizer(
             continue
         # Embedding tables have two dimensions too, but are lists of vectors.
         decays = parameter.ndim >= 2 and "embedding" not in name
-        groups.setdefault((name.startswith(new_parameters), decays), []).append(parameter)
+        if name.startswith(new_parameters) or LORA_PREFIX in name:
+            rate = config.new_learning_rate
+        else:
+            rate = config.learning_rate * config.layer_decay ** _blocks_above(name, model)
+        groups.setdefault((rate, decays), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {
-                "params": parameters,
-                "lr": config.new_learning_rate if is_new else config.learning_rate,
-                "weight_decay": config.weight_decay if decays else 0.0,
-            }
-            for (is_new, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+            {"params": parameters, "lr": rate, "weight_decay": config.weight_decay if decays else 0.0}
+            for (rate, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ]
     )
+
+
+def _blocks_above(name: str, model: CLIPKOAForImageClassification) -> int:
+    """How far below its tower's last block a parameter lies; 0 for that block and all that follows it."""
+    tower = name.split(".")[0]
+    if tower not in ("vision_model", "text_model"):
+        return 0
+    blocks = len(getattr(model, tower).encoder.layers)
+    if block := re.match(r"\w+\.encoder\.layers\.(\d+)\.", name):
+        return blocks - 1 - int(block[1])
+    return blocks if "embeddings" in name or "pre_layrnorm" in name else 0
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup: float) -> LRScheduler:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -15,70 +16,123 @@ class RunConfigError(ValueError):
     """A configuration that cannot be run; the message names the field and says what would be right."""
 
 
-def _option(default, help: str, choices: tuple | None = None, at_least: float | None = None):
-    return field(default=default, metadata={"help": help, "choices": choices, "at_least": at_least})
+def _option(
+    section: str,
+    default,
+    help: str,
+    choices: tuple | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+):
+    return field(
+        default=default,
+        metadata={"section": section, "help": help, "choices": choices, "at_least": at_least, "at_most": at_most},
+    )
+
+
+# What may differ when a run goes on: where things lie and what is kept, not what is learned.
+CHANGEABLE_ON_RESUME = {
+    "output_dir", "resume", "checkpoint_steps", "keep_checkpoints", "log_steps", "trackers", "evaluate_test",
+    "patience", "data_dir", "num_workers", "model", "gradient_accumulation_steps", "gradient_checkpointing",
+}  # fmt: skip
+
+_run, _data, _model = partial(_option, "run"), partial(_option, "data"), partial(_option, "model")
+_losses, _tuning, _compute = partial(_option, "losses"), partial(_option, "fine-tuning"), partial(_option, "compute")
 
 
 @dataclass
 class RunConfig:
     """One training run. Every field can stand in the YAML file and be overridden as `--field value`."""
 
-    output_dir: str = _option("runs/clip_koa", "run folder: best/, checkpoints/, metrics.jsonl, report/")
-    data_dir: str = _option(
-        "", "folder of knee X-rays, {split}/{grade}/{file}; empty: the environment's KNEE_XRAY_DIR"
-    )
-    synthetic_people: int = _option(0, "train on generated X-rays of this many people instead of data_dir", at_least=0)
-    model: str = _option("tiny", "start: tiny, a DINOv2 .onnx file, or a folder or Hub id of CLIP or DINOv2 weights")
-    prompts: str = _option("ensemble", "set of grade prompts in prompts_clip_koa.py", tuple(PROMPT_SETS))
-    freeze_layers: int = _option(
-        0, "lower blocks of the vision tower kept as they are, with its embeddings", at_least=0
-    )
-    epochs: int = _option(10, "passes over the train split", at_least=1)
-    max_steps: int = _option(0, "optimizer steps at which to stop earlier; 0: no bound", at_least=0)
-    batch_size: int = _option(32, "X-rays per optimizer step, over all processes and accumulation", at_least=1)
-    gradient_accumulation_steps: int = _option(1, "parts that a batch is computed in, to save memory", at_least=1)
-    learning_rate: float = _option(1e-5, "peak learning rate of pretrained weights", at_least=0)
-    new_learning_rate: float = _option(1e-4, "peak learning rate of weights that start at random", at_least=0)
-    weight_decay: float = _option(0.05, "AdamW weight decay, on matrices only", at_least=0)
-    warmup: float = _option(0.1, "share of the steps over which the learning rate rises; a cosine follows")
-    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm", at_least=0)
-    mixed_precision: str = _option("auto", "auto: bf16 where the hardware has it", ("auto", "no", "bf16", "fp16"))
-    augmentation: float = _option(
-        1.0, "strength of rotation, shift, scale, brightness and contrast; 0: none", at_least=0
-    )
-    symmetry: bool = _option(True, "cross-entropy on the mirror image too (the paper's symmetry loss)")
-    consistency: str = _option("js", "distance between the two views' grade distributions", CONSISTENCY_KINDS)
-    consistency_weight: float = _option(1.0, "weight of the consistency loss; 0: off", at_least=0)
-    classifier_weight: float = _option(1.0, "weight of the linear head's loss beside the text head's", at_least=0)
-    best_metric: str = _option(
+    output_dir: str = _run("runs/clip_koa", "run folder: best/, checkpoints/, metrics.jsonl, report/, tensorboard/")
+    resume: str = _run("", "latest, or a folder under checkpoints/, to go on from")
+    checkpoint_steps: int = _run(0, "optimizer steps between checkpoints; 0: one each epoch", at_least=0)
+    keep_checkpoints: int = _run(2, "newest checkpoints to keep; best/ is kept besides", at_least=1)
+    log_steps: int = _run(10, "optimizer steps between lines of metrics.jsonl", at_least=1)
+    trackers: str = _run("tensorboard", "trackers of Accelerate, by name, with commas between; empty: none")
+    evaluate_test: bool = _run(False, "after training, evaluate best/ on the test split too")
+    best_metric: str = _run(
         "text_flip_averaged.quadratic_weighted_kappa",
         "head.metric on validation that chooses best/; mae: lower is best",
     )
-    evaluate_test: bool = _option(False, "after training, evaluate best/ on the test split too")
-    seed: int = _option(0, "seed of weights, order and augmentation")
-    num_workers: int = _option(0, "processes that decode X-rays", at_least=0)
-    checkpoint_steps: int = _option(0, "optimizer steps between checkpoints; 0: one each epoch", at_least=0)
-    resume: str = _option("", "latest, or a folder under checkpoints/, to go on from")
+    patience: int = _run(0, "epochs without a better best_metric after which to stop; 0: no early stop", at_least=0)
+    seed: int = _run(0, "seed of weights, order and augmentation", at_least=0)
+
+    data_dir: str = _data("", "folder of knee X-rays, {split}/{grade}/{file}; empty: the environment's KNEE_XRAY_DIR")
+    synthetic_people: int = _data(0, "train on generated X-rays of this many people instead of data_dir", at_least=0)
+    class_balance: float = _data(
+        0.0, "0: X-rays as they come; 1: every grade as often as any other", at_least=0, at_most=1
+    )
+    augmentation: float = _data(
+        1.0, "strength of rotation, shift, scale, brightness and contrast; 0: none", at_least=0
+    )
+    num_workers: int = _data(0, "processes that decode X-rays", at_least=0)
+
+    model: str = _model("tiny", "start: tiny, a DINOv2 .onnx file, or a folder or Hub id of CLIP or DINOv2 weights")
+    prompts: str = _model("ensemble", "set of grade prompts in prompts_clip_koa.py", tuple(PROMPT_SETS))
+    freeze_layers: int = _model(
+        0, "lower blocks of the vision tower kept as they are, with its embeddings", at_least=0
+    )
+    lora_rank: int = _model(
+        0, "train the vision tower by LoRA of this rank (needs peft); 0: all its weights", at_least=0
+    )
+    drop_path: float = _model(
+        0.0, "chance that the vision tower's last block is skipped; lower blocks less", at_least=0, at_most=0.9
+    )
+
+    symmetry: bool = _losses(True, "cross-entropy on the mirror image too (the paper's symmetry loss)")
+    consistency: str = _losses("js", "distance between the two views' grade distributions", CONSISTENCY_KINDS)
+    consistency_weight: float = _losses(1.0, "weight of the consistency loss; 0: off", at_least=0)
+    classifier_weight: float = _losses(1.0, "weight of the linear head's loss beside the text head's", at_least=0)
+    label_smoothing: float = _losses(0.0, "share of the label spread evenly over the grades", at_least=0, at_most=1)
+    ordinal_smoothing: float = _losses(
+        0.0, "width, in grades, over which a label is shared with its neighbours", at_least=0
+    )
+
+    epochs: int = _tuning(10, "passes over the train split", at_least=1)
+    max_steps: int = _tuning(0, "optimizer steps at which to stop earlier; 0: no bound", at_least=0)
+    batch_size: int = _tuning(32, "X-rays per optimizer step, over all processes and accumulation", at_least=1)
+    learning_rate: float = _tuning(1e-5, "peak learning rate of pretrained weights", at_least=0)
+    new_learning_rate: float = _tuning(1e-4, "peak learning rate of weights that start at random", at_least=0)
+    layer_decay: float = _tuning(
+        1.0, "factor on the learning rate of pretrained towers for each block further down", at_least=0, at_most=1
+    )
+    weight_decay: float = _tuning(0.05, "AdamW weight decay, on matrices only", at_least=0)
+    warmup: float = _tuning(
+        0.1, "share of the steps over which the learning rate rises; a cosine follows", at_least=0, at_most=1
+    )
+    max_grad_norm: float = _tuning(1.0, "gradients are clipped to this norm; 0: not clipped", at_least=0)
+    ema_decay: float = _tuning(
+        0.0, "moving average of the weights, evaluated and saved in their place; 0: none", at_least=0, at_most=1
+    )
+
+    gradient_accumulation_steps: int = _compute(1, "parts that a batch is computed in, to save memory", at_least=1)
+    gradient_checkpointing: bool = _compute(False, "compute activations twice instead of keeping them")
+    mixed_precision: str = _compute("auto", "auto: bf16 where the hardware has it", ("auto", "no", "bf16", "fp16"))
 
     def __post_init__(self):
-        if not 0 <= self.warmup <= 1:
-            raise RunConfigError(f"warmup={self.warmup}: it is a share of the steps, 0 to 1.")
         for option in dataclasses.fields(self):
-            value, choices, at_least = (
-                getattr(self, option.name),
-                option.metadata["choices"],
-                option.metadata["at_least"],
-            )
-            if choices and value not in choices:
-                raise RunConfigError(f"{option.name}={value!r}: use one of {', '.join(choices)}.")
+            value, bounds = getattr(self, option.name), option.metadata
+            if bounds["choices"] and value not in bounds["choices"]:
+                raise RunConfigError(f"{option.name}={value!r}: use one of {', '.join(bounds['choices'])}.")
             # Written so that NaN is refused too.
-            if at_least is not None and not value >= at_least:
-                raise RunConfigError(f"{option.name}={value}: it must be at least {at_least}.")
+            if bounds["at_least"] is not None and not value >= bounds["at_least"]:
+                raise RunConfigError(f"{option.name}={value}: it must be at least {bounds['at_least']}.")
+            if bounds["at_most"] is not None and not value <= bounds["at_most"]:
+                raise RunConfigError(f"{option.name}={value}: it must be at most {bounds['at_most']}.")
+        if self.lora_rank and self.freeze_layers:
+            raise RunConfigError("lora_rank keeps the whole vision tower as it is: leave freeze_layers at 0.")
         if self.batch_size % self.gradient_accumulation_steps:
             raise RunConfigError(
                 f"batch_size={self.batch_size} is no multiple of "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
+
+    def differences(self, other: "RunConfig") -> list[str]:
+        """Fields that a resumed run may not change but that differ, as `name: other -> own`."""
+        names = (option.name for option in dataclasses.fields(self) if option.name not in CHANGEABLE_ON_RESUME)
+        pairs = ((name, getattr(other, name), getattr(self, name)) for name in names)
+        return [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
 
     def to_yaml(self) -> str:
         """The resolved configuration, as it would be written in a file."""
@@ -93,12 +147,29 @@ def parse_run_config(arguments: list[str] | None = None) -> RunConfig:
     """
     parser = argparse.ArgumentParser(description="Train CLIP-KOA.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the fields below")
+    sections = {}
     for option in dataclasses.fields(RunConfig):
+        name = option.metadata["section"]
+        if name not in sections:
+            sections[name] = parser.add_argument_group(name)
         text = f"{option.metadata['help']} (default: {option.default!r})".replace("%", "%%")
-        parser.add_argument(f"--{option.name}", metavar=option.type.__name__.upper(), help=text)
+        sections[name].add_argument(f"--{option.name}", metavar=option.type.__name__.upper(), help=text)
     given = vars(parser.parse_args(arguments))
     values = _read_yaml(given.pop("config"))
     values.update({name: value for name, value in given.items() if value is not None})
+    return _build(values)
+
+
+def read_run_config(path: str | Path) -> RunConfig:
+    """The configuration in a YAML file, such as a run folder's config.yaml.
+
+    Raises:
+        RunConfigError: as `parse_run_config`.
+    """
+    return _build(_read_yaml(str(path)))
+
+
+def _build(values: dict) -> RunConfig:
     types = {option.name: option.type for option in dataclasses.fields(RunConfig)}
     return RunConfig(**{name: _convert(name, value, types[name]) for name, value in values.items()})
 

@@ -86,13 +86,13 @@ def load_starting_point(name: str, prompts: list[list[str]], sample_images: list
             state_dict = read_dinov2_onnx(name)
         except (ValueError, ImportError) as error:
             raise RunConfigError(f"model: {error}") from error
-        image_processor = _image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
+        image_processor = build_image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
         return _dinov2_start(state_dict, None, image_processor, prompts, sample_images, settings)
     kind = _model_type(name)
     if kind == "dinov2":
         source = AutoModel.from_pretrained(name)
         heads = source.config.num_attention_heads
-        image_processor = _image_processor(224, *_normalisation(name))
+        image_processor = build_image_processor(224, *_normalisation(name))
         return _dinov2_start(source.state_dict(), heads, image_processor, prompts, sample_images, settings)
     if kind == "clip":
         return _clip_start(name, prompts, settings)
@@ -118,7 +118,7 @@ def _random_start(configuration: dict, prompts, settings) -> StartingPoint:
     tokenizer = build_prompt_tokenizer(prompts, _TEXT_POSITIONS)
     model = _from_scratch(configuration, tokenizer, prompts, settings)
     size = model.config.vision_config.image_size
-    image_processor = _image_processor(size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    image_processor = build_image_processor(size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     return StartingPoint(model, image_processor, tokenizer, new_parameters=("",))
 
 
@@ -180,7 +180,7 @@ def _from_scratch(configuration: dict, tokenizer, prompts, settings) -> CLIPKOAF
     return model
 
 
-def _image_processor(size: int, mean, std) -> BaseImageProcessor:
+def build_image_processor(size: int, mean, std) -> BaseImageProcessor:
     return CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=mean, image_std=std
     )

@@ -1,0 +1,167 @@
+"""What a run writes down: metrics.jsonl, trackers, run.json with what repeats it, status.json with how it stands."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import accelerate.tracking
+import torch
+from accelerate import Accelerator
+from datasets import DatasetDict, Image
+
+from clip_koa.training.run_config import RunConfig, RunConfigError
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "safetensors", "numpy", "Pillow")
+_PROJECT = Path(__file__).parents[2]
+
+
+def tracker_names(config: RunConfig) -> list[str]:
+    """The trackers of a run.
+
+    Raises:
+        RunConfigError: a name that Accelerate does not know, or whose package is not installed.
+    """
+    names = [name.strip() for name in config.trackers.split(",") if name.strip()]
+    for name in names:
+        if name not in accelerate.tracking.LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(accelerate.tracking.LOGGER_TYPE_TO_CLASS))
+            raise RunConfigError(f"trackers={name!r} is not known: Accelerate has {known}.")
+        if name not in map(str, accelerate.tracking.get_available_trackers()):
+            raise RunConfigError(f"trackers={name!r} needs its package: pip install {name}.")
+    return names
+
+
+def data_digest(corpus: DatasetDict) -> str:
+    """SHA-256 over split, file name, grade and bytes of every X-ray, in the corpus's order."""
+    digest = hashlib.sha256()
+    for name, split in sorted(corpus.items()):
+        for batch in split.cast_column("image", Image(decode=False)).iter(batch_size=256):
+            for file, label, image in zip(batch["file"], batch["label"], batch["image"], strict=True):
+                content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+                digest.update(f"{name}\0{file}\0{label}\0{len(content)}\0".encode())
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Recorder:
+    """Writes a run's records, on the main process; the others' calls do nothing."""
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.folder = Path(config.output_dir)
+
+    def start(self, corpus: DatasetDict, step: int) -> None:
+        """Opens the records, at `step` of a resumed run.
+
+        Raises:
+            RunConfigError: the X-rays are not those that the resumed run was trained on.
+        """
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_run(corpus, step)
+            write_text_whole(self.folder / "config.yaml", self.config.to_yaml())
+            self._drop_records_after(step)
+        names = tracker_names(self.config)
+        keywords = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in names else {}
+        self.accelerator.init_trackers("clip_koa", config=dataclasses.asdict(self.config), init_kwargs=keywords)
+
+    def _write_run(self, corpus: DatasetDict, step: int) -> None:
+        path = self.folder / "run.json"
+        data = {"digest": data_digest(corpus), "counts": {name: len(split) for name, split in corpus.items()}}
+        run = {"data": data, "launches": []}
+        if path.exists():
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run["data"] != data:
+                raise RunConfigError(
+                    f"{self.folder} was trained on other X-rays ({run['data']['counts']}, digest "
+                    f"{run['data']['digest'][:12]}; now {data['counts']}, {data['digest'][:12]}): start a new run."
+                )
+        run["launches"].append({"from_step": step, **describe_launch(self.accelerator)})
+        write_text_whole(path, json.dumps(run, indent=1))
+
+    def _drop_records_after(self, step: int) -> None:
+        """A resumed run writes these lines again, and the one that a kill cut short."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = [
+                line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+            ]
+            records = [json.loads(line) for line in lines]
+            kept = [record for record in records if record["step"] <= step and record.get("checkpoint") != "best"]
+            write_text_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def record(self, **values) -> None:
+        """Adds a line to metrics.jsonl and passes its numbers on to the trackers."""
+        if self.accelerator.is_main_process:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        kind = values["split"] if values["kind"] == "evaluation" else "train"
+        if values.get("checkpoint") == "best":
+            kind = f"best_{kind}"
+        self.accelerator.log(dict(_numbers(values, kind)), step=values["step"])
+
+    def status(self, state: str, **values) -> None:
+        """Writes status.json: `running`, `interrupted`, `failed` or `finished`."""
+        if self.accelerator.is_main_process and self.folder.is_dir():
+            text = json.dumps({"state": state, "time": _now(), **values}, indent=1)
+            write_text_whole(self.folder / "status.json", text)
+
+
+def _numbers(values: dict, prefix: str):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float) and name not in ("step", "num_samples"):
+            yield f"{prefix}/{name}", value
+
+
+def describe_launch(accelerator: Accelerator) -> dict:
+    """When, what and where: command line, versions, revision of the code, machine."""
+    return {
+        "time": _now(),
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "git": _git_revision(),
+        "machine": {
+            "system": platform.platform(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "mixed_precision": accelerator.mixed_precision,
+        },
+    }
+
+
+def _git_revision() -> dict:
+    """Revision of the project's code and whether it was changed since; empty where it is no git repository."""
+
+    def git(*arguments):
+        result = subprocess.run(["git", "-C", str(_PROJECT), *arguments], capture_output=True, text=True, timeout=30)
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    try:
+        # An installed package may lie below someone else's repository.
+        if Path(git("rev-parse", "--show-toplevel") or "/nowhere").resolve() != _PROJECT.resolve():
+            return {}
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
