@@ -77,7 +77,7 @@ def test_metrics_are_those_named(finished_run):
 
 
 def test_the_predictions_give_the_metrics(finished_run):
-    """What the report says of best/ follows from the probabilities written beside it."""
+    """What the report says of best/ follows from the logits written beside it."""
     rows = [json.loads(line) for line in (finished_run / "report/predictions_test.jsonl").read_text().splitlines()]
     best = json.loads((finished_run / "report/metrics.json").read_text())["test"]
     assert best["text"]["num_samples"] == len(rows) == 40
@@ -85,8 +85,8 @@ def test_the_predictions_give_the_metrics(finished_run):
     def grade(values):
         return values.index(max(values))
 
-    accuracy = sum(grade(row["probabilities"]) == row["label"] for row in rows) / len(rows)
-    agreement = sum(grade(row["probabilities"]) == grade(row["flipped_probabilities"]) for row in rows) / len(rows)
+    accuracy = sum(grade(row["logits"]) == row["label"] for row in rows) / len(rows)
+    agreement = sum(grade(row["logits"]) == grade(row["flipped_logits"]) for row in rows) / len(rows)
     assert best["text"]["accuracy"] == pytest.approx(accuracy)
     assert best["text"]["flip_agreement"] == pytest.approx(agreement)
 

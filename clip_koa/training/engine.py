@@ -13,6 +13,7 @@ from datasets import DatasetDict
 from tqdm.auto import tqdm
 
 from clip_koa.grading.evaluation import CHOOSABLE_METRICS, HEADS, Predictions, evaluate, predict
+from clip_koa.grading.predictions import PredictionFile, write_predictions
 from clip_koa.training.augmentation import Augmentation
 from clip_koa.training.checkpoints import TrainState, find_checkpoint, save_checkpoint, save_model_folder
 from clip_koa.training.loader import XrayDataset, build_loader, sample_images
@@ -261,12 +262,14 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
     for split in ["validation", "test"] if run.config.evaluate_test else ["validation"]:
         dataset = XrayDataset(corpus[split], run.start.image_processor)
         loader = build_loader(dataset, run.config.batch_size, train=False, num_workers=run.config.num_workers, seed=0)
-        predictions = _predict_split(run, model, run.accelerator.prepare(loader), split)
+        # In fp32, as evaluate_checkpoint.py computes it.
+        predictions = _predict_split(run, model, run.accelerator.prepare(loader), split, autocast=False)
         results = evaluate(predictions, model.config)
         _record_evaluation(run, results, split, "best")
         run.accelerator.print(f"best/ (step {run.state.best_step}) on {split}: " + describe(results))
         if run.accelerator.is_main_process:
-            _write_predictions(run.folder / "report" / f"predictions_{split}.jsonl", predictions, corpus[split])
+            graded = PredictionFile.of_split(predictions, corpus[split])
+            write_predictions(run.folder / "report" / f"predictions_{split}.jsonl", graded)
 
 
 def describe(results: dict) -> str:
@@ -278,9 +281,9 @@ def describe(results: dict) -> str:
     )
 
 
-def _predict_split(run: Run, model, loader, split: str) -> Predictions:
+def _predict_split(run: Run, model, loader, split: str, autocast: bool = True) -> Predictions:
     batches = tqdm(loader, desc=split, unit="batch", leave=False, disable=not run.accelerator.is_local_main_process)
-    return predict(model, batches, run.accelerator)
+    return predict(model, batches, run.accelerator, autocast=autocast)
 
 
 def _metric(results: dict, name: str) -> float:
@@ -308,19 +311,3 @@ def _drop_records_after(path: Path, step: int) -> None:
         records = [json.loads(line) for line in lines]
         kept = [record for record in records if record["step"] <= step and record.get("checkpoint") != "best"]
         path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-
-
-def _write_predictions(path: Path, predictions: Predictions, split) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {
-        "probabilities": predictions.logits,
-        "flipped_probabilities": predictions.flipped_logits,
-        "linear_probabilities": predictions.classifier_logits,
-    }
-    columns = {name: logits.softmax(-1).tolist() for name, logits in columns.items()}
-    rows = zip(split["file"], predictions.labels.tolist(), *columns.values(), strict=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for name, label, *probabilities in rows:
-            file.write(
-                json.dumps({"file": name, "label": label, **dict(zip(columns, probabilities, strict=True))}) + "\n"
-            )
