@@ -20,12 +20,13 @@ from tqdm.auto import tqdm
 
 from clip_koa.grading.comparison import compare_files, describe_comparison
 from clip_koa.grading.evaluation import HEADS, describe_results, evaluate, predict
-from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split
+from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name
 from clip_koa.grading.perturbation import PerturbationError, check_perturbations
 from clip_koa.grading.predictions import PredictionFile, PredictionsError, write_predictions
 from clip_koa.grading.robustness import measure_robustness, predict_perturbed
 from clip_koa.grading.stock import StockError, measure_stock, predict_stock
 from clip_koa.publishing.evaluation_report import write_evaluation
+from clip_koa.publishing.page import write_file
 from clip_koa.training.loader import XrayDataset, build_loader
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
@@ -39,8 +40,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     what.add_argument("--compare", nargs=2, metavar="PREDICTIONS", help="two prediction files of the same X-rays")
     parser.add_argument("--data_dir", help="folder of knee X-rays (default: the environment's KNEE_XRAY_DIR)")
     parser.add_argument(
-        "--split", default="validation", help="validation, test, auto_test or train (default: validation)"
-    )
+        "--split", default="validation", type=split_name,
+        help="validation, test, auto_test or train (default: validation)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for what is found; --model needs one")
     parser.add_argument("--batch_size", type=int, default=16, help="X-rays at once on each process (default: 16)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode X-rays (default: 0)")
@@ -124,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(describe_comparison(comparison))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "comparison.json").write_text(json.dumps(comparison, indent=2), encoding="utf-8")
+        write_file(options.output / "comparison.json", json.dumps(comparison, indent=2).encode())
     return 0
 
 

@@ -37,17 +37,21 @@ def load_checkpoint(name: str) -> tuple[CLIPKOAForImageClassification, BaseImage
     return model, image_processor
 
 
+def split_name(name: str) -> str:
+    """The corpus's own name of a split that may be named by its folder, as val."""
+    return next((split for split, folders in SPLIT_FOLDERS.items() if name in folders), name)
+
+
 def load_split(data_dir: str | None, split: str, accelerator) -> tuple[Dataset, str]:
     """A split of the corpus and the corpus's digest; the main process builds it first for the others to find.
 
     Raises:
         CorpusError: no corpus, a damaged one, or one without the split.
     """
-    names = {folder: name for name, folders in SPLIT_FOLDERS.items() for folder in folders}
     with accelerator.main_process_first():
         builder = KneeXray("folder", data_dir=data_dir or None)
         builder.download_and_prepare()
         corpus = builder.as_dataset()
-    if names.get(split, split) not in corpus:
+    if split not in corpus:
         raise CorpusError(f"--split {split}: {builder.config.data_dir} has {', '.join(corpus)}.")
-    return corpus[names.get(split, split)], builder.manifest_digest
+    return corpus[split], builder.manifest_digest

@@ -28,7 +28,7 @@ _ROBUSTNESS_COLUMNS = (
     ("QWK", MAIN_HEAD, "quadratic_weighted_kappa"),
     ("MAE", MAIN_HEAD, "mae"),
     ("AUROC, grade ≥ 2", MAIN_HEAD, "auroc_osteoarthritis"),
-    ("flip agreement, not averaged", "text", "flip_agreement"),
+    ("flip agreement", "text", "flip_agreement"),
 )
 
 
@@ -109,7 +109,7 @@ def _robustness_part(folder: Path, robustness: dict) -> dict:
 
 def _columns() -> list[str]:
     names = [f"change of {title}" for title, _, _ in _ROBUSTNESS_COLUMNS]
-    return [*names, "grades that change", "grades that change, not averaged", "mean change, grades"]
+    return [*names, "grades that change", "that change, not averaged", "mean change, grades"]
 
 
 def _rows(robustness: dict) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -119,7 +119,7 @@ def _rows(robustness: dict) -> list[tuple[str, list[tuple[str, str]]]]:
         cells = []
         for _, head, metric in _ROBUSTNESS_COLUMNS:
             change, bounds = values[head]["change"][metric], values[head]["intervals"][metric]
-            cells.append((_signed(change), f"{bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""))
+            cells.append((_signed(change), f"{_signed(bounds[0])} to {_signed(bounds[1])}" if bounds else ""))
         for head in (MAIN_HEAD, "text"):
             cells.append(
                 (f"{values[head]['grade_changed']:.3f}", interval_text(values[head]["grade_changed_interval"]))
@@ -129,7 +129,10 @@ def _rows(robustness: dict) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _signed(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:+.3f}"
+    if value is None:
+        return "n/a"
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text
 
 
 def _write_robustness(folder: Path, robustness: dict, graded: PredictionFile, perturbed: dict) -> None:

@@ -60,9 +60,12 @@ def save_picture(path: Path, title: str, alt: str, draw: Callable[..., Figure], 
     """Draws a figure, saves it as PNG, and gives what a page needs to embed it."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(figures.STYLE):
-        draw(*arguments).savefig(buffer, format="png")
+        figure = draw(*arguments)
+        figure.savefig(buffer, format="png")
     write_file(path, buffer.getvalue())
-    return {"title": title, "alt": alt, "data": _data_url(buffer.getvalue(), "png")}
+    # Drawn with more dots than a page's 96 an inch, so that it stays sharp on fine screens and in print.
+    width = round(figure.get_figwidth() * 96)
+    return {"title": title, "alt": alt, "width": width, "data": _data_url(buffer.getvalue(), "png")}
 
 
 def split_section(
@@ -185,8 +188,8 @@ def hardest_xrays(graded: PredictionFile, xrays: Dataset | None = None, count: i
     return [
         {
             "file": graded.files[index],
-            "true": GRADE_LABELS[labels[index]],
-            "predicted": GRADE_LABELS[averaged[index].argmax()],
+            "true": figures.SHORT_LABELS[labels[index]],
+            "predicted": figures.SHORT_LABELS[averaged[index].argmax()],
             "thumbnail": thumbnails.get(graded.files[index]),
             "rows": [
                 {
