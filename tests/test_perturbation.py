@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
@@ -134,3 +135,8 @@ def test_without_scikit_image_the_message_names_it(monkeypatch):
     with pytest.raises(PerturbationError, match=r"scikit-image.*clip-koa\[robustness\]"):
         check_perturbations(["all"])
     assert check_perturbations(["blur"]) == ["blur"]
+
+
+def test_the_docs_name_every_perturbation():
+    docs = (ROOT / "docs/evaluation.md").read_text()
+    assert not [name for name in PERTURBATIONS if f"`{name}`" not in docs]

@@ -108,8 +108,8 @@ def _robustness_part(folder: Path, robustness: dict) -> dict:
 
 
 def _columns() -> list[str]:
-    names = [f"change of {title}" for title, _, _ in _ROBUSTNESS_COLUMNS]
-    return [*names, "grades that change", "that change, not averaged", "mean change, grades"]
+    names = [f"Δ {title}" for title, _, _ in _ROBUSTNESS_COLUMNS]
+    return [*names, "changed grades", "changed, not averaged", "mean Δ grade"]
 
 
 def _rows(robustness: dict) -> list[tuple[str, list[tuple[str, str]]]]:
