@@ -82,7 +82,9 @@ def evaluate_model(options: argparse.Namespace) -> None:
         loader = build_loader(dataset, options.batch_size, train=False, num_workers=options.num_workers, seed=0)
         batches = accelerator.prepare(loader)
         bar = tqdm(batches, desc=title, unit="batch", disable=not accelerator.is_local_main_process)
-        return predict(model, bar, accelerator)
+        predictions = predict(model, bar, accelerator)
+        accelerator.free_memory()  # or it would hold every perturbed split to the end
+        return predictions
 
     predictions = predict_split(split, options.split)
     stock = predict_stock(options.model, split, accelerator, options.batch_size) if options.stock else None

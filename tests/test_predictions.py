@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 
 from clip_koa.grading.comparison import compare_files, describe_comparison
 from clip_koa.grading.evaluation import Predictions, evaluate, measure_heads
@@ -47,6 +48,16 @@ def test_pseudonyms():
     names = pseudonyms(["a.png", "b.png", "c.png", "d.png"], ["9000001", "9000001", "", ""])
     assert names[0] == names[1] == pseudonyms(["other.png"], ["9000001"])[0] == "5df1f8f70c69"
     assert len(set(names)) == 3  # an X-ray of nobody known is a person of its own
+
+
+def test_predictions_of_a_split_are_of_each_xray_once():
+    split = Dataset.from_dict({"file": ["a.png", "b.png"], "person_id": ["9000001", ""]})
+    predictions = _graded(size=2).predictions
+    graded = PredictionFile.of_split(predictions, split)
+    assert graded.files == ["a.png", "b.png"] and graded.people == pseudonyms(graded.files, ["9000001", ""])
+    predictions.index[1] = 0
+    with pytest.raises(PredictionsError, match="2 predictions for 2 X-rays: there must be one for each"):
+        PredictionFile.of_split(predictions, split)
 
 
 @pytest.mark.parametrize(

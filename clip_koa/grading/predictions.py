@@ -29,8 +29,16 @@ class PredictionFile:
 
     @classmethod
     def of_split(cls, predictions: Predictions, split: Dataset) -> "PredictionFile":
-        """The predictions of a split of the `KneeXray` builder, of which `file` and `person_id` are read."""
+        """The predictions of a split of the `KneeXray` builder, of which `file` and `person_id` are read.
+
+        Raises:
+            PredictionsError: predictions that are not of every X-ray of the split, each once and in its order.
+        """
         files = list(split["file"])
+        if predictions.index.tolist() != list(range(len(files))):
+            raise PredictionsError(
+                f"{len(predictions.index)} predictions for {len(files)} X-rays: there must be one for each, in order."
+            )
         return cls(predictions, files, pseudonyms(files, list(split["person_id"])))
 
 

@@ -40,7 +40,7 @@ def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = 
         graded = _read_graded(report / f"predictions_{split}.jsonl")
         if graded:  # intervals need to know whose X-rays they are
             best[split] = record = {**record, **measure_heads(graded.predictions, graded.people)}
-        sections.append(split_section(report, split, record, graded, corpus[split] if corpus else None))
+        sections.append(split_section(report, split, record, graded, corpus.get(split) if corpus else None))
     write_file(report / "metrics.json", json.dumps(best, indent=2).encode())
     curves = []
     if records:
