@@ -131,7 +131,8 @@ def test_probabilities_against_scikit_learn(seed):
     score = rows[:, 2:].sum(1)
     assert results["auroc_osteoarthritis"] == pytest.approx(sklearn_metrics.roc_auc_score(true >= 2, score))
     assert results["log_loss"] == pytest.approx(sklearn_metrics.log_loss(true, rows, labels=range(5)))
-    assert results["brier_score"] == pytest.approx(np.square(rows - np.eye(5)[true]).sum(1).mean())
+    brier = sklearn_metrics.brier_score_loss(true, rows, labels=range(5), scale_by_half=False)
+    assert results["brier_score"] == pytest.approx(brier)
     divergence = jensenshannon(rows, flipped, axis=1) ** 2  # scipy gives the distance, its root
     assert results["flip_divergence"] == pytest.approx(divergence.mean())
     error = 0.0
@@ -193,6 +194,19 @@ def test_the_bootstrap_draws_people():
     alone = kl_grading_metrics(predictions, references, people=range(100))["intervals"]["accuracy"]
     # By image the interval is that of a proportion, 0.5 +- 1.96 * 0.05.
     assert alone == pytest.approx([0.402, 0.598], abs=0.02)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Both knees of a person are right or both wrong: intervals over people hold the true accuracy, over images not."""
+    generator = np.random.default_rng(0)
+    people, held = np.repeat(np.arange(60), 2), {"people": 0, "images": 0}
+    for draw in range(200):
+        predictions = np.repeat(generator.random(60) < 0.6, 2).astype(int)
+        for kind, names in (("people", people), ("images", np.arange(120))):
+            results = kl_grading_metrics(predictions, np.ones(120, int), people=names, resamples=300, seed=draw)
+            low, high = results["intervals"]["accuracy"]
+            held[kind] += low <= 0.6 <= high
+    assert held["people"] / 200 > 0.90 and held["images"] / 200 < 0.88, held
 
 
 def test_intervals_are_repeatable_and_hold_the_figure():
