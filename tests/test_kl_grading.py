@@ -197,7 +197,7 @@ def test_the_bootstrap_draws_people():
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Both knees of a person are right or both wrong: intervals over people hold the true accuracy, over images not."""
+    """Both knees of a person right or both wrong: intervals over people hold the truth, over images not."""
     generator = np.random.default_rng(0)
     people, held = np.repeat(np.arange(60), 2), {"people": 0, "images": 0}
     for draw in range(200):

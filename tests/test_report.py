@@ -198,3 +198,16 @@ def test_a_broken_line_is_named(tmp_path):
 def test_a_loss_switched_off_fits_the_logarithmic_axis(tmp_path):
     _write(tmp_path, [{**_train_record(1), "consistency_loss": 0.0}])
     assert write_report(tmp_path).is_file()
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_xray_of_one_grade(tmp_path):
+    """No interval, no ROC, no recall but one; and a page all the same."""
+    _write(tmp_path, [_evaluation_record("best")])
+    graded = _graded(size=1)
+    write_predictions(tmp_path / "report" / "predictions_validation.jsonl", graded)
+    page = write_report(tmp_path).read_text()
+    results = json.loads((tmp_path / "report/metrics.json").read_text())["validation"]["text"]
+    assert results["auroc_osteoarthritis"] is None and results["intervals"]["accuracy"] is None
+    assert "AUROC, grade ≥ 2</th>\n<td>n/a</td>" in page and "ROC of osteoarthritis" not in page
+    assert "recall_per_grade_validation.png" in {path.name for path in (tmp_path / "report").iterdir()}
