@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from clip_koa.grading.comparison import compare_files, describe_comparison
@@ -27,7 +28,7 @@ from clip_koa.grading.robustness import measure_robustness, predict_perturbed
 from clip_koa.grading.stock import StockError, measure_stock, predict_stock
 from clip_koa.publishing.evaluation_report import write_evaluation
 from clip_koa.publishing.page import write_file
-from clip_koa.training.loader import XrayDataset, build_loader
+from clip_koa.training.loader import XrayDataset
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
 
@@ -79,8 +80,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
 
     def predict_split(xrays, title):
         dataset = XrayDataset(xrays, image_processor)
-        loader = build_loader(dataset, options.batch_size, train=False, num_workers=options.num_workers, seed=0)
-        batches = accelerator.prepare(loader)
+        batches = accelerator.prepare(DataLoader(dataset, options.batch_size, num_workers=options.num_workers))
         bar = tqdm(batches, desc=title, unit="batch", disable=not accelerator.is_local_main_process)
         predictions = predict(model, bar, accelerator)
         accelerator.free_memory()  # or it would hold every perturbed split to the end

@@ -60,8 +60,9 @@ def _write(folder, records):
 def test_a_complete_run(tmp_path):
     _write(tmp_path, [_train_record(5), _train_record(10), _evaluation_record("last"), _evaluation_record("best")])
     (tmp_path / "config.yaml").write_text("note: <script>\n")
+    (tmp_path / "run.json").write_text('{"git": "<revision>"}')
     page = write_report(tmp_path).read_text()
-    assert "0.700" in page and "&lt;script&gt;" in page and "10 steps" in page
+    assert "0.700" in page and "&lt;script&gt;" in page and "&lt;revision&gt;" in page and "10 steps" in page
     assert json.loads((tmp_path / "report/metrics.json").read_text())["validation"]["step"] == 10
     assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
         "learning_curves.png", "confusion_matrix_validation.png", "recall_per_grade_validation.png",

@@ -13,7 +13,7 @@ from clip_koa.publishing.page import save_picture, split_section, write_file, wr
 
 
 def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = None) -> Path:
-    """Writes `report/` from a run's metrics.jsonl, config.yaml and predictions; a run in progress will do.
+    """Writes `report/` from a run's metrics.jsonl, config.yaml, run.json and predictions; one in progress will do.
 
     Args:
         run_folder: with metrics.jsonl, and report/predictions_{split}.jsonl for intervals and diagrams.
@@ -46,7 +46,7 @@ def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = 
     if records:
         alt = "Line charts over epochs: losses by part, and validation metrics of each head. metrics.jsonl holds them."
         curves = [save_picture(report / "learning_curves.png", "Curves", alt, figures.learning_curves, records)]
-    config = run_folder / "config.yaml"
+    papers = {"Resolved configuration": run_folder / "config.yaml", "What repeats this run": run_folder / "run.json"}
     return write_page(
         report / "index.html",
         "report.html",
@@ -55,7 +55,7 @@ def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = 
         sections=sections,
         heads=list(figures.HEAD_NAMES.values()),
         curves=curves,
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        papers={title: path.read_text(encoding="utf-8") for title, path in papers.items() if path.is_file()},
     )
 
 
