@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     train(run)
     evaluate_best(run, corpus)
     if accelerator.is_main_process:
-        print(f"Report: {write_report(run.folder)}\nModel:  {run.folder / 'best'}")
+        print(f"Report: {write_report(run.folder, corpus)}\nModel:  {run.folder / 'best'}")
     accelerator.end_training()
     return 0
 

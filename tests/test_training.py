@@ -54,7 +54,7 @@ def test_run_folder(finished_run):
     report = finished_run / "report"
     assert {path.suffix for path in report.iterdir()} >= {".html", ".png", ".json", ".jsonl"}
     page = (report / "index.html").read_text()
-    assert "Research only" in page and "data:image/png;base64" in page and "http" not in page.split("<body>")[1]
+    assert "Research only" in page and "data:image/png;base64" in page and "http:" not in page and "https:" not in page
 
 
 def test_metrics_are_those_named(finished_run):
@@ -78,7 +78,7 @@ def test_metrics_are_those_named(finished_run):
 
 
 def test_the_predictions_give_the_metrics(finished_run):
-    """What the report says of best/ follows from the probabilities written beside it."""
+    """What the report says of best/ follows from the logits written beside it."""
     rows = [json.loads(line) for line in (finished_run / "report/predictions_test.jsonl").read_text().splitlines()]
     best = json.loads((finished_run / "report/metrics.json").read_text())["test"]
     assert best["text"]["num_samples"] == len(rows) == 40
@@ -86,8 +86,8 @@ def test_the_predictions_give_the_metrics(finished_run):
     def grade(values):
         return values.index(max(values))
 
-    accuracy = sum(grade(row["probabilities"]) == row["label"] for row in rows) / len(rows)
-    agreement = sum(grade(row["probabilities"]) == grade(row["flipped_probabilities"]) for row in rows) / len(rows)
+    accuracy = sum(grade(row["logits"]) == row["label"] for row in rows) / len(rows)
+    agreement = sum(grade(row["logits"]) == grade(row["flipped_logits"]) for row in rows) / len(rows)
     assert best["text"]["accuracy"] == pytest.approx(accuracy)
     assert best["text"]["flip_agreement"] == pytest.approx(agreement)
 

@@ -1,8 +1,10 @@
 """One evaluation for everyone: both views and both heads of each X-ray, and the metrics of each way to read them."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics
@@ -42,20 +44,21 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(model: torch.nn.Module, batches: Iterable[dict], accelerator) -> Predictions:
+def predict(model: torch.nn.Module, batches: Iterable[dict], accelerator, *, autocast: bool = True) -> Predictions:
     """Runs the model on every X-ray and its mirror image.
 
     Args:
         model: a CLIP-KOA model, prepared by the accelerator or not; its training mode is kept.
         batches: of `pixel_values`, `labels`, `index`; a loader prepared by the accelerator.
         accelerator: gathers the predictions of all processes, each X-ray once.
+        autocast: compute in the accelerator's precision; False: in the weights' own, as a figure to report should be.
     """
     was_training = model.training
     model.eval()
     gathered = []
     for batch in batches:
         pixel_values = batch["pixel_values"]
-        with accelerator.autocast():
+        with accelerator.autocast() if autocast else nullcontext():
             output = model(torch.cat([pixel_values, pixel_values.flip(-1)]), flip_average=False)
         logits, flipped_logits = output.logits.float().chunk(2)
         classifier_logits, flipped_classifier_logits = output.classifier_logits.float().chunk(2)
@@ -67,8 +70,11 @@ def predict(model: torch.nn.Module, batches: Iterable[dict], accelerator) -> Pre
     return Predictions(**{f.name: column[order] for f, column in zip(fields(Predictions), columns, strict=True)})
 
 
-def evaluate(predictions: Predictions, config: CLIPKOAConfig) -> dict:
+def evaluate(predictions: Predictions, config: CLIPKOAConfig, people: list[str] | None = None) -> dict:
     """Losses by part, and the metrics of each head.
+
+    Args:
+        people: whose each X-ray is (N); with it every figure of a head has its interval.
 
     Returns:
         `loss`, `symmetry_loss`, `consistency_loss`, `classifier_loss` as the model defines them, over the whole split,
@@ -83,17 +89,60 @@ def evaluate(predictions: Predictions, config: CLIPKOAConfig) -> dict:
     symmetry, consistency = parts("text")
     classifier_symmetry, classifier_consistency = parts("linear")
     classifier = classifier_symmetry + config.consistency_weight * classifier_consistency
-    results = {
+    return {
         "loss": symmetry + config.consistency_weight * consistency + config.classifier_weight * classifier,
         "symmetry_loss": symmetry,
         "consistency_loss": consistency,
         "classifier_loss": classifier,
+        **measure_heads(predictions, people),
     }
-    for head in HEADS:
-        logits, flipped = predictions.of_head(head)
-        results[head] = kl_grading_metrics(
-            predictions=logits.argmax(-1).tolist(),
-            references=predictions.labels.tolist(),
-            flipped_predictions=flipped.argmax(-1).tolist(),
+
+
+def measure_heads(predictions: Predictions, people: list[str] | None = None) -> dict[str, dict]:
+    """`kl_grading_metrics` of each of `HEADS`; with `people` (N) also the intervals."""
+    references = predictions.labels.tolist()
+    return {
+        head: kl_grading_metrics(references=references, people=people, **grading(predictions, head)) for head in HEADS
+    }
+
+
+def describe_results(results: dict) -> str:
+    """A line for each head: the figures a reader looks for first, with their intervals where there are any."""
+    shown = {
+        "accuracy": "accuracy",
+        "quadratic_weighted_kappa": "QWK",
+        "mae": "MAE",
+        "flip_agreement": "flip agreement",
+    }
+
+    def text(values, metric):
+        bounds = values.get("intervals", {}).get(metric)
+        return f"{values[metric]:.4f}" + (f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "")
+
+    lines = (
+        f"{head:18}  " + "  ".join(f"{title} {text(results[head], metric)}" for metric, title in shown.items())
+        for head in HEADS
+    )
+    return "\n".join(lines)
+
+
+def grading(predictions: Predictions, head: str) -> dict[str, np.ndarray]:
+    """What the metric takes of one head: grades (N,) and probabilities (N, K) of X-rays and mirror images.
+
+    Raises:
+        FloatingPointError: logits that are not finite.
+    """
+    logits, flipped = predictions.of_head(head)
+    broken = ~(logits.isfinite() & flipped.isfinite()).all(-1)
+    if broken.any():
+        place = predictions.index[broken][0].item()
+        raise FloatingPointError(
+            f"The {head} head's logits of X-ray {place} are not finite: the weights are damaged, or training diverged "
+            "(lower learning_rate)."
         )
-    return results
+    return {
+        "predictions": logits.argmax(-1).numpy(),
+        "flipped_predictions": flipped.argmax(-1).numpy(),
+        "probabilities": logits.double().softmax(-1).numpy(),
+        "flipped_probabilities": flipped.double().softmax(-1).numpy(),
+    }

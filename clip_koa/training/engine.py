@@ -1,6 +1,5 @@
 """The training loop on Accelerate: corpus and starting point in, run folder out."""
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from datasets import DatasetDict
 from tqdm.auto import tqdm
 
 from clip_koa.grading.evaluation import CHOOSABLE_METRICS, HEADS, Predictions, evaluate, predict
+from clip_koa.grading.predictions import PredictionFile, write_predictions
 from clip_koa.training.augmentation import Augmentation
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.checkpoints import (
@@ -377,12 +377,14 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
     for split in ["validation", "test"] if run.config.evaluate_test else ["validation"]:
         dataset = XrayDataset(corpus[split], run.start.image_processor)
         loader = build_loader(dataset, run.config.batch_size, run.config.num_workers)
-        predictions = _predict_split(run, model, run.accelerator.prepare(loader), split)
+        # In fp32, as evaluate_checkpoint.py computes it.
+        predictions = _predict_split(run, model, run.accelerator.prepare(loader), split, autocast=False)
         results = evaluate(predictions, model.config)
         _record_evaluation(run, results, split, "best")
         run.accelerator.print(f"best/ (step {run.state.best_step}) on {split}: " + describe(results))
         if run.accelerator.is_main_process:
-            _write_predictions(run.folder / "report" / f"predictions_{split}.jsonl", predictions, corpus[split])
+            graded = PredictionFile.of_split(predictions, corpus[split])
+            write_predictions(run.folder / "report" / f"predictions_{split}.jsonl", graded)
     run.recorder.status("finished", step=run.state.step, total_steps=run.total_steps, best_step=run.state.best_step)
 
 
@@ -395,9 +397,9 @@ def describe(results: dict) -> str:
     )
 
 
-def _predict_split(run: Run, model, loader, split: str) -> Predictions:
+def _predict_split(run: Run, model, loader, split: str, autocast: bool = True) -> Predictions:
     batches = tqdm(loader, desc=split, unit="batch", leave=False, disable=not run.accelerator.is_local_main_process)
-    return predict(model, batches, run.accelerator)
+    return predict(model, batches, run.accelerator, autocast=autocast)
 
 
 def _metric(results: dict, name: str) -> float:
@@ -412,19 +414,3 @@ def _record_evaluation(run: Run, results: dict, split: str, checkpoint: str) -> 
     run.recorder.record(
         kind="evaluation", split=split, checkpoint=checkpoint, step=step, epoch=run.state.epoch, **results
     )
-
-
-def _write_predictions(path: Path, predictions: Predictions, split) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {
-        "probabilities": predictions.logits,
-        "flipped_probabilities": predictions.flipped_logits,
-        "linear_probabilities": predictions.classifier_logits,
-    }
-    columns = {name: logits.softmax(-1).tolist() for name, logits in columns.items()}
-    rows = zip(split["file"], predictions.labels.tolist(), *columns.values(), strict=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for name, label, *probabilities in rows:
-            file.write(
-                json.dumps({"file": name, "label": label, **dict(zip(columns, probabilities, strict=True))}) + "\n"
-            )

@@ -3,9 +3,16 @@
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score
 
-_DESCRIPTION = "Metrics of knee X-ray grading on the Kellgren-Lawrence scale, 0 to 4."
+NUM_GRADES = 5
+OSTEOARTHRITIS_GRADE = 2  # radiographic osteoarthritis: this grade or a higher one
+CALIBRATION_BINS = 15
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+_SUM_TOLERANCE = 1e-3  # how far probabilities may be from adding up to 1
+_CHUNK = 4_000_000  # weights held at once, X-rays times resamples
+
+_DESCRIPTION = "Metrics of knee X-ray grading on the Kellgren-Lawrence scale, 0 to 4, with intervals over people."
 
 _CITATION = """@article{kellgren1957,
   title={Radiological assessment of osteo-arthrosis},
@@ -20,13 +27,24 @@ Args:
     references (list of int): true grades.
     flipped_predictions (list of int, optional): grades predicted for the mirror images.
     num_grades (int): defaults to 5.
+    probabilities (list of list of float, optional): of each grade, for each X-ray; each row adds up to 1.
+    flipped_probabilities (list of list of float, optional): those of the mirror images.
+    people (list of str or int, optional): whose X-ray it is; asks for the intervals.
+    resamples (int): of the bootstrap, defaults to 1000.
+    seed (int): of the bootstrap, defaults to 0.
 Returns:
-    num_samples, accuracy, balanced_accuracy, macro_f1, quadratic_weighted_kappa, mae, recall_per_grade (None for a
-    grade without references), confusion_matrix (rows: references), and flip_agreement with flipped_predictions.
+    num_samples, accuracy, balanced_accuracy, macro_f1, quadratic_weighted_kappa, mae, adjacent_accuracy,
+    recall_per_grade and f1_per_grade (None where a grade has none), confusion_matrix (rows: references);
+    with flipped_predictions flip_agreement; with probabilities auroc_osteoarthritis, expected_calibration_error,
+    brier_score and log_loss; with flipped_probabilities too flip_divergence; with people num_people and intervals,
+    for each of these figures its 95 % interval [low, high].
 Examples:
     >>> results = kl_grading_metrics(predictions=[0, 1, 2, 4], references=[0, 2, 2, 4])
-    >>> results["accuracy"], results["mae"]
-    (0.75, 0.25)
+    >>> results["accuracy"], results["mae"], results["adjacent_accuracy"]
+    (0.75, 0.25, 1.0)
+    >>> results = kl_grading_metrics([0, 1, 2, 4], [0, 2, 2, 4], people=["anna", "anna", "bea", "carl"])
+    >>> results["num_people"], results["intervals"]["accuracy"]
+    (3, [0.5, 1.0])
 """
 
 
@@ -34,52 +52,251 @@ def kl_grading_metrics(
     predictions: list[int],
     references: list[int],
     flipped_predictions: list[int] | None = None,
-    num_grades: int = 5,
+    num_grades: int = NUM_GRADES,
+    *,
+    probabilities: list[list[float]] | None = None,
+    flipped_probabilities: list[list[float]] | None = None,
+    people: list | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict:
-    """Metrics of predicted against true grades.
+    """Metrics of predicted against true grades, with intervals where `people` tells whose X-rays they are.
 
     Balanced accuracy and macro-F1 are means over the grades that occur in the references (balanced accuracy) or in
     either list (macro-F1), as scikit-learn defines them. The quadratic weighted kappa (Cohen 1968) is 1 where
-    predictions and references are one and the same grade throughout, for which its formula has no value.
+    predictions and references are one and the same grade throughout, for which its formula has no value. Adjacent
+    accuracy is the share of grades off by at most one. AUROC is of the probability of grade 2 and above. The expected
+    calibration error (Guo et al. 2017) has 15 bins of equal width. The Brier score is the squared error summed over
+    the grades, 0 to 2; log loss and flip divergence (Jensen-Shannon, at most ln 2) are in nats.
+
+    An interval holds the middle 95 % of the figure's values over `resamples` draws of as many people as there are,
+    with replacement, each with all of their X-rays (cluster bootstrap, Davison & Hinkley 1997, 3.8): the two knees of
+    a person are alike. Draws in which a figure has no value (a grade without X-rays) are left out of its interval.
 
     Args:
         predictions, references: grades, N each.
         flipped_predictions: grades of the mirror images, N.
-        num_grades: grades are 0 to this less one.
+        num_grades: K; grades are 0 to this less one.
+        probabilities, flipped_probabilities: of the X-rays and of their mirror images, (N, K).
+        people: N names; X-rays of equal name are one person's.
+        resamples, seed: of the bootstrap.
 
     Returns:
-        See the module's description.
+        See the module's description. A figure that the data does not determine is None, and so is its interval; every
+        interval is None where there is only one person.
 
     Raises:
-        ValueError: empty or unequal lists, or a grade out of range.
+        ValueError: empty or unequal lists, a grade out of range, probabilities that are none or do not add up to 1,
+            flipped probabilities without probabilities, or fewer than one resample.
     """
-    predicted, true = _grades(predictions, "predictions", num_grades), _grades(references, "references", num_grades)
-    if len(predicted) != len(true):
-        raise ValueError(f"{len(predicted)} predictions for {len(true)} references: give one for each X-ray.")
-    if len(true) == 0:
-        raise ValueError("No predictions were given.")
-    grades = list(range(num_grades))
-    confusion = confusion_matrix(true, predicted, labels=grades)
-    counts = confusion.sum(axis=1)
-    recalls = [float(confusion[grade, grade] / counts[grade]) if counts[grade] else None for grade in grades]
-    same_grade = len(np.union1d(true, predicted)) == 1
-    kappa = 1.0 if same_grade else cohen_kappa_score(true, predicted, labels=grades, weights="quadratic")
-    results = {
-        "num_samples": len(true),
-        "accuracy": float((predicted == true).mean()),
-        "balanced_accuracy": float(np.mean([recall for recall in recalls if recall is not None])),
-        "macro_f1": float(f1_score(true, predicted, average="macro")),
-        "quadratic_weighted_kappa": float(kappa),
-        "mae": float(np.abs(predicted - true).mean()),
-        "recall_per_grade": recalls,
-        "confusion_matrix": confusion.tolist(),
-    }
-    if flipped_predictions is not None:
-        flipped = _grades(flipped_predictions, "flipped_predictions", num_grades)
-        if len(flipped) != len(true):
-            raise ValueError(f"{len(flipped)} flipped_predictions for {len(true)} references: give one each.")
-        results["flip_agreement"] = float((flipped == predicted).mean())
+    sample = GradedSample(
+        predictions, references, flipped_predictions, num_grades, probabilities, flipped_probabilities, people
+    )
+    figures = {name: values[0] for name, values in sample.figures(np.ones((1, sample.size))).items()}
+    results = {"num_samples": sample.size, **{name: plain(value) for name, value in figures.items()}}
+    results["confusion_matrix"] = sample.confusion(np.ones((1, sample.size)))[0].astype(int).tolist()
+    if people is not None:
+        results["num_people"] = sample.num_people
+        spread = sample.bootstrap(resamples, seed)
+        results["intervals"] = {name: interval(spread[name], value) for name, value in figures.items()}
     return results
+
+
+def interval(spread: np.ndarray, figure: np.ndarray) -> list | None:
+    """The middle 95 % of a figure's values over the resamples.
+
+    Args:
+        spread: (R,) or (R, K), NaN where a resample leaves the figure open.
+        figure: the figure itself, scalar or (K,).
+
+    Returns:
+        [low, high], for (R, K) a list of K of them; None in place of what is undefined in the data or everywhere.
+    """
+    if spread.ndim == 2:
+        return [interval(column, value) for column, value in zip(spread.T, figure, strict=True)]
+    defined = spread[~np.isnan(spread)]
+    if np.isnan(figure) or not defined.size:
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    return np.quantile(defined, [tail, 1 - tail]).tolist()
+
+
+class GradedSample:
+    """Checked predictions, and every figure as a function of the X-rays' weights, for many weightings at once.
+
+    Args and errors: those of `kl_grading_metrics`.
+    """
+
+    def __init__(
+        self,
+        predictions,
+        references,
+        flipped_predictions=None,
+        num_grades=NUM_GRADES,
+        probabilities=None,
+        flipped_probabilities=None,
+        people=None,
+    ):
+        self.num_grades = num_grades
+        self.predicted = _grades(predictions, "predictions", num_grades)
+        self.true = _grades(references, "references", num_grades)
+        self.size = len(self.true)
+        if len(self.predicted) != self.size:
+            raise ValueError(f"{len(self.predicted)} predictions for {self.size} references: give one for each X-ray.")
+        if not self.size:
+            raise ValueError("No predictions were given.")
+        self.probabilities = None
+        self.means = {"mae": np.abs(self.predicted - self.true).astype(float)}
+        self.means["adjacent_accuracy"] = (self.means["mae"] <= 1).astype(float)
+        if flipped_predictions is not None:
+            flipped = _grades(flipped_predictions, "flipped_predictions", num_grades)
+            self._check_length(flipped, "flipped_predictions")
+            self.means["flip_agreement"] = (flipped == self.predicted).astype(float)
+        if probabilities is not None:
+            self._add_probabilities(self._distributions(probabilities, "probabilities"))
+        if flipped_probabilities is not None:
+            if self.probabilities is None:
+                raise ValueError("flipped_probabilities were given without probabilities: give both.")
+            flipped = self._distributions(flipped_probabilities, "flipped_probabilities")
+            self.means["flip_divergence"] = _jensen_shannon(self.probabilities, flipped)
+        if people is not None:
+            self._check_length(people, "people")
+            self.person = np.unique(np.asarray([str(person) for person in people]), return_inverse=True)[1]
+            self.num_people = int(self.person.max()) + 1
+
+    def _check_length(self, values, name: str) -> None:
+        if len(values) != self.size:
+            raise ValueError(f"{len(values)} {name} for {self.size} references: give one each.")
+
+    def _distributions(self, values, name: str) -> np.ndarray:
+        self._check_length(values, name)
+        try:
+            rows = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            rows = np.empty(0)
+        if rows.shape != (self.size, self.num_grades):
+            raise ValueError(f"{name} must hold {self.num_grades} numbers for each X-ray.")
+        sums = rows.sum(axis=1)
+        # Written so that NaN is refused too.
+        wrong = ~((rows >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE))
+        if wrong.any():
+            place = int(wrong.argmax())
+            raise ValueError(
+                f"{name}[{place}] = {rows[place].tolist()} add up to {sums[place]:g}: "
+                "each row must be non-negative and add up to 1."
+            )
+        return rows
+
+    def _add_probabilities(self, rows: np.ndarray) -> None:
+        self.probabilities = rows
+        truth = np.eye(self.num_grades)[self.true]
+        self.means["brier_score"] = np.square(rows - truth).sum(axis=1)
+        # Clipped as scikit-learn does, so that one impossible grade does not make the mean infinite.
+        tiny = np.finfo(rows.dtype).eps
+        self.means["log_loss"] = -np.log(np.clip(rows[np.arange(self.size), self.true], tiny, 1 - tiny))
+
+        confidence = rows.max(axis=1)
+        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+        gap = (rows.argmax(axis=1) == self.true) - confidence
+        self.bin_gaps = np.eye(CALIBRATION_BINS)[bins] * gap[:, None]  # (N, bins)
+
+        # Sorted by score, X-rays of equal score next to each other.
+        score = rows[:, OSTEOARTHRITIS_GRADE:].sum(axis=1)
+        self.by_score = score.argsort(kind="stable")
+        self.ties = np.flatnonzero(np.diff(score[self.by_score], prepend=-1.0))
+        self.diseased = (self.true >= OSTEOARTHRITIS_GRADE)[self.by_score]
+
+    def bootstrap(self, resamples: int, seed: int) -> dict[str, np.ndarray]:
+        """Each figure's values over the resamples, (R,) or (R, K); all NaN where there is only one person."""
+        if resamples < 1:
+            raise ValueError(f"resamples={resamples}: the bootstrap needs at least 1.")
+        generator = np.random.default_rng(seed)
+        parts = []
+        step = max(1, _CHUNK // self.size)
+        for start in range(0, resamples, step):
+            rows = min(step, resamples - start)
+            drawn = generator.multinomial(self.num_people, [1 / self.num_people] * self.num_people, size=rows)
+            parts.append(self.figures(drawn[:, self.person].astype(float)))
+        spread = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if self.num_people == 1:  # one person tells nothing of how people differ
+            spread = {name: np.full_like(values, np.nan) for name, values in spread.items()}
+        return spread
+
+    def confusion(self, weights: np.ndarray) -> np.ndarray:
+        """Weighted confusion matrices (R, K, K), rows the true grades, for weights (R, N)."""
+        cells = np.eye(self.num_grades**2)[self.true * self.num_grades + self.predicted]  # (N, K * K)
+        return (weights @ cells).reshape(-1, self.num_grades, self.num_grades)
+
+    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Every figure for each weighting of the X-rays (R, N): (R,), per grade (R, K); NaN where it has no value."""
+        total = weights.sum(axis=1)
+        figures = _confusion_figures(self.confusion(weights))
+        means = {name: weights @ values / total for name, values in self.means.items()}
+        figures["mae"], figures["adjacent_accuracy"] = means.pop("mae"), means.pop("adjacent_accuracy")
+        for name in ("recall_per_grade", "f1_per_grade"):  # in the end, as a reader looks at them
+            figures[name] = figures.pop(name)
+        if self.probabilities is not None:
+            figures["auroc_osteoarthritis"] = self._auroc(weights)
+            figures["expected_calibration_error"] = np.abs(weights @ self.bin_gaps).sum(axis=1) / total
+        return {**figures, **means}
+
+    def _auroc(self, weights: np.ndarray) -> np.ndarray:
+        """Weighted share of pairs (grade >= 2, below it) that the score orders rightly; a tie counts half (R,)."""
+        ordered = weights[:, self.by_score]
+        positive = np.add.reduceat(ordered * self.diseased, self.ties, axis=1)
+        negative = np.add.reduceat(ordered * ~self.diseased, self.ties, axis=1)
+        below = negative.cumsum(axis=1) - negative / 2
+        return _divide((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def _confusion_figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures that follow from confusion matrices (R, K, K) alone."""
+    count = confusion.sum(axis=(1, 2))
+    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)  # (R, K)
+    right = np.diagonal(confusion, axis1=1, axis2=2)
+    recall, f1 = _divide(right, true), _divide(2 * right, true + predicted)
+    grades = np.arange(confusion.shape[-1])
+    distance = np.square(grades[:, None] - grades)
+    observed = (confusion * distance).sum(axis=(1, 2))
+    chance = np.einsum("rt,tp,rp->r", true, distance, predicted) / count
+    return {
+        "accuracy": right.sum(axis=1) / count,
+        "balanced_accuracy": _mean_of_defined(recall),
+        "macro_f1": _mean_of_defined(f1),
+        # Without any disagreement by chance, all grades are one and the same.
+        "quadratic_weighted_kappa": np.where(chance > 0, 1 - _divide(observed, chance), 1.0),
+        "recall_per_grade": recall,
+        "f1_per_grade": f1,
+    }
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Means over the last axis of what is not NaN; every row has such a value."""
+    return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
+
+
+def _jensen_shannon(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence of each row, in nats, (N,)."""
+    middle = (first + second) / 2
+
+    def to_middle(rows):
+        ratio = np.divide(rows, middle, out=np.ones_like(rows), where=rows > 0)
+        return (rows * np.log(ratio)).sum(axis=1)
+
+    # Rounding may bring equal rows a hair below 0.
+    return np.maximum((to_middle(first) + to_middle(second)) / 2, 0.0)
+
+
+def plain(value: np.ndarray):
+    """A figure as JSON holds it: a Python number, or a list of them, with None for NaN."""
+    if np.ndim(value):
+        return [plain(part) for part in value]
+    return None if np.isnan(value) else float(value)
 
 
 def _grades(values, name: str, num_grades: int) -> np.ndarray:
@@ -106,5 +323,5 @@ class KLGrading(evaluate.Metric):
             features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64"))),
         )
 
-    def _compute(self, predictions, references, flipped_predictions=None, num_grades=5):
-        return kl_grading_metrics(predictions, references, flipped_predictions, num_grades)
+    def _compute(self, predictions, references, **settings):
+        return kl_grading_metrics(predictions, references, **settings)
