@@ -67,7 +67,7 @@ def test_name_tells_person_and_side(tmp_path):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"", "not a PNG"),
+        (b"", "is empty"),
         (b"a text file", "not a PNG"),
         (_encoded(KNEE)[:500], "damaged"),
         (_encoded(Image.new("L", (20, 300))), "at least 32"),
