@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
-MIN_SIDE, MAX_PIXELS = 32, 64_000_000
+MIN_SIDE, MAX_PIXELS = 32, 50_000_000
 # Values outside these percentiles are taken for markers and dead pixels, and saturate.
 WINDOW_PERCENTILES = (0.5, 99.5)
 # Pillow reads the high byte alone of 16-bit colour. Fewer gray levels than this are too few to open a window on.

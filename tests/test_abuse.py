@@ -101,7 +101,12 @@ def _png_header_bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _png_text_bomb() -> bytes:
@@ -118,7 +123,7 @@ def _hostile_files() -> dict[str, bytes]:
     large_jpeg = bytearray(_encoded(KNEE, "JPEG"))
     frame = large_jpeg.index(b"\xff\xc0")
     large_jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
-    scans = _encoded(Image.new("RGB", (7900, 7900)), "JPEG", progressive=True)
+    scans = _encoded(Image.new("RGB", (7000, 7000)), "JPEG", progressive=True)
     last = scans.rindex(b"\xff\xda")
     return {
         "zero.png": b"",
@@ -141,7 +146,7 @@ def _hostile_files() -> dict[str, bytes]:
 
 # What must be read, and right, however it is called; the largest of each kind shows the memory.
 def _honest_files() -> dict[str, bytes]:
-    knee, side = _encoded(KNEE, "PNG"), 7900
+    knee, side = _encoded(KNEE, "PNG"), 7000
     large = np.zeros((side, side), np.uint8)
     large[::7] = 90
     return {
@@ -156,7 +161,9 @@ def _honest_files() -> dict[str, bytes]:
         "large deep.png": _encoded(Image.fromarray(large.astype(np.uint16) * 50), "PNG", compress_level=1),
         "large alpha.png": _encoded(Image.fromarray(large).convert("RGBA"), "PNG", compress_level=1),
         "large.jpg": _encoded(Image.fromarray(large), "JPEG"),
-        "large float.tif": _encoded(Image.fromarray(large.astype(np.float32)), "TIFF", compression="tiff_adobe_deflate"),
+        "large float.tif": _encoded(
+            Image.fromarray(large.astype(np.float32)), "TIFF", compression="tiff_adobe_deflate"
+        ),
     }
 
 
@@ -261,4 +268,3 @@ def test_a_file_without_permission_is_refused(tmp_path):
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, capture_output=True, text=True)
     assert "secret.png" in result.stdout and "Permission denied" in result.stdout, result.stderr
-
