@@ -74,23 +74,30 @@ def read_dicom(content: bytes, first_frame: bool = False) -> DicomRadiograph:
     )
 
 
-def read_person_id(content: bytes) -> str | None:
-    """The patient id of a DICOM file, without its pixels.
+def read_person_id(path) -> str | None:
+    """The patient id of a DICOM file, without reading its pixels.
 
     Raises:
-        Refusal: no pydicom. Damage raises whatever pydicom raises.
+        Refusal: no pydicom, or the file inflates without end. Damage raises whatever pydicom raises.
     """
-    return _person(_parse(content, stop_before_pixels=True))
+    with open(path, "rb") as file:
+        if not is_dicom(head := file.read(1024)):
+            return None
+        content = head + file.read() if _DEFLATED.encode() in head else b""
+    return _person(_parse(content or path, stop_before_pixels=True, specific_tags=["PatientID"]))
 
 
-def _parse(content: bytes, **options):
+def _parse(source, **options):
+    """The pydicom dataset of a path, or of a file's bytes."""
     try:
         import pydicom
     except ImportError:
         raise Refusal(MISSING_EXTRA) from None
-    if _DEFLATED.encode() in content[:1024]:
-        _refuse_bomb(content)
-    return pydicom.dcmread(io.BytesIO(content), **options)
+    if not isinstance(source, bytes):
+        return pydicom.dcmread(source, **options)
+    if _DEFLATED.encode() in source[:1024]:
+        _refuse_bomb(source)
+    return pydicom.dcmread(io.BytesIO(source), **options)
 
 
 def _refuse_bomb(content: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dataset_script.dicom import is_dicom, read_dicom
+from dataset_script import dicom
 from dataset_script.pixels import MAX_PIXELS, Refusal, check_size, set_right, to_gray, widen_deep_colour
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -38,7 +38,7 @@ class Radiograph:
     `image` is a PIL image in mode L, bone bright; `source` the path, or "<bytes>"; `laterality` "L", "R", "B" (both
     knees) or None; `person_id` the name's seven digits, or a DICOM file's patient id, or None; `view` a DICOM file's
     view position, as AP or PA; `pixel_spacing` its millimetres from row to row and from column to column; `inverted`
-    whether the file shows bone dark on white without saying so, and was set right.
+    whether the file shows bone dark on white without saying so, and was set right; `is_dicom` its format.
     """
 
     image: Image.Image
@@ -48,9 +48,10 @@ class Radiograph:
     view: str | None = None
     pixel_spacing: tuple[float, float] | None = None
     inverted: bool = False
+    is_dicom: bool = False
 
 
-def read_radiograph(source: str | Path | bytes, *, first_frame: bool = False) -> Radiograph:
+def read_radiograph(source: str | Path | bytes, *, name: str | None = None, first_frame: bool = False) -> Radiograph:
     """Reads a PNG, JPEG, WebP, TIFF, BMP or DICOM radiograph as 8-bit grayscale. The content tells the format.
 
     Images of 8 bits are read as they are: grayscale, palette, RGB, CMYK, transparent ones on black. Deeper ones go
@@ -60,18 +61,19 @@ def read_radiograph(source: str | Path | bytes, *, first_frame: bool = False) ->
 
     Args:
         source: a path, or the file's bytes.
+        name: what to call the X-ray in errors and in `source`, and to take person and side from; default: its path.
         first_frame: take the first of several frames or pages; otherwise such a file is refused.
 
     Raises:
         RadiographError: the one error for whatever cannot be read: no such file, another format, DICOM without
             pydicom, several frames, an absurd size, damage.
     """
-    name = "<bytes>" if isinstance(source, bytes) else str(source)
+    name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     try:
         content = source if isinstance(source, bytes) else _read_file(source)
-        if is_dicom(content[:132]):
-            return _from_dicom(content, source, name, first_frame)
-        image, inverted = set_right(_read_image(content, source, first_frame))
+        if dicom.is_dicom(content[:132]):
+            return _from_dicom(content, name, first_frame)
+        image, inverted = set_right(_read_image(content, name, first_frame))
     except Refusal as refusal:
         raise RadiographError(f"{name} {refusal}") from refusal
     except FileNotFoundError as error:
@@ -83,7 +85,7 @@ def read_radiograph(source: str | Path | bytes, *, first_frame: bool = False) ->
     except Exception as error:  # the decoders raise nearly every kind there is on damaged files
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise RadiographError(f"{name} is damaged or cannot be read: {reason}") from error
-    person_id, laterality = _name_tells(source)
+    person_id, laterality = parse_name(os.path.basename(name))
     return Radiograph(image, name, laterality, person_id, inverted=inverted)
 
 
@@ -91,10 +93,6 @@ def parse_name(name: str) -> tuple[str | None, str | None]:
     """Person id and laterality ("L", "R") that a file's name tells; `None` for what it does not."""
     match = _NAME.match(name)
     return (match["person_id"], match["laterality"]) if match else (None, None)
-
-
-def _name_tells(source: str | Path | bytes) -> tuple[str | None, str | None]:
-    return (None, None) if isinstance(source, bytes) else parse_name(os.path.basename(source))
 
 
 def _read_file(path: str | Path) -> bytes:
@@ -119,11 +117,11 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _read_image(content: bytes, source: str | Path | bytes, first_frame: bool) -> Image.Image:
+def _read_image(content: bytes, name: str, first_frame: bool) -> Image.Image:
     """Decodes an image file of `FORMATS` to mode L, upright."""
     if not content:
         raise Refusal("is empty.")
-    with _open_image(content, source) as opened:
+    with _open_image(content, name) as opened:
         check_size(*opened.size)
         # A phone's JPEG may carry a preview as a second picture; the first is the picture itself.
         frames = 1 if opened.format in ("JPEG", "MPO") else getattr(opened, "n_frames", 1)
@@ -154,11 +152,11 @@ def _read_image(content: bytes, source: str | Path | bytes, first_frame: bool) -
         return gray
 
 
-def _open_image(content: bytes, source: str | Path | bytes) -> Image.Image:
+def _open_image(content: bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        if not isinstance(source, bytes) and str(source).lower().endswith(DICOM_SUFFIXES):
+        if name.lower().endswith(DICOM_SUFFIXES):
             raise Refusal("is not a DICOM file: it lacks the DICM prefix at byte 128.") from None
         raise
 
@@ -168,14 +166,15 @@ def _is_deep(opened: Image.Image) -> bool:
     return any(";16" in str(tile.args) for tile in opened.tile)
 
 
-def _from_dicom(content: bytes, source: str | Path | bytes, name: str, first_frame: bool) -> Radiograph:
-    dicom = read_dicom(content, first_frame)
-    person_id, laterality = _name_tells(source)
+def _from_dicom(content: bytes, name: str, first_frame: bool) -> Radiograph:
+    read = dicom.read_dicom(content, first_frame)
+    person_id, laterality = parse_name(os.path.basename(name))
     return Radiograph(
-        dicom.image,
+        read.image,
         name,
-        dicom.laterality or laterality,
-        dicom.person_id or person_id,
-        dicom.view,
-        dicom.pixel_spacing,
+        read.laterality or laterality,
+        read.person_id or person_id,
+        read.view,
+        read.pixel_spacing,
+        is_dicom=True,
     )

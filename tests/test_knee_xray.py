@@ -128,7 +128,7 @@ def test_the_refusal_is_the_last_word(knees, run_python, cache):
     )
     environment = {"PYTHONPATH": str(ROOT)}
     result = run_python("-c", code, knees, expect=1, cwd=knees.parent, **environment)
-    assert result.stderr.strip().splitlines()[-1].startswith("dataset_script.knee_xray.CorpusError: ")
+    assert result.stderr.strip().splitlines()[-1].startswith("dataset_script.layouts.CorpusError: ")
     assert "9000009L.png" in result.stderr.strip().splitlines()[-1]
     assert "DatasetGenerationError" not in result.stderr
 
