@@ -226,7 +226,7 @@ def _read_rows(shard: Path, xrays: Iterator[Xray]) -> Iterator[tuple[Xray, bytes
                 start, row = row, row + len(batch)
                 while wanted is not None and start <= wanted.member < row:
                     content = batch.column("image")[wanted.member - start].as_py()
-                    content = content["bytes"] if isinstance(content, dict) else content
+                    content = content.get("bytes") if isinstance(content, dict) else content
                     if not isinstance(content, bytes):
                         raise CorpusError(f"{shard} row {wanted.member} holds no image bytes.")
                     yield wanted, content
