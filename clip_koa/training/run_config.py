@@ -25,7 +25,7 @@ class RunConfig:
 
     output_dir: str = _option("runs/clip_koa", "run folder: best/, checkpoints/, metrics.jsonl, report/")
     data_dir: str = _option(
-        "", "folder of knee X-rays, {split}/{grade}/{file}; empty: the environment's KNEE_XRAY_DIR"
+        "", "knee X-rays: folder {split}/{grade}/{file}, .zip, .csv or Parquet; empty: the environment's KNEE_XRAY_DIR"
     )
     synthetic_people: int = _option(0, "train on generated X-rays of this many people instead of data_dir", at_least=0)
     model: str = _option("tiny", "start: tiny, a DINOv2 .onnx file, or a folder or Hub id of CLIP or DINOv2 weights")
