@@ -29,6 +29,7 @@ from dataset_script.layouts import (
     CorpusError,
     Xray,
     find_files,
+    is_release,
     read_contents,
     release_differences,
     resolve_data_dir,
@@ -107,12 +108,9 @@ def export_corpus(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CorpusError(f"{output} is not an empty folder: name a new one.")
     splits = find_files(data)
-    people = [xray.person_id or "" for xrays in splits.values() for xray in xrays]
-    released = bool(people) and all(re.fullmatch("9[0-9]{6}", person) for person in people)
-    source, license = (
-        source or (RELEASE_SOURCE if released else "not stated"),
-        license or ("cc-by-4.0" if released else "unknown"),
-    )
+    released = is_release(splits)
+    source = source or (RELEASE_SOURCE if released else "not stated")
+    license = license or ("cc-by-4.0" if released else "unknown")
     temporary = output.with_name(f".{output.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "data").mkdir(parents=True)

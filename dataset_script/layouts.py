@@ -152,20 +152,22 @@ def find_shared_people(splits: dict[str, list[Xray]]) -> dict[str, tuple[Xray, X
     return shared
 
 
+def is_release(splits: dict[str, list[Xray]]) -> bool:
+    """Whether every X-ray bears a name of the official release: a person's number in the Osteoarthritis Initiative."""
+    xrays = [xray for listed in splits.values() for xray in listed]
+    return bool(xrays) and all(re.fullmatch("9[0-9]{6}", xray.person_id or "") for xray in xrays)
+
+
 def release_differences(splits: dict[str, list[Xray]]) -> list[str]:
     """Where the counts differ from the official release's; empty for a corpus whose names are not the release's.
 
     Splits that are not there at all are not compared.
     """
-    known = {split: xrays for split, xrays in splits.items() if split in RELEASE_COUNTS}
-    people = [xray.person_id or "" for xrays in known.values() for xray in xrays]
-    if not people or not all(re.fullmatch("9[0-9]{6}", person) for person in people):
-        return []
     differences = []
-    for split, xrays in known.items():
-        counts = Counter(xray.grade for xray in xrays)
+    for split in RELEASE_COUNTS if is_release(splits) else ():
+        counts = Counter(xray.grade for xray in splits.get(split, ()))
         for grade, expected in enumerate(RELEASE_COUNTS[split]):
-            if counts[grade] != expected:
+            if split in splits and counts[grade] != expected:
                 differences.append(f"{split} has {counts[grade]} X-rays of KL{grade}, the official release {expected}")
     return differences
 
