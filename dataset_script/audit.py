@@ -36,8 +36,8 @@ from dataset_script.radiograph import RadiographError
 
 # Standard deviation of the gray values under which an X-ray shows nothing.
 BLANK_CONTRAST = 4.0
-# Bits of 256 in which the hashes of near-duplicates may differ. Copies that were compressed, resized or brightened
-# differ in at most 13 on 200 real X-rays, the two nearest of 6,604 different knees in 19.
+# Bits of 256 in which the hashes of near-duplicates may differ. On 200 real X-rays 99 of 100 copies that were
+# compressed, resized or brightened differ in at most 13; the two nearest of 6,604 different knees in 19.
 NEAR_BITS = 12
 _THUMBNAIL, _COLUMNS, _LISTED = 112, 12, 10
 
