@@ -28,7 +28,7 @@ from dataset_script.radiograph import Radiograph, RadiographError, read_radiogra
 from dataset_script.synthetic import draw_corpus
 
 GRADE_LABELS = ("KL0 none", "KL1 doubtful", "KL2 mild", "KL3 moderate", "KL4 severe")
-_READ_AHEAD = 32
+_READ_AHEAD = 16
 
 logger = logging.getLogger(__name__)
 

@@ -123,11 +123,9 @@ def _read_image(content: bytes, name: str, first_frame: bool) -> Image.Image:
         raise Refusal("is empty.")
     with _open_image(content, name) as opened:
         check_size(*opened.size)
-        # A phone's JPEG may carry a preview as a second picture; the first is the picture itself.
-        frames = 1 if opened.format in ("JPEG", "MPO") else getattr(opened, "n_frames", 1)
-        if frames != 1 and not first_frame:
+        if not first_frame and _has_more_frames(opened):
             raise Refusal(
-                f"holds {frames} frames: a radiograph has one; read_radiograph(first_frame=True) takes the first."
+                "holds several frames: a radiograph has one; read_radiograph(first_frame=True) takes the first."
             )
         if opened.format in ("JPEG", "MPO") and opened.info.get("progressive"):
             scans = content.count(b"\xff\xda")
@@ -150,6 +148,18 @@ def _read_image(content: bytes, name: str, first_frame: bool) -> Image.Image:
             gray = ImageOps.exif_transpose(gray)
         gray.info = {}  # what a file says beside its pixels ends here
         return gray
+
+
+def _has_more_frames(opened: Image.Image) -> bool:
+    if opened.format in ("JPEG", "MPO"):  # a phone's JPEG may carry a preview as a second picture
+        return False
+    if opened.format != "TIFF":
+        return getattr(opened, "n_frames", 1) > 1
+    try:  # counting the pages of a TIFF would walk through all of them
+        opened.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def _open_image(content: bytes, name: str) -> Image.Image:

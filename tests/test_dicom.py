@@ -71,6 +71,12 @@ def test_eight_bits_without_a_window_are_as_they_are():
     assert np.abs(_read("jpeg_baseline") - knee).max() < 16
 
 
+@pytest.mark.parametrize("name, tolerance", [("rgb", 0), ("ybr_jpeg", 16), ("palette", 4)])
+def test_colour_becomes_gray(name, tolerance):
+    """Secondary captures of a grayscale screen."""
+    assert np.abs(_read(name) - _read("secondary_capture")).max() <= tolerance
+
+
 def test_padding_is_black_and_outside_the_window():
     image = _read("padding")
     assert not image[:, :6].any()

@@ -153,7 +153,7 @@ def test_several_frames_are_refused_or_the_first_taken(format):
     content = _encoded(
         KNEE, format, save_all=True, append_images=[other], **({"lossless": True} if format == "WEBP" else {})
     )
-    with pytest.raises(RadiographError, match="holds 2 frames"):
+    with pytest.raises(RadiographError, match="holds several frames"):
         read_radiograph(content)
     assert _correlation(read_radiograph(content, first_frame=True).image, KNEE) > 0.99
 

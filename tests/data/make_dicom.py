@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from dataset_script.synthetic import draw_knee  # noqa: E402
@@ -100,6 +101,11 @@ def main() -> None:
         knee.save(Path(folder, "knee.jpg"), quality=95)
         run("img2dcm", "-i", "BMP", Path(folder, "knee.bmp"), OUTPUT / "secondary_capture.dcm")
         run("img2dcm", Path(folder, "knee.jpg"), OUTPUT / "jpeg_baseline.dcm")
+        knee.convert("RGB").save(Path(folder, "colour.bmp"))
+        Image.merge("RGB", [knee] * 3).save(Path(folder, "colour.jpg"), quality=95)
+        run("img2dcm", "-i", "BMP", Path(folder, "colour.bmp"), OUTPUT / "rgb.dcm")
+        run("img2dcm", Path(folder, "colour.jpg"), OUTPUT / "ybr_jpeg.dcm")
+        run("dcmquant", OUTPUT / "rgb.dcm", OUTPUT / "palette.dcm")
     for name, option in {"window": "+Wi", "monochrome1": "+Wi", "rescale": "+Wi", "voi_lut": "+Wl"}.items():
         run("dcm2pnm", "+op", option, 1, OUTPUT / f"{name}.dcm", OUTPUT / f"{name}.pgm")
     run("dcm2pnm", "+op", "+Wi", 1, "+Wfs", OUTPUT / "sigmoid.dcm", OUTPUT / "sigmoid.pgm")
