@@ -134,14 +134,13 @@ def _read_image(content: bytes, name: str, first_frame: bool) -> Image.Image:
                     f"has {scans} progressive scans of {opened.width}x{opened.height} pixels: no JPEG needs so many."
                 )
         deep_colour = len(opened.getbands()) > 1 and _is_deep(opened)
-        white_is_zero = (
-            opened.format == "TIFF" and opened.mode != "L" and opened.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-        )
+        # Pillow inverts white-is-zero of 8 bits only.
+        white_is_zero = opened.mode[0] in "IF" and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         opened.load()
         gray = to_gray(opened)
         if deep_colour:
             gray = widen_deep_colour(gray)
-        if white_is_zero and opened.mode[0] in "IF":  # Pillow inverts those of 8 bits only
+        if white_is_zero:
             gray = ImageOps.invert(gray)
         if opened.getexif().get(0x0112, 1) != 1:
             gray.info["exif"] = opened.getexif().tobytes()

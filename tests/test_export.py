@@ -154,3 +154,10 @@ def test_refusals_leave_nothing(knees, tmp_path, capsys):
     assert main([str(knees), str(tmp_path / "out"), "--key", str(tmp_path / "bad.key")]) == 2
     assert "holds no key" in capsys.readouterr().err
     assert os.listdir(tmp_path / "full") == ["mine"]
+
+
+def test_an_export_of_an_export_of_several_shards(knees, tmp_path):
+    """Parquet is read in its own order, one pass to a shard, and gives the same X-rays."""
+    assert main([str(knees), str(tmp_path / "out"), "--rows_of_shard", "5"]) == 0
+    assert main([str(tmp_path / "out"), str(tmp_path / "again"), "--rows_of_shard", "7"]) == 0
+    assert _rows(_load(tmp_path / "again", tmp_path)) == _rows(_load(tmp_path / "out", tmp_path))
