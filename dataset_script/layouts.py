@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
+import pyarrow
 import pyarrow.parquet as parquet
 
 from dataset_script.dicom import read_person_id
@@ -202,7 +203,10 @@ def read_contents(xrays: Iterable[Xray]) -> Iterator[tuple[Xray, Path | bytes]]:
         if kind is str:
             yield from _read_members(path, run)
         elif kind is int:
-            yield from _read_rows(path, run)
+            try:
+                yield from _read_rows(path, run)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise CorpusError(f"{path} is damaged or cannot be read: {error}") from error
         else:
             yield from ((xray, xray.path) for xray in run)
 
@@ -219,14 +223,13 @@ def _read_members(archive: Path, xrays: Iterator[Xray]) -> Iterator[tuple[Xray, 
 
 
 def _read_rows(shard: Path, xrays: Iterator[Xray]) -> Iterator[tuple[Xray, bytes]]:
-    """Rows in ascending order are read in one pass with a few of them in memory; others begin another pass."""
+    """Rows in ascending order are read in one pass, row groups without any are passed over; others begin another."""
     wanted = next(xrays, None)
     while wanted is not None:
-        row = 0
+        first = wanted
         with parquet.ParquetFile(shard) as opened:
-            for batch in opened.iter_batches(batch_size=16, columns=["image"]):
-                start, row = row, row + len(batch)
-                while wanted is not None and start <= wanted.member < row:
+            for start, batch in _batches(opened, first.member):
+                while wanted is not None and start <= wanted.member < start + len(batch):
                     content = batch.column("image")[wanted.member - start].as_py()
                     content = content.get("bytes") if isinstance(content, dict) else content
                     if not isinstance(content, bytes):
@@ -235,6 +238,24 @@ def _read_rows(shard: Path, xrays: Iterator[Xray]) -> Iterator[tuple[Xray, bytes
                     wanted = next(xrays, None)
                 if wanted is None or wanted.member < start:
                     break
+        if wanted is first:
+            raise CorpusError(f"{shard} has no row {first.member}: it has changed since it was listed.")
+
+
+def _batches(opened: parquet.ParquetFile, first: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+    """The images from the row group of row `first` on, some at a time, each time with the number of the first row.
+
+    A reader of its own for each row group: one for all would keep what it has read in memory.
+    """
+    start = 0
+    for group in range(opened.num_row_groups):
+        rows = opened.metadata.row_group(group).num_rows
+        if start + rows > first:
+            row = start
+            for batch in opened.iter_batches(batch_size=16, row_groups=[group], columns=["image"]):
+                yield row, batch
+                row += len(batch)
+        start += rows
 
 
 def _with_identity(xray: Xray) -> Xray:

@@ -389,6 +389,24 @@ def test_rows_of_parquet_in_any_order(tmp_path):
         assert [content for _, content in contents] == [bytes([row]) for row in order]
 
 
+def test_parquet_that_is_damaged_inside_or_has_changed_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "train.parquet"
+    table = pyarrow.table({"image": [bytes([number]) * 500 for number in range(90)], "label": [0] * 90})
+    parquet.write_table(table, path, row_group_size=30, use_dictionary=False)
+    xrays = list_files(tmp_path)["train"]
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)  # the first page and its header
+    path.write_bytes(content)
+    with pytest.raises(CorpusError, match=r"train\.parquet is damaged or cannot be read"):
+        list(read_contents(xrays))
+    parquet.write_table(table.slice(0, 10), path)
+    with pytest.raises(CorpusError, match="has no row 10: it has changed"):
+        list(read_contents(xrays))
+
+
 def test_auto_test_never_joins_the_test_split_of_parquet(tree, tmp_path):
     splits = list_files(_parquet(tmp_path, tree))
     assert (len(splits["test"]), len(splits["auto_test"])) == (2, 1)
