@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dataset_script.knee_xray import CorpusError, KneeXray, find_files, load_knee_xray, resolve_data_dir
+from dataset_script.knee_xray import CorpusError, KneeXray, find_files, load_knee_xray, map_ahead, resolve_data_dir
 from dataset_script.synthetic import draw_knee, write_corpus
 
 
@@ -128,7 +129,7 @@ def test_the_refusal_is_the_last_word(knees, run_python, cache):
     )
     environment = {"PYTHONPATH": str(ROOT)}
     result = run_python("-c", code, knees, expect=1, cwd=knees.parent, **environment)
-    assert result.stderr.strip().splitlines()[-1].startswith("dataset_script.knee_xray.CorpusError: ")
+    assert result.stderr.strip().splitlines()[-1].startswith("dataset_script.layouts.CorpusError: ")
     assert "9000009L.png" in result.stderr.strip().splitlines()[-1]
     assert "DatasetGenerationError" not in result.stderr
 
@@ -209,3 +210,33 @@ def test_the_real_corpus_side_by_side(knee_xray_dir, cache):
     for split, people in (("train", 2889), ("validation", 413)):
         assert Counter(corpus[split]["laterality"]) == {"L": people, "R": people}
         assert set(Counter(corpus[split]["person_id"]).values()) == {2}
+
+
+def test_reading_ahead_is_bounded_and_in_order():
+    """However many X-rays there are, few are in memory at a time."""
+    given, most_ahead = [], 0
+
+    def items():
+        for number in range(1, 1001):
+            given.append(number)
+            yield number
+
+    for taken, item in enumerate(map_ahead(lambda item: item, items()), 1):
+        assert item == taken
+        most_ahead = max(most_ahead, len(given) - taken)
+    assert taken == 1000 and most_ahead < 40
+
+
+def test_the_benchmark_measures(run_python):
+    arguments = ("-m", "dataset_script.benchmark", "--count", 20, "--stream", 300)
+    lines = run_python(*arguments).stdout.splitlines()
+    assert lines[0].startswith("reading 20 PNG files") and lines[1].startswith("streaming 300 X-rays")
+    assert run_python(*arguments, "--data", "nowhere", expect=2).stderr.startswith("benchmark.py: nowhere")
+
+
+@pytest.mark.real
+def test_the_benchmark_builds_the_real_corpus_in_flat_memory(knee_xray_dir, run_python):
+    arguments = ("-m", "dataset_script.benchmark", "--count", 20, "--stream", 0, "--data", knee_xray_dir)
+    line = run_python(*arguments).stdout.splitlines()[1]
+    seconds, growth = re.search(r"6604 X-rays: ([0-9.]+) s.* half ([-+][0-9.]+) MB", line).groups()
+    assert float(seconds) < 60 and float(growth) < 30

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor
 
-from dataset_script.radiograph import RadiographError, read_radiograph
+from dataset_script.radiograph import SUFFIXES, RadiographError, read_radiograph
 from modeling_clip_koa import GRADE_MEANINGS, CLIPKOAForImageClassification
 
 BATCH_SIZE = 16
-XRAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ def find_xrays(inputs: Iterable[str | Path]) -> list[Path]:
     files = []
     for path in map(Path, inputs):
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in XRAY_SUFFIXES and file.is_file())
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             if not found:
-                raise FileNotFoundError(f"{path} holds no X-rays ({', '.join(XRAY_SUFFIXES)}).")
+                raise FileNotFoundError(f"{path} holds no X-rays ({', '.join(SUFFIXES)}).")
             files += found
         elif path.exists():
             files.append(path)

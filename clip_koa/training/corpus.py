@@ -1,4 +1,4 @@
-"""The corpus of a run: the folder of X-rays it names, or generated ones."""
+"""The corpus of a run: the X-rays it names, in any layout, or generated ones."""
 
 from accelerate import Accelerator
 from datasets import DatasetDict
@@ -28,5 +28,8 @@ def load_corpus(config: RunConfig, accelerator: Accelerator) -> DatasetDict:
         corpus = builder.as_dataset()
     missing = [split for split in NEEDED_SPLITS if split not in corpus]
     if missing:
-        raise CorpusError(f"{config.data_dir or 'KNEE_XRAY_DIR'} has no {missing[0]} split: training needs one.")
+        raise CorpusError(
+            f"{config.data_dir or 'KNEE_XRAY_DIR'} has no {missing[0]} split: training needs one. "
+            "`python -m dataset_script.splitter` splits by person."
+        )
     return corpus

@@ -58,7 +58,9 @@ class RunConfig:
     patience: int = _run(0, "epochs without a better best_metric after which to stop; 0: no early stop", at_least=0)
     seed: int = _run(0, "seed of weights, order and augmentation", at_least=0)
 
-    data_dir: str = _data("", "folder of knee X-rays, {split}/{grade}/{file}; empty: the environment's KNEE_XRAY_DIR")
+    data_dir: str = _data(
+        "", "knee X-rays: folder {split}/{grade}/{file}, .zip, .csv or Parquet; empty: the environment's KNEE_XRAY_DIR"
+    )
     synthetic_people: int = _data(0, "train on generated X-rays of this many people instead of data_dir", at_least=0)
     class_balance: float = _data(
         0.0, "0: X-rays as they come; 1: every grade as often as any other", at_least=0, at_most=1
