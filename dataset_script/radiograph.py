@@ -51,6 +51,11 @@ class Radiograph:
     is_dicom: bool = False
 
 
+def read_stored_image(cell: dict) -> Image.Image:
+    """The image (mode L) behind an undecoded `datasets.Image` cell: bytes where it has them, else its path."""
+    return read_radiograph(cell["bytes"] if cell["bytes"] is not None else cell["path"]).image
+
+
 def read_radiograph(source: str | Path | bytes, *, name: str | None = None, first_frame: bool = False) -> Radiograph:
     """Reads a PNG, JPEG, WebP, TIFF, BMP or DICOM radiograph as 8-bit grayscale. The content tells the format.
 

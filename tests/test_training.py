@@ -250,22 +250,13 @@ CRAFT = (
     *SMALL_RUN, "--log_steps", 1, "--class_balance", 0.5, "--drop_path", 0.2, "--ema_decay", 0.9, "--layer_decay", 0.8,
     "--label_smoothing", 0.05, "--ordinal_smoothing", 0.5, "--consistency", "kl", "--consistency_weight", 4,
 )  # fmt: skip
-TORCHRUN = (
-    "-m",
-    "torch.distributed.run",
-    "--nproc_per_node",
-    2,
-    "--rdzv_backend",
-    "c10d",
-    "--rdzv_endpoint",
-    "localhost:0",
-)
+TWO_PROCESSES = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
 
 
 def test_process_count_and_accumulation_do_not_change_the_result(run_python, tmp_path):
     """The same global batch on one process, shared by two, or computed in two parts: each step's losses agree."""
     run_python("train.py", *CRAFT, "--output_dir", tmp_path / "one")
-    run_python(*TORCHRUN, "train.py", *CRAFT, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
+    run_python(*TWO_PROCESSES, "train.py", *CRAFT, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
     run_python("train.py", *CRAFT, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "parts")
     expected = _records(tmp_path / "one")
     assert sum(record["kind"] == "train" for record in expected) == 12

@@ -4,7 +4,8 @@ from datasets import Dataset
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
-from dataset_script.knee_xray import SPLIT_FOLDERS, CorpusError, KneeXray
+from dataset_script.knee_xray import CorpusError, KneeXray
+from dataset_script.layouts import SPLIT_FOLDERS
 from modeling_clip_koa import GRADE_LABELS, CLIPKOAForImageClassification
 
 

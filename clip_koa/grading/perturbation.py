@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 from PIL import ImageFilter, ImageOps
 
-from dataset_script.radiograph import read_radiograph
+from dataset_script.radiograph import read_stored_image
 
 
 class PerturbationError(ValueError):
@@ -83,8 +83,7 @@ def check_perturbations(names: Iterable[str]) -> list[str]:
 
 
 def _perturb_row(row: dict, name: str) -> dict:
-    stored = row["image"]
-    image = read_radiograph(stored["bytes"] if stored["bytes"] is not None else stored["path"]).image
+    image = read_stored_image(row["image"])
     return {"image": {"bytes": perturb(image, name, row["file"]), "path": None}}
 
 

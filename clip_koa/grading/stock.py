@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPForImageClassification, CLIPModel, pipeline
 
 from clip_koa.grading.evaluation import Predictions, grading, measure_heads
-from dataset_script.radiograph import read_radiograph
+from dataset_script.radiograph import read_stored_image
 
 # What stock pipelines read a grade from: the text tower by zero-shot, and the linear head.
 STOCK_HEADS = ("text", "linear")
@@ -85,7 +85,7 @@ def measure_stock(ours: Predictions, stock: Predictions, people: list[str]) -> d
 
 def _read(stored: dict):
     # The pipelines would turn other modes into RGB in ways of their own.
-    return read_radiograph(stored["bytes"] if stored["bytes"] is not None else stored["path"]).image.convert("RGB")
+    return read_stored_image(stored).convert("RGB")
 
 
 def _log_scores(results: list[list[dict]], names: list[str]) -> list[list[float]]:

@@ -16,7 +16,7 @@ from clip_koa.grading.evaluation import grading
 from clip_koa.grading.predictions import PredictionFile
 from clip_koa.publishing import figures
 from clip_koa.publishing.figures import HEAD_NAMES
-from dataset_script.radiograph import read_radiograph
+from dataset_script.radiograph import read_stored_image
 from modeling_clip_koa import GRADE_LABELS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -212,8 +212,7 @@ def _thumbnails(xrays: Dataset, files: list[str]) -> dict[str, str]:
     thumbnails = {}
     for file in files:
         if file in place:
-            cell = stored[place[file]]["image"]
-            image = read_radiograph(cell["bytes"] if cell["bytes"] is not None else cell["path"]).image
+            image = read_stored_image(stored[place[file]]["image"])
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=80)

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_koa.training.sampling import EpochSampler
-from dataset_script.radiograph import read_radiograph
+from dataset_script.radiograph import read_stored_image
 
 
 class XrayDataset(Dataset):
@@ -28,11 +28,6 @@ class XrayDataset(Dataset):
         image = read_stored_image(row["image"])
         pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixel_values, "labels": row["label"], "index": index}
-
-
-def read_stored_image(stored: dict):
-    """The PIL image (mode L) behind an undecoded `datasets.Image` cell: bytes where it has them, else its path."""
-    return read_radiograph(stored["bytes"] if stored["bytes"] is not None else stored["path"]).image
 
 
 def sample_images(split: ArrowDataset, count: int) -> list:
