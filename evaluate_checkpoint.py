@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from clip_koa.files import write_file
 from clip_koa.grading.comparison import compare_files, describe_comparison
 from clip_koa.grading.evaluation import HEADS, describe_results, evaluate, predict
 from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name
@@ -27,7 +28,6 @@ from clip_koa.grading.predictions import PredictionFile, PredictionsError, write
 from clip_koa.grading.robustness import measure_robustness, predict_perturbed
 from clip_koa.grading.stock import StockError, measure_stock, predict_stock
 from clip_koa.publishing.evaluation_report import write_evaluation
-from clip_koa.publishing.page import write_file
 from clip_koa.training.loader import XrayDataset
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError

@@ -23,7 +23,7 @@ import pyarrow.parquet as parquet
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm import tqdm
 
-from dataset_script.knee_xray import GRADE_LABELS, encode_png, map_ahead, read_xray
+from dataset_script.knee_xray import FEATURES, GRADE_LABELS, encode_png, map_ahead, read_xray
 from dataset_script.layouts import (
     GRADES,
     CorpusError,
@@ -36,15 +36,6 @@ from dataset_script.layouts import (
 )
 from dataset_script.radiograph import RadiographError
 
-FEATURES = datasets.Features(
-    {
-        "image": datasets.Image(),
-        "label": datasets.ClassLabel(names=list(GRADE_LABELS)),
-        "person_id": datasets.Value("string"),
-        "laterality": datasets.Value("string"),
-        "file": datasets.Value("string"),
-    }
-)
 ROWS_OF_SHARD, ROWS_OF_GROUP = 5000, 100
 RELEASE_SOURCE = (
     "P. Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data 2018, https://doi.org/10.17632/56rmx5bjcr.1"

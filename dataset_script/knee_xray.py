@@ -28,6 +28,15 @@ from dataset_script.radiograph import Radiograph, RadiographError, read_radiogra
 from dataset_script.synthetic import draw_corpus
 
 GRADE_LABELS = ("KL0 none", "KL1 doubtful", "KL2 mild", "KL3 moderate", "KL4 severe")
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=list(GRADE_LABELS)),
+        "person_id": datasets.Value("string"),
+        "laterality": datasets.Value("string"),
+        "file": datasets.Value("string"),
+    }
+)
 _READ_AHEAD = 16
 
 logger = logging.getLogger(__name__)
@@ -98,15 +107,7 @@ class KneeXray(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description="Knee X-rays with Kellgren-Lawrence grades.",
-            features=datasets.Features(
-                {
-                    "image": datasets.Image(),
-                    "label": datasets.ClassLabel(names=list(GRADE_LABELS)),
-                    "person_id": datasets.Value("string"),
-                    "laterality": datasets.Value("string"),
-                    "file": datasets.Value("string"),
-                }
-            ),
+            features=FEATURES,
             homepage="https://doi.org/10.17632/56rmx5bjcr.1",
             license="CC BY 4.0",
         )

@@ -112,6 +112,7 @@ def describe_results(results: dict) -> str:
         "accuracy": "accuracy",
         "quadratic_weighted_kappa": "QWK",
         "mae": "MAE",
+        "macro_f1": "macro-F1",
         "flip_agreement": "flip agreement",
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from clip_koa.files import write_file
 from clip_koa.grading.evaluation import HEADS, Predictions, grading
 from clip_koa.grading.predictions import PredictionFile
 from clip_koa.grading.stock import STOCK_HEADS
@@ -18,7 +19,6 @@ from clip_koa.publishing.page import (
     interval_text,
     save_picture,
     split_section,
-    write_file,
     write_page,
 )
 

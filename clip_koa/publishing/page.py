@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from datasets import Dataset, Image
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from clip_koa.files import write_file
 from clip_koa.grading.evaluation import grading
 from clip_koa.grading.predictions import PredictionFile
 from clip_koa.publishing import figures
@@ -38,14 +38,6 @@ METRIC_NAMES = {
 }
 HARDEST = 12
 THUMBNAIL = 160  # pixels
-
-
-def write_file(path: Path, content: bytes) -> Path:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-    return path
 
 
 def write_page(path: Path, template: str, **values) -> Path:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from clip_koa.files import write_file
 from clip_koa.grading.evaluation import measure_heads
 from clip_koa.grading.predictions import PredictionFile, read_predictions
 from clip_koa.publishing import figures
-from clip_koa.publishing.page import save_picture, split_section, write_file, write_page
+from clip_koa.publishing.page import save_picture, split_section, write_page
 
 
 def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = None) -> Path:

@@ -11,7 +11,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broa
 from datasets import DatasetDict
 from tqdm.auto import tqdm
 
-from clip_koa.grading.evaluation import CHOOSABLE_METRICS, HEADS, Predictions, evaluate, predict
+from clip_koa.grading.evaluation import CHOOSABLE_METRICS, Predictions, describe_results, evaluate, predict
 from clip_koa.grading.predictions import PredictionFile, write_predictions
 from clip_koa.training.augmentation import Augmentation
 from clip_koa.training.averaging import WeightAverage
@@ -361,7 +361,7 @@ def _validate(run: Run, bar: tqdm) -> None:
     with run.average.applied():
         results = evaluate(_predict_split(run, run.model, run.validation_loader, "validation"), model.config)
         _record_evaluation(run, results, "validation", "last")
-        bar.write(f"epoch {state.epoch}, step {state.step}: " + describe(results))
+        bar.write(f"epoch {state.epoch}, step {state.step}:\n" + describe_results(results))
         value = _metric(results, run.config.best_metric)
         if state.best_value is None or value > state.best_value:
             state.best_value, state.best_step, state.best_epoch = value, state.step, state.epoch
@@ -381,20 +381,11 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
         predictions = _predict_split(run, model, run.accelerator.prepare(loader), split, autocast=False)
         results = evaluate(predictions, model.config)
         _record_evaluation(run, results, split, "best")
-        run.accelerator.print(f"best/ (step {run.state.best_step}) on {split}: " + describe(results))
+        run.accelerator.print(f"best/ (step {run.state.best_step}) on {split}:\n" + describe_results(results))
         if run.accelerator.is_main_process:
             graded = PredictionFile.of_split(predictions, corpus[split])
             write_predictions(run.folder / "report" / f"predictions_{split}.jsonl", graded)
     run.recorder.status("finished", step=run.state.step, total_steps=run.total_steps, best_step=run.state.best_step)
-
-
-def describe(results: dict) -> str:
-    """One line a head: accuracy, quadratic weighted kappa, MAE, flip agreement."""
-    return "".join(
-        f"\n  {head:18}  accuracy {values['accuracy']:.4f}  QWK {values['quadratic_weighted_kappa']:.4f}  "
-        f"MAE {values['mae']:.4f}  macro-F1 {values['macro_f1']:.4f}  flip agreement {values['flip_agreement']:.4f}"
-        for head, values in ((head, results[head]) for head in HEADS)
-    )
 
 
 def _predict_split(run: Run, model, loader, split: str, autocast: bool = True) -> Predictions:

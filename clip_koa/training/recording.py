@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from datasets import DatasetDict, Image
 
+from clip_koa.files import write_file
 from clip_koa.training.run_config import RunConfig, RunConfigError
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "safetensors", "numpy", "Pillow")
@@ -50,13 +50,6 @@ def data_digest(corpus: DatasetDict) -> str:
     return digest.hexdigest()
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 class Recorder:
     """Writes a run's records, on the main process; the others' calls do nothing."""
 
@@ -73,7 +66,7 @@ class Recorder:
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_run(corpus, step)
-            write_text_whole(self.folder / "config.yaml", self.config.to_yaml())
+            write_file(self.folder / "config.yaml", self.config.to_yaml().encode())
             self._drop_records_after(step)
         names = tracker_names(self.config)
         keywords = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in names else {}
@@ -91,7 +84,7 @@ class Recorder:
                     f"{run['data']['digest'][:12]}; now {data['counts']}, {data['digest'][:12]}): start a new run."
                 )
         run["launches"].append({"from_step": step, **describe_launch(self.accelerator)})
-        write_text_whole(path, json.dumps(run, indent=1))
+        write_file(path, json.dumps(run, indent=1).encode())
 
     def _drop_records_after(self, step: int) -> None:
         """A resumed run writes these lines again, and the one that a kill cut short."""
@@ -102,7 +95,7 @@ class Recorder:
             ]
             records = [json.loads(line) for line in lines]
             kept = [record for record in records if record["step"] <= step and record.get("checkpoint") != "best"]
-            write_text_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+            write_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def record(self, **values) -> None:
         """Adds a line to metrics.jsonl and passes its numbers on to the trackers."""
@@ -118,7 +111,7 @@ class Recorder:
         """Writes status.json: `running`, `interrupted`, `failed` or `finished`."""
         if self.accelerator.is_main_process and self.folder.is_dir():
             text = json.dumps({"state": state, "time": _now(), **values}, indent=1)
-            write_text_whole(self.folder / "status.json", text)
+            write_file(self.folder / "status.json", text.encode())
 
 
 def _numbers(values: dict, prefix: str):
