@@ -104,6 +104,9 @@ def evaluate_model(options: argparse.Namespace) -> None:
             perturbed=perturbed,
         )  # fmt: skip
         print(describe_results(results), f"\nReport: {page}")
+    # The last collective must carry no tensor: gloo frees its tensors in a thread of its own that needs Python's lock,
+    # which ending the process group may hold while it waits for that thread.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

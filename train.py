@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate_best(run, corpus)
     if accelerator.is_main_process:
         print(f"Report: {write_report(run.folder, corpus)}\nModel:  {run.folder / 'best'}")
+    # The last collective must carry no tensor: gloo frees its tensors in a thread of its own that needs Python's lock,
+    # which ending the process group may hold while it waits for that thread.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 
