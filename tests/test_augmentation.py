@@ -55,3 +55,15 @@ def test_it_does_not_mirror(xrays):
         return torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1)).mean()
 
     assert similarity(augmented, xrays) > similarity(augmented, xrays.flip(-1))
+
+
+def test_random_flips_mirror_the_share_asked_for_and_leave_the_other_draws_alone(xrays):
+    indices = torch.arange(8)
+    mirrored = Augmentation(0.0, MEAN, STD, seed=0, flip=0.5)(xrays, indices, epoch=0)
+    flipped = torch.tensor([torch.equal(one, other.flip(-1)) for one, other in zip(mirrored, xrays, strict=True)])
+    assert 0 < flipped.sum() < 8
+    assert torch.equal(mirrored[~flipped], xrays[~flipped])
+    many = Augmentation(0.0, MEAN, STD, seed=0, flip=0.25)._draw_flips(torch.arange(2000), 0)
+    assert many.float().mean() == pytest.approx(0.25, abs=0.03)
+    always, never = (Augmentation(1.0, MEAN, STD, seed=0, flip=chance) for chance in (1.0, 0.0))
+    torch.testing.assert_close(always(xrays, indices, 0), never(xrays.flip(-1), indices, 0))

@@ -13,12 +13,13 @@ from modeling_clip_koa import CLIPKOAConfig, consistency_loss, symmetry_loss
 # The ways to read a grade off the model; the linear head stands without averaging, as a stock pipeline runs it.
 HEADS = ("text", "text_flip_averaged", "linear")
 
-# What a best checkpoint can be chosen by, as head.metric.
+# What a best checkpoint can be chosen by: head.metric, or that it is the newest.
+NEWEST = "last"
 CHOOSABLE_METRICS = tuple(
     f"{head}.{metric}"
     for head in HEADS
     for metric in ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_weighted_kappa", "mae", "flip_agreement")
-)
+) + (NEWEST,)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Gentle augmentation of X-rays, on the training device and in batches.
 
 Small rotations, shifts and scalings, and changes of brightness, contrast and gamma, as positioning and exposure vary
-them. No mirroring: the model's forward pass makes the mirror image itself.
+them. Mirroring is off unless asked for: the model's forward pass makes the mirror image itself.
 """
 
 import math
@@ -31,16 +31,21 @@ class Augmentation:
         strength: factor on all bounds; 0 leaves X-rays as they are.
         image_mean, image_std: the normalisation of the image processor, three channels.
         seed: of the run.
+        flip: chance that an X-ray is mirrored, for runs whose losses do not look at the mirror image.
     """
 
-    def __init__(self, strength: float, image_mean, image_std, seed: int):
+    def __init__(self, strength: float, image_mean, image_std, seed: int, flip: float = 0.0):
         self.strength = strength
+        self.flip = flip
         self.mean = torch.tensor(image_mean).view(1, -1, 1, 1)
         self.std = torch.tensor(image_std).view(1, -1, 1, 1)
         self.seed = seed
 
     def __call__(self, pixel_values: torch.Tensor, indices: torch.Tensor, epoch: int) -> torch.Tensor:
         """(N, 3, H, W) normalised grayscale X-rays with their indices (N,) in the split -> augmented, same shape."""
+        if self.flip:
+            mirrored = self._draw_flips(indices, epoch).to(pixel_values.device)  # (N,)
+            pixel_values = torch.where(mirrored.view(-1, 1, 1, 1), pixel_values.flip(-1), pixel_values)
         if self.strength == 0:
             return pixel_values
         device = pixel_values.device
@@ -64,3 +69,8 @@ class Augmentation:
         for index in indices.tolist():
             rows.append(np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, len(_BOUNDS)))
         return torch.tensor(np.stack(rows), dtype=torch.float32) * _BOUNDS * self.strength
+
+    def _draw_flips(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Which X-rays are mirrored, (N,), from generators that the other draws do not share."""
+        draws = [np.random.default_rng((self.seed, epoch, index, 1)).random() for index in indices.tolist()]
+        return torch.tensor(draws) < self.flip

@@ -11,7 +11,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broa
 from datasets import DatasetDict
 from tqdm.auto import tqdm
 
-from clip_koa.grading.evaluation import CHOOSABLE_METRICS, Predictions, describe_results, evaluate, predict
+from clip_koa.grading.evaluation import CHOOSABLE_METRICS, NEWEST, Predictions, describe_results, evaluate, predict
 from clip_koa.grading.predictions import PredictionFile, write_predictions
 from clip_koa.training.augmentation import Augmentation
 from clip_koa.training.averaging import WeightAverage
@@ -130,8 +130,10 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
     processor = start.image_processor
     run = Run(
         config, accelerator, start, model, optimizer, schedule, train_loader, validation_loader,
-        Augmentation(config.augmentation, processor.image_mean, processor.image_std, config.seed), drop_path, average,
-        state, Recorder(config, accelerator), list(corpus["train"]["file"]), total_steps,
+        Augmentation(
+            config.augmentation, processor.image_mean, processor.image_std, config.seed, config.random_flip
+        ),
+        drop_path, average, state, Recorder(config, accelerator), list(corpus["train"]["file"]), total_steps,
     )  # fmt: skip
     _restore(run)
     run.recorder.start(corpus, state.step)
@@ -362,7 +364,8 @@ def _validate(run: Run, bar: tqdm) -> None:
         results = evaluate(_predict_split(run, run.model, run.validation_loader, "validation"), model.config)
         _record_evaluation(run, results, "validation", "last")
         bar.write(f"epoch {state.epoch}, step {state.step}:\n" + describe_results(results))
-        value = _metric(results, run.config.best_metric)
+        name = run.config.best_metric
+        value = state.step if name == NEWEST else _metric(results, name)
         if state.best_value is None or value > state.best_value:
             state.best_value, state.best_step, state.best_epoch = value, state.step, state.epoch
             if accelerator.is_main_process:

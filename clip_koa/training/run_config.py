@@ -53,7 +53,7 @@ class RunConfig:
     evaluate_test: bool = _run(False, "after training, evaluate best/ on the test split too")
     best_metric: str = _run(
         "text_flip_averaged.quadratic_weighted_kappa",
-        "head.metric on validation that chooses best/; mae: lower is best",
+        "head.metric on validation that chooses best/ (mae: lower is best); last: best/ is always the newest",
     )
     patience: int = _run(0, "epochs without a better best_metric after which to stop; 0: no early stop", at_least=0)
     seed: int = _run(0, "seed of weights, order and augmentation", at_least=0)
@@ -67,6 +67,9 @@ class RunConfig:
     )
     augmentation: float = _data(
         1.0, "strength of rotation, shift, scale, brightness and contrast; 0: none", at_least=0
+    )
+    random_flip: float = _data(
+        0.0, "chance that an X-ray is mirrored before the losses see it; for runs without them", at_least=0, at_most=1
     )
     num_workers: int = _data(0, "processes that decode X-rays", at_least=0)
 

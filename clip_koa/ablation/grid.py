@@ -1,0 +1,101 @@
+"""The cells of the ablation: which fields of the run configuration each changes."""
+
+from dataclasses import dataclass, field, replace
+
+from clip_koa.training.run_config import RunConfig, RunConfigError
+from modeling_clip_koa import PROMPT_SETS
+from modeling_clip_koa.configuration_clip_koa import CONSISTENCY_KINDS
+
+CORNERS = ("plain", "random_flips", "symmetry", "consistency", "both")
+# What every other cell is compared with: cross-entropy with random mirroring, which costs nothing and is no new idea.
+BASELINE = "random_flips"
+# Factors on the consistency weight.
+WEIGHT_FACTORS = (0.25, 4.0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a name, what it is in words, and the fields it changes."""
+
+    name: str
+    meaning: str
+    changes: dict = field(default_factory=dict)
+    views: int = 2  # of each X-ray in a step
+
+
+def corner_cells() -> list[Cell]:
+    """The corners {symmetry off, on} x {consistency off, on}, and cross-entropy with random flips."""
+    alone = {"symmetry": False, "consistency_weight": 0.0}
+    return [
+        Cell("plain", "cross-entropy on the X-rays as they are", alone, views=1),
+        Cell("random_flips", "cross-entropy, each X-ray mirrored at random", {**alone, "random_flip": 0.5}, views=1),
+        Cell("symmetry", "cross-entropy on both views", {"consistency_weight": 0.0}),
+        Cell("consistency", "cross-entropy on the X-ray, views must agree", {"symmetry": False}),
+        Cell("both", "cross-entropy on both views, which must agree"),
+    ]
+
+
+def further_cells(config: RunConfig) -> list[Cell]:
+    """What `both` is made of: the kind and the weight of the consistency loss, and the prompts."""
+    cells = [
+        Cell(f"consistency_{kind}", f"both, with consistency {kind}", {"consistency": kind})
+        for kind in CONSISTENCY_KINDS
+        if kind != config.consistency
+    ]
+    for factor in WEIGHT_FACTORS:
+        weight = config.consistency_weight * factor
+        cells.append(
+            Cell(f"weight_{weight:g}", f"both, consistency weight {weight:g}", {"consistency_weight": weight})
+        )
+    cells += [
+        Cell(f"prompts_{name}", f"both, with {name} prompts", {"prompts": name})
+        for name in PROMPT_SETS
+        if name != config.prompts
+    ]
+    return cells
+
+
+def find_cells(config: RunConfig, names: list[str]) -> list[Cell]:
+    """The cells that `names` asks for, in the grid's order: names of cells, `corners`, or `all`.
+
+    Raises:
+        RunConfigError: an unknown name, or a configuration whose corners would not differ by the losses alone.
+    """
+    if not (config.symmetry and config.consistency_weight > 0 and not config.random_flip):
+        raise RunConfigError(
+            "The ablation switches symmetry and consistency off by itself: give a configuration with symmetry: true, "
+            "a consistency_weight above 0, and no random_flip."
+        )
+    if config.synthetic_people:
+        raise RunConfigError("synthetic_people draws other X-rays for each seed: write them to a folder and name it.")
+    cells = {cell.name: cell for cell in corner_cells() + further_cells(config)}
+    wanted = {part for name in names for part in {"corners": CORNERS, "all": tuple(cells)}.get(name, (name,))}
+    if unknown := sorted(wanted - set(cells)):
+        raise RunConfigError(f"--cells {unknown[0]}: use corners, all, or some of {', '.join(cells)}.")
+    return [cell for name, cell in cells.items() if name in wanted]
+
+
+def cell_config(config: RunConfig, cell: Cell, seed: int, folder: str, train_size: int) -> RunConfig:
+    """The run of one cell and seed: as many optimizer steps, and as many views in each, as every other cell's.
+
+    A cell that looks at one view of an X-ray takes twice the X-rays a step and twice the epochs. All cells keep their
+    last weights, for a best checkpoint would be chosen among more of them where there are more epochs.
+
+    Args:
+        config: what all cells share; its batch is of X-rays with two views.
+        train_size: X-rays of the train split.
+    """
+    steps = train_size // (2 * config.batch_size) * 2 * config.epochs
+    factor = 2 // cell.views
+    return replace(
+        config,
+        **cell.changes,
+        seed=seed,
+        output_dir=folder,
+        batch_size=config.batch_size * factor,
+        epochs=config.epochs * factor,
+        max_steps=min(steps, config.max_steps or steps),
+        best_metric="last",
+        patience=0,
+        resume="",
+    )
