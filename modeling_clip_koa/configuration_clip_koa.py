@@ -39,6 +39,8 @@ class CLIPKOAConfig(CLIPConfig):
         consistency_weight (`float`, defaults to 1.0): weight of the consistency loss; 0 switches it off.
         classifier_weight (`float`, defaults to 1.0): weight of the linear head's loss beside the text head's.
         flip_average (`bool`, defaults to `True`): average the logits of X-ray and mirror image at inference.
+        calibration (`dict`, *optional*): `text_temperature` and `linear_temperature`, by which the heads' weights are
+            divided already.
         initializer_range (`float`, defaults to 0.02): standard deviation of a new linear head.
 
     Raises:
@@ -68,6 +70,7 @@ class CLIPKOAConfig(CLIPConfig):
         consistency_weight=1.0,
         classifier_weight=1.0,
         flip_average=True,
+        calibration=None,
         initializer_range=0.02,
         **kwargs,
     ):
@@ -86,6 +89,7 @@ class CLIPKOAConfig(CLIPConfig):
         self.consistency_weight = consistency_weight
         self.classifier_weight = classifier_weight
         self.flip_average = flip_average
+        self.calibration = calibration
         self.initializer_range = initializer_range
         self._check()
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoImageProcessor
 
+from clip_koa.grading.calibration import confidence_sets, read_threshold
 from dataset_script.radiograph import SUFFIXES, RadiographError, read_radiograph
 from modeling_clip_koa import GRADE_MEANINGS, CLIPKOAForImageClassification
 
@@ -25,6 +27,7 @@ class GradedXray:
     probabilities: tuple[float, ...] = ()  # of the two views' averaged logits, (K,)
     image_probabilities: tuple[float, ...] = ()  # of the X-ray as given, (K,)
     mirror_probabilities: tuple[float, ...] = ()  # of its mirror image, (K,)
+    confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
     error: str = ""  # empty where the X-ray was graded
 
 
@@ -33,16 +36,19 @@ class Grader:
 
     Args:
         name: model folder or Hub id.
+        level: how often the confidence sets are to hold the true grade.
         device: a torch device; default: a GPU where there is one.
 
     Raises:
         OSError: no such model (transformers' own message).
+        CalibrationError: a level for which the checkpoint keeps no threshold.
     """
 
-    def __init__(self, name: str, device: str | None = None):
+    def __init__(self, name: str, level: float = 0.9, device: str | None = None):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = CLIPKOAForImageClassification.from_pretrained(name).to(self.device).eval()
         self.image_processor = AutoImageProcessor.from_pretrained(name)
+        self.threshold = read_threshold(name, level)  # None where the checkpoint is not calibrated
 
     def grade(self, files: Iterable[str | Path]) -> Iterator[GradedXray]:
         """Grades files in their order; one that can't be read gives its error instead of a grade."""
@@ -60,10 +66,14 @@ class Grader:
         graded = dict(errors)
         if images:
             probabilities = self._probabilities(list(images.values()))
-            for index, row in zip(images, zip(*probabilities, strict=True), strict=True):
+            sets = [()] * len(images)
+            if self.threshold is not None:
+                sets = confidence_sets(np.array(probabilities[0]), self.threshold)
+            for index, row, found in zip(images, zip(*probabilities, strict=True), sets, strict=True):
                 grade = max(range(len(row[0])), key=row[0].__getitem__)
                 name = self.model.config.id2label[grade]
-                graded[index] = GradedXray(str(files[index]), grade, name, GRADE_MEANINGS[grade], *map(tuple, row))
+                file = str(files[index])
+                graded[index] = GradedXray(file, grade, name, GRADE_MEANINGS[grade], *map(tuple, row), found)
         return [graded[index] for index in range(len(files))]
 
     @torch.inference_mode()

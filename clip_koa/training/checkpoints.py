@@ -101,8 +101,11 @@ def _flush_entry(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_model_folder(folder: Path, model, image_processor, tokenizer) -> None:
+def save_model_folder(folder: Path, model, image_processor, tokenizer, files: dict[str, bytes] | None = None) -> None:
     """Writes what `from_pretrained` takes: weights, config, code, image processor and tokenizer.
+
+    Args:
+        files: written beside them, by name.
 
     Raises:
         SaveError: it could not be written; what stood there before still stands.
@@ -112,6 +115,8 @@ def save_model_folder(folder: Path, model, image_processor, tokenizer) -> None:
             merged(model).save_pretrained(temporary)
             image_processor.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            for name, content in (files or {}).items():
+                (temporary / name).write_bytes(content)
     except (OSError, SafetensorError) as error:
         kept = "The model saved there before is still whole." if folder.exists() else "None was saved there before."
         raise SaveError(f"{folder} could not be written ({error}). {kept}") from error
