@@ -1,39 +1,82 @@
-"""Grade knee X-rays: for each, the KL grade and the probabilities of the image and of its mirror image.
+"""Grade knee X-rays: for each, the KL grade, its probabilities, and how sure the model is.
 
     python predict.py --model runs/demo/best XRAY_OR_FOLDER...
+    python predict.py --model runs/demo/best --output grades.csv 'archive/**/*.dcm'
 
-The exit status is 0 where every X-ray was graded and 1 where one could not be read. Research only, no medical device.
+The first prints a line for each X-ray and one for its mirror image. The second writes a table (.csv, .jsonl, .parquet)
+and goes on where it was when it is started again after a stop. The exit status is 0 where every X-ray was graded, 1
+where one was not, 2 where nothing could be done. Research only, no medical device.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
-from clip_koa.grading.grader import Grader, find_xrays
+from tqdm.auto import tqdm
+
+from clip_koa.grading.grade_table import GradeTable, table_row
+from clip_koa.grading.grader import BATCH_SIZE, GradedXray, Grader, find_xrays
 from clip_koa.memory import keep_freed_memory
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints a line for each X-ray and one for its mirror image; returns the exit status."""
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(description="Grade knee X-rays. Research only, no medical device.")
     parser.add_argument("--model", required=True, help="model folder, such as runs/demo/best, or Hub id")
-    parser.add_argument("inputs", nargs="+", metavar="XRAY_OR_FOLDER", help="image files, or folders of them")
+    parser.add_argument("inputs", nargs="+", metavar="XRAY_OR_FOLDER", help="files, folders of them, or patterns")
+    parser.add_argument("--output", type=Path, help="table to write: .csv, .jsonl or .parquet (default: print)")
     parser.add_argument(
         "--level", type=float, default=0.9,
         help="how often the confidence set is to hold the true grade (default: 0.9; for calibrated models)",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Grades; returns the exit status."""
+    options = parse_options(arguments)
     keep_freed_memory()
     try:
         files = find_xrays(options.inputs)
+        table = None
+        if options.output:
+            table = GradeTable(options.output, {"model": options.model, "level": options.level, "files": len(files)})
         grader = Grader(options.model, options.level)
+        unread = write_table(grader, files, table) if table else print_grades(grader, files, options.level)
     except (FileNotFoundError, OSError, ValueError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
+    if grader.threshold is None:
+        print("No confidence sets: the model is not calibrated (calibrate.py does it).")
+    print("The grade is read from both views averaged. Research only: not for diagnosis.")
+    return 1 if unread else 0
 
+
+def write_table(grader: Grader, files: list[Path], table: GradeTable) -> int:
+    """Writes the table of all files; returns how many were not graded.
+
+    Raises:
+        ValueError: the rows that are there are not of these files.
+    """
+    for row, file in zip(table.read(), files, strict=False):
+        if row["file"] != str(file):
+            raise ValueError(f"{table.rows} holds {row['file']} where {file} should be: remove it to begin anew.")
+    with tqdm(total=len(files), initial=table.done, desc="grading", unit="X-ray") as bar:
+        for start in range(table.done, len(files), BATCH_SIZE):
+            batch = [table_row(xray) for xray in grader.grade(files[start : start + BATCH_SIZE])]
+            table.add(batch)
+            bar.update(len(batch))
+    unread = sum(row["grade"] is None for row in table.read())
+    print(f"{table.finish()}: {len(files) - unread} X-rays graded, {unread} not.")
+    return unread
+
+
+def print_grades(grader: Grader, files: list[Path], level: float) -> int:
+    """Prints a line for each X-ray and one for its mirror image; returns how many were not graded."""
     labels = [grader.model.config.id2label[grade] for grade in range(grader.model.config.num_labels)]
     width = max(len(str(file)) for file in files)
     print(
-        f"{'file':{width}}  {'grade':12}  {f'set {options.level:.0%}':8}  {'view':6}  "
+        f"{'file':{width}}  {'grade':12}  {f'set {level:.0%}':8}  {'view':6}  "
         + "  ".join(f"{label:>12}" for label in labels)
     )
     unread = 0
@@ -41,18 +84,18 @@ def main(arguments: list[str] | None = None) -> int:
         if xray.error:
             unread += 1
             print(f"{xray.file:{width}}  not graded: {xray.error}")
-            continue
-        views = (("image", xray.image_probabilities), ("mirror", xray.mirror_probabilities))
-        for view, probabilities in views:
-            first = (xray.file, xray.name, _range(xray.confidence_set)) if view == "image" else ("", "", "")
-            print(
-                f"{first[0]:{width}}  {first[1]:12}  {first[2]:8}  {view:6}  "
-                + "  ".join(f"{probability:12.3f}" for probability in probabilities)
-            )
-    if grader.threshold is None:
-        print("No confidence sets: the model is not calibrated (calibrate.py does it).")
-    print("The grade is read from both views averaged. Research only: not for diagnosis.")
-    return 1 if unread else 0
+        else:
+            _print_views(xray, width)
+    return unread
+
+
+def _print_views(xray: GradedXray, width: int) -> None:
+    for view, probabilities in (("image", xray.image_probabilities), ("mirror", xray.mirror_probabilities)):
+        first = (xray.file, xray.name, _range(xray.confidence_set)) if view == "image" else ("", "", "")
+        print(
+            f"{first[0]:{width}}  {first[1]:12}  {first[2]:8}  {view:6}  "
+            + "  ".join(f"{probability:12.3f}" for probability in probabilities)
+        )
 
 
 def _range(grades: tuple[int, ...]) -> str:

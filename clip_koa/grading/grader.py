@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import glob
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class GradedXray:
     image_probabilities: tuple[float, ...] = ()  # of the X-ray as given, (K,)
     mirror_probabilities: tuple[float, ...] = ()  # of its mirror image, (K,)
     confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
+    laterality: str = ""  # L, R, or B for both knees, where the file or its name tells
     error: str = ""  # empty where the X-ray was graded
 
 
@@ -57,10 +59,11 @@ class Grader:
             yield from self._grade_batch(batch)
 
     def _grade_batch(self, files: list) -> list[GradedXray]:
-        images, errors = {}, {}
+        images, sides, errors = {}, {}, {}
         for index, file in enumerate(files):
             try:
-                images[index] = read_radiograph(file).image
+                radiograph = read_radiograph(file)
+                images[index], sides[index] = radiograph.image, radiograph.laterality or ""
             except RadiographError as error:
                 errors[index] = GradedXray(str(file), error=str(error))
         graded = dict(errors)
@@ -72,8 +75,9 @@ class Grader:
             for index, row, found in zip(images, zip(*probabilities, strict=True), sets, strict=True):
                 grade = max(range(len(row[0])), key=row[0].__getitem__)
                 name = self.model.config.id2label[grade]
-                file = str(files[index])
-                graded[index] = GradedXray(file, grade, name, GRADE_MEANINGS[grade], *map(tuple, row), found)
+                graded[index] = GradedXray(
+                    str(files[index]), grade, name, GRADE_MEANINGS[grade], *map(tuple, row), found, sides[index]
+                )
         return [graded[index] for index in range(len(files))]
 
     @torch.inference_mode()
@@ -86,14 +90,19 @@ class Grader:
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[Path]:
-    """The X-ray files that `inputs` name: files as they are, folders searched for images, sorted.
+    """The X-ray files that `inputs` name, each once: files as they are, folders searched for images and globs, sorted.
 
     Raises:
-        FileNotFoundError: an input that does not exist, or a folder without X-rays.
+        FileNotFoundError: an input that does not exist, a glob that nothing matches, or a folder without X-rays.
     """
     files = []
     for path in map(Path, inputs):
-        if path.is_dir():
+        if not path.exists() and any(sign in str(path) for sign in "*?["):
+            found = sorted(Path(file) for file in glob(str(path), recursive=True) if Path(file).is_file())
+            if not found:
+                raise FileNotFoundError(f"{path}: no file matches this pattern.")
+            files += found
+        elif path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             if not found:
                 raise FileNotFoundError(f"{path} holds no X-rays ({', '.join(SUFFIXES)}).")
@@ -102,4 +111,4 @@ def find_xrays(inputs: Iterable[str | Path]) -> list[Path]:
             files.append(path)
         else:
             raise FileNotFoundError(f"{path}: there is no such file or folder.")
-    return files
+    return list(dict.fromkeys(files))

@@ -1,0 +1,145 @@
+"""The table that predict.py writes: a row for each X-ray, in its order, as CSV, JSON lines or Parquet."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from clip_koa.grading.grader import GradedXray
+from metrics.kl_grading.kl_grading import OSTEOARTHRITIS_GRADE
+from modeling_clip_koa import GRADE_LABELS
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+COLUMNS = {
+    "file": pyarrow.string(),
+    "grade": pyarrow.int8(),
+    "name": pyarrow.string(),
+    **{f"probability_{grade}": pyarrow.float64() for grade in range(len(GRADE_LABELS))},
+    "expected_grade": pyarrow.float64(),
+    "osteoarthritis_probability": pyarrow.float64(),
+    "set_low": pyarrow.int8(),
+    "set_high": pyarrow.int8(),
+    "flip_agreement": pyarrow.bool_(),
+    "entropy": pyarrow.float64(),
+    "laterality": pyarrow.string(),
+    "error": pyarrow.string(),
+}
+_ROWS_AT_ONCE = 1000
+
+
+class GradeTableError(ValueError):
+    """A table that cannot be written or gone on with; the message names the file and what would be right."""
+
+
+def table_row(xray: GradedXray) -> dict:
+    """A row of the table; of an X-ray that was not graded, only `file` and `error` are filled.
+
+    `probability_*`, `expected_grade` (mean grade), `osteoarthritis_probability` (grade 2 and above) and `entropy`
+    (nats) are of both views averaged. `set_low` and `set_high` bound the confidence set. `flip_agreement`: X-ray and
+    mirror image alone would get the same grade.
+    """
+    row = dict.fromkeys(COLUMNS) | {"file": xray.file, "error": xray.error or None}
+    if xray.error:
+        return row
+    averaged = xray.probabilities
+    row |= {f"probability_{grade}": value for grade, value in enumerate(averaged)}
+    views = (xray.image_probabilities, xray.mirror_probabilities)
+    return row | {
+        "grade": xray.grade,
+        "name": xray.name,
+        "expected_grade": sum(grade * value for grade, value in enumerate(averaged)),
+        "osteoarthritis_probability": sum(averaged[OSTEOARTHRITIS_GRADE:]),
+        "set_low": xray.confidence_set[0] if xray.confidence_set else None,
+        "set_high": xray.confidence_set[-1] if xray.confidence_set else None,
+        "flip_agreement": len({view.index(max(view)) for view in views}) == 1,
+        "entropy": -sum(value * math.log(value) for value in averaged if value > 0),
+        "laterality": xray.laterality or None,
+    }
+
+
+class GradeTable:
+    """A table in the making. Rows are kept on disk as they come, so that a stopped run goes on where it was.
+
+    Args:
+        path: ending in one of `FORMATS`; it appears when the table is whole.
+        about: what the rows depend on, such as the model; a table begun otherwise is not gone on with.
+
+    Raises:
+        GradeTableError: another ending, a table that is there already, or one that was begun with something else.
+    """
+
+    def __init__(self, path: str | Path, about: dict):
+        self.path = Path(path)
+        if self.path.suffix not in FORMATS:
+            raise GradeTableError(f"--output {path}: its name must end in {', '.join(FORMATS)}.")
+        if self.path.exists():
+            raise GradeTableError(f"--output {path} exists: remove it or give another name.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = self.path.with_name(f".{self.path.name}.rows")
+        self.about = json.dumps(about)
+        self.done = self._go_on() if self.rows.exists() else self._begin()
+
+    def _begin(self) -> int:
+        self.rows.write_text(self.about + "\n", encoding="utf-8")
+        return 0
+
+    def _go_on(self) -> int:
+        """Cuts off a row that a kill left half-written; returns the number of whole ones."""
+        whole, lines = 0, 0
+        with open(self.rows, "rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                if not lines and line.decode().rstrip("\n") != self.about:
+                    raise GradeTableError(
+                        f"{self.rows} was begun with {line.decode().strip()}, now it is {self.about}: remove it to "
+                        "begin anew."
+                    )
+                whole, lines = whole + len(line), lines + 1
+            file.truncate(whole)
+        return lines - 1 if lines else self._begin()
+
+    def add(self, rows: Iterable[dict]) -> None:
+        """Adds rows, each a `table_row`."""
+        with open(self.rows, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def read(self) -> Iterator[dict]:
+        """The rows so far."""
+        with open(self.rows, encoding="utf-8") as file:
+            next(file)
+            for line in file:
+                yield json.loads(line)
+
+    def finish(self) -> Path:
+        """Puts the whole table in its place."""
+        temporary = self.path.with_name(f".{self.path.name}.writing")
+        {".csv": self._write_csv, ".jsonl": self._write_lines, ".parquet": self._write_parquet}[self.path.suffix](
+            temporary
+        )
+        os.replace(temporary, self.path)
+        self.rows.unlink()
+        return self.path
+
+    def _write_csv(self, path: Path) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.read())
+
+    def _write_lines(self, path: Path) -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.read())
+
+    def _write_parquet(self, path: Path) -> None:
+        schema = pyarrow.schema(COLUMNS)
+        rows = self.read()
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            while some := list(islice(rows, _ROWS_AT_ONCE)):
+                writer.write_table(pyarrow.Table.from_pylist(some, schema))

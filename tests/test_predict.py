@@ -1,0 +1,118 @@
+"""predict.py's table: every X-ray once and in order, whole or not there, and gone on with after a stop."""
+
+import csv
+import json
+import math
+
+import pandas
+import pytest
+
+from clip_koa.grading.grade_table import COLUMNS, GradeTable, GradeTableError, table_row
+from clip_koa.grading.grader import GradedXray, find_xrays
+from clip_koa.training.checkpoints import save_model_folder
+from dataset_script.synthetic import draw_knee
+
+ABOUT = {"model": "m", "level": 0.9}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_model_folder(folder, tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
+    return folder
+
+
+@pytest.fixture
+def knees(tmp_path):
+    """20 X-rays, which is more than a batch, and one that is none."""
+    folder = tmp_path / "knees"
+    folder.mkdir()
+    for number in range(20):
+        draw_knee(number % 5, "L", number, 48).save(folder / f"{9000000 + number}L.png")
+    (folder / "9000007L.png").write_bytes(b"no image")
+    return folder
+
+
+def _xray(file="a.png", probabilities=(0.1, 0.2, 0.4, 0.2, 0.1)) -> GradedXray:
+    views = (probabilities, (0.0, 0.1, 0.5, 0.3, 0.1), (0.0, 0.1, 0.3, 0.5, 0.1))
+    return GradedXray(file, 2, "KL2", "definite", *views, confidence_set=(1, 2), laterality="L")
+
+
+def test_a_row_says_how_sure_the_model_is():
+    row = table_row(_xray())
+    assert list(row) == list(COLUMNS)
+    assert row["expected_grade"] == pytest.approx(2.0)
+    assert row["osteoarthritis_probability"] == pytest.approx(0.7)
+    assert row["entropy"] == pytest.approx(-sum(p * math.log(p) for p in (0.1, 0.2, 0.4, 0.2, 0.1)))
+    assert (row["set_low"], row["set_high"], row["flip_agreement"], row["laterality"]) == (1, 2, False, "L")
+    unread = table_row(GradedXray("b.png", error="no image"))
+    assert {name for name, value in unread.items() if value is not None} == {"file", "error"}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_all_formats_hold_the_same_rows(tmp_path, ending):
+    table = GradeTable(tmp_path / f"grades{ending}", ABOUT)
+    rows = [table_row(_xray("ä, b.png")), table_row(GradedXray("c.png", error='not "read"'))]
+    table.add(rows)
+    assert not table.path.exists()
+    table.finish()
+    assert [path.name for path in tmp_path.iterdir()] == [f"grades{ending}"]
+    if ending == ".csv":
+        found = list(csv.DictReader(table.path.open(encoding="utf-8")))
+        expected = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    elif ending == ".jsonl":
+        found, expected = [json.loads(line) for line in table.path.read_text().splitlines()], rows
+    else:
+        found, expected = pandas.read_parquet(table.path), pandas.DataFrame(rows)
+        assert list(found["file"]) == list(expected["file"]) and found["grade"].isna().tolist() == [False, True]
+        assert found["entropy"][0] == expected["entropy"][0]
+        return
+    assert found == expected
+
+
+def test_a_half_written_row_is_cut_off_and_another_table_is_not_gone_on_with(tmp_path):
+    table = GradeTable(tmp_path / "grades.csv", ABOUT)
+    table.add([table_row(_xray("a.png")), table_row(_xray("b.png"))])
+    with open(table.rows, "a") as file:
+        file.write('{"file": "c.pn')
+    again = GradeTable(tmp_path / "grades.csv", ABOUT)
+    assert again.done == 2 and [row["file"] for row in again.read()] == ["a.png", "b.png"]
+    with pytest.raises(GradeTableError, match="was begun with"):
+        GradeTable(tmp_path / "grades.csv", {"model": "other", "level": 0.9})
+    again.finish()
+    with pytest.raises(GradeTableError, match="exists: remove it"):
+        GradeTable(tmp_path / "grades.csv", ABOUT)
+    with pytest.raises(GradeTableError, match="must end in .csv, .jsonl, .parquet"):
+        GradeTable(tmp_path / "grades.xlsx", ABOUT)
+
+
+def test_patterns_name_files_and_each_file_counts_once(knees):
+    files = find_xrays([knees / "900001*.png", knees / "9000010L.png"])
+    assert [file.name for file in files] == [f"90000{number}L.png" for number in range(10, 20)]
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        find_xrays([knees / "*.dcm"])
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python, tmp_path):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    printed = run_python("predict.py", "--model", model, "--output", whole, knees, expect=1).stdout
+    assert "19 X-rays graded, 1 not" in printed and "not for diagnosis" in printed
+    rows = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [row["file"] for row in rows] == [str(file) for file in find_xrays([knees])]
+    assert "9000007L.png" in rows[7]["error"] and rows[7]["grade"] is None
+    assert rows[0]["laterality"] == "L"
+
+    table = GradeTable(stopped, {"model": str(model), "level": 0.9, "files": 20})
+    table.add(rows[:16])
+    run_python("predict.py", "--model", model, "--output", stopped, knees, expect=1)
+    again = [json.loads(line) for line in stopped.read_text().splitlines()]
+    assert again[:16] == rows[:16]
+    assert [row["grade"] for row in again] == [row["grade"] for row in rows]
+    assert again[19]["entropy"] == pytest.approx(rows[19]["entropy"], abs=1e-5)
+
+    refused = run_python("predict.py", "--model", model, "--output", whole, knees, expect=2)
+    assert "exists: remove it" in refused.stderr
+    table = GradeTable(tmp_path / "other.csv", {"model": str(model), "level": 0.9, "files": 20})
+    table.add([{**rows[0], "file": "elsewhere.png"}])
+    mixed = run_python("predict.py", "--model", model, "--output", tmp_path / "other.csv", knees, expect=2)
+    assert "holds elsewhere.png where" in mixed.stderr
