@@ -1,0 +1,109 @@
+"""The model card: metadata that the Hub reads, and a page that people do, both from the same figures."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader
+
+from clip_koa.publishing import figures
+from clip_koa.publishing.card_facts import CardFacts
+from clip_koa.publishing.page import MAIN_HEAD, METRIC_NAMES, TEMPLATES, figure_text, interval_text, save_picture
+from modeling_clip_koa import GRADE_LABELS, CLIPKOAConfig
+
+_TAGS = ["clip", "medical", "radiography", "knee", "osteoarthritis", "kellgren-lawrence"]
+
+
+def write_card(
+    folder: Path, repo_id: str, config: CLIPKOAConfig, facts: CardFacts, dtype: str, parameters: int, scores
+) -> None:
+    """Writes README.md, metrics.json and figures/ of a release.
+
+    Args:
+        dtype: of the stored weights.
+        scores: the stock pipeline's probabilities of the examples, (N, K), for the widget.
+    """
+    (folder / "metrics.json").write_text(json.dumps(facts.results, indent=2) + "\n", encoding="utf-8")
+    if facts.results:
+        (folder / "figures").mkdir(exist_ok=True)
+    for split, results in facts.results.items():
+        for name, draw in (("confusion_matrix", figures.confusion_matrices), ("recall", figures.recall_per_grade)):
+            save_picture(folder / "figures" / f"{name}_{split}.png", "", "", draw, results)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("model_card.md").render(
+        repo_id=repo_id, name=repo_id.split("/")[-1], facts=facts, dtype=dtype, parameters=parameters / 1e6,
+        prompts=[texts[0] for texts in config.prompts], one_prompt=all(len(texts) == 1 for texts in config.prompts),
+        flip_average=config.flip_average, sections=[_section(*item) for item in facts.results.items()],
+        heads=list(figures.HEAD_NAMES.values()), calibrated=(folder / "calibration.json").is_file(),
+    )  # fmt: skip
+    card = ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}")
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def _data(repo_id: str, facts: CardFacts, scores) -> ModelCardData:
+    widget = [
+        {
+            "src": f"https://huggingface.co/{repo_id}/resolve/main/examples/generated_KL{grade}.png",
+            "example_title": f"Generated X-ray, drawn as KL{grade}",
+            "output": [
+                {"label": label, "score": round(float(score), 4)}
+                for score, label in sorted(zip(row, GRADE_LABELS, strict=True), reverse=True)
+            ],
+        }
+        for grade, row in enumerate(scores)
+    ]
+    return ModelCardData(
+        library_name="transformers", pipeline_tag="image-classification", license="apache-2.0", tags=_TAGS,
+        base_model=facts.base_model, model_name=repo_id.split("/")[-1], widget=widget,
+        eval_results=_eval_results(facts) or None,
+    )  # fmt: skip
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
+    """Every metric of every head and split, with its interval."""
+    results = []
+    for split, heads in facts.results.items():
+        for head, title in figures.HEAD_NAMES.items():
+            values = heads[head]
+            for metric, name in METRIC_NAMES.items():
+                if values.get(metric) is None:
+                    continue
+                bounds = values["intervals"].get(metric)
+                results.append(
+                    EvalResult(
+                        task_type="image-classification",
+                        task_name="Kellgren-Lawrence grading",
+                        dataset_type="knee-xray",
+                        dataset_name=facts.dataset,
+                        dataset_split=split,
+                        metric_type=metric,
+                        metric_name=f"{name} ({title})",
+                        metric_value=round(values[metric], 6),
+                        metric_config=head,
+                        metric_args={"interval_95": [round(bound, 6) for bound in bounds]} if bounds else None,
+                    )  # fmt: skip
+                )
+    return results
+
+
+def _section(split: str, results: dict) -> dict:
+    def cells(metric, grade=None):
+        for head in figures.HEAD_NAMES:
+            value, bounds = results[head][metric], results[head]["intervals"].get(metric)
+            if grade is not None:
+                value, bounds = value[grade], bounds[grade] if bounds else None
+            yield figure_text(value) + (f" ({interval_text(bounds)})" if bounds else "")
+
+    known = [metric for metric in METRIC_NAMES if metric in results["text"]]
+    recalls = [(label, list(cells("recall_per_grade", grade))) for grade, label in enumerate(GRADE_LABELS)]
+    accuracy = {head: results[head]["accuracy"] for head in ("text", "linear")}
+    return {
+        "split": split,
+        "samples": results["text"]["num_samples"],
+        "people": results["text"].get("num_people"),
+        "rows": [(METRIC_NAMES[metric], list(cells(metric))) for metric in known],
+        "recalls": recalls,
+        "confusion": list(zip(GRADE_LABELS, results[MAIN_HEAD]["confusion_matrix"], strict=True)),
+        "gap": accuracy["linear"] - accuracy["text"],
+        "intervals": bool(results["text"]["intervals"]),
+    }

@@ -1,0 +1,93 @@
+"""What a card may tell of a run and its evaluations: listed fields only, never a path or a name of a person."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from clip_koa.grading.evaluation import HEADS
+from clip_koa.publishing.page import METRIC_NAMES
+from clip_koa.publishing.release_check import ReleaseError
+
+RECIPE_FIELDS = (
+    "prompts", "freeze_layers", "lora_rank", "drop_path", "epochs", "max_steps", "batch_size", "learning_rate",
+    "new_learning_rate", "layer_decay", "weight_decay", "warmup", "max_grad_norm", "ema_decay", "class_balance",
+    "augmentation", "symmetry", "consistency", "consistency_weight", "classifier_weight", "label_smoothing",
+    "ordinal_smoothing", "mixed_precision", "best_metric", "seed", "synthetic_people",
+)  # fmt: skip
+_PARTS = (*METRIC_NAMES, "recall_per_grade", "f1_per_grade", "confusion_matrix", "num_samples", "num_people")
+_RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}
+_SPLITS = ("train", "validation", "test", "auto_test")
+OFFICIAL = "Knee Osteoarthritis Severity Grading Dataset (P. Chen, Mendeley Data 2018)"
+
+
+@dataclass
+class CardFacts:
+    """Results of each split by head, the recipe, the base model (Hub id) and what it was trained on."""
+
+    results: dict[str, dict] = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)
+    base_model: str | None = None
+    dataset: str = "knee X-rays that the run does not name"
+    revision: str = ""
+
+
+def collect_facts(checkpoint: Path, evaluations: tuple[Path, ...] = (), base_model: str | None = None) -> CardFacts:
+    """Reads the run folder around a checkpoint, and evaluations, which count before the run's own figures.
+
+    Raises:
+        ReleaseError: an evaluation without metrics.json, or one that is not of a known split.
+    """
+    run = checkpoint.resolve().parent
+    facts = CardFacts()
+    config = _read(run / "config.yaml")
+    facts.recipe = {name: config[name] for name in RECIPE_FIELDS if name in config}
+    facts.base_model = base_model or _base_model(str(config.get("model", "")))
+    record = _read(run / "run.json")
+    launches = record.get("launches") or [{}]
+    revision = str(launches[-1].get("git", {}).get("revision") or "")
+    facts.revision = revision if re.fullmatch("[0-9a-f]{40}", revision) else ""
+    for split, values in _read(run / "report" / "metrics.json").items():
+        if split in _SPLITS:
+            facts.results[split] = _clean(values)
+    for folder in evaluations:
+        values = _read(folder / "metrics.json")
+        if values.get("split") not in _SPLITS or not set(HEADS) <= set(values):
+            raise ReleaseError(f"{folder} holds no metrics.json of evaluate_checkpoint.py.")
+        facts.results[values["split"]] = _clean(values)
+    counts = record.get("data", {}).get("counts", {}) or {
+        split: values["text"]["num_samples"] for split, values in facts.results.items()
+    }
+    if config.get("synthetic_people"):
+        facts.dataset = "generated X-rays (drawings, no patients)"
+    elif counts and all(_RELEASE_COUNTS.get(split, count) == count for split, count in counts.items()):
+        facts.dataset = OFFICIAL
+    return facts
+
+
+def _read(path: Path) -> dict:
+    """A JSON or YAML file, empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ReleaseError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+
+
+def _clean(values: dict) -> dict:
+    """For each head its figures and their intervals, and nothing else."""
+    results = {}
+    for head in HEADS:
+        figures = {name: values[head][name] for name in _PARTS if name in values[head]}
+        intervals = values[head].get("intervals", {})
+        results[head] = {**figures, "intervals": {name: intervals[name] for name in _PARTS if name in intervals}}
+    return results
+
+
+def _base_model(start: str) -> str | None:
+    if start.endswith("vit_s_focus.onnx"):
+        return "facebook/dinov2-small"
+    # A folder of the training machine is no Hub id.
+    return start if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", start) and not Path(start).exists() else None

@@ -1,0 +1,101 @@
+"""Uploading a checked folder to the Hub: one atomic commit, then its tag, with errors that say what to do."""
+
+import time
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+# Seconds before each further try after 429, 5xx or a lost connection.
+WAITS = (1, 5, 20, 60)
+_ADVICE = {
+    401: "the Hub does not take the token: log in with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there: use one with write access to that namespace",
+    404: "no such repository, or the token may not see it",
+    409: "it was changed or made by someone else meanwhile: look at it and push again",
+    429: "too many requests: wait, and push again",
+}
+_CONNECTIONS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
+
+
+class HubError(RuntimeError):
+    """An upload that did not succeed; the message says what the Hub answered and what to do."""
+
+
+def upload(
+    folder: Path, files: list[Path], repo_id: str, *, repo_type: str = "model", private: bool = False,
+    tag: str | None = None, message: str = "Release", space_sdk: str | None = None,
+) -> str:  # fmt: skip
+    """Uploads the files in one commit, removes what the repository holds besides them, and tags the commit.
+
+    Unchanged files are not sent. Not `upload_folder`, which may commit in parts.
+
+    Returns:
+        The commit's id.
+
+    Raises:
+        HubError: the Hub refuses, or stays unreachable. Before the commit, what is published is as it was.
+    """
+    api = HfApi()
+
+    def create():
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
+
+    _retried(f"creating {repo_id}", create)
+    info = _retried(f"reading {repo_id}", lambda: api.repo_info(repo_id, repo_type=repo_type))
+    if tag and tag in _retried(f"reading {repo_id}", lambda: _tags(api, repo_id, repo_type)):
+        raise HubError(f"{repo_id} has the tag {tag} already: choose another.")
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    kept = {*names, ".gitattributes"}
+    stale = [sibling.rfilename for sibling in info.siblings or [] if sibling.rfilename not in kept]
+
+    def commit():
+        # Built anew for each try: operations remember how far they came.
+        operations = [CommitOperationDelete(name) for name in stale]
+        operations += [CommitOperationAdd(name, str(path)) for name, path in names.items()]
+        return api.create_commit(
+            repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=info.sha
+        ).oid
+
+    oid = _retried(f"uploading to {repo_id}", commit)
+    if tag:
+        _retried(f"tagging {repo_id}", lambda: api.create_tag(repo_id, tag=tag, revision=oid, repo_type=repo_type))
+    return oid
+
+
+def _tags(api: HfApi, repo_id: str, repo_type: str) -> set[str]:
+    return {tag.name for tag in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
+
+
+def _retried(what: str, call):
+    """Calls, and calls again after what passes; raises `HubError`."""
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except Exception as error:
+            status, lost = _reason(error)
+            if status is None and not lost:
+                raise HubError(f"{what}: {_without_token(error)}") from None
+            if wait is None or not (lost or status == 429 or status >= 500):
+                advice = _ADVICE.get(status, "the Hub has trouble: push again later")
+                answer = f"answered {status}" if status else "could not be reached"
+                raise HubError(f"{what}: the Hub {answer}; {advice}.") from None
+        time.sleep(wait)
+
+
+def _reason(error: BaseException | None) -> tuple[int | None, bool]:
+    """The HTTP status in an error or in its causes, and whether the connection was lost."""
+    lost = False
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status:
+            return status, False
+        modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+        lost = lost or bool(modules & _CONNECTIONS) or isinstance(error, ConnectionError)
+        error = error.__cause__ or error.__context__
+    return None, lost
+
+
+def _without_token(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    token = get_token()
+    return text.replace(token, "***") if token else text

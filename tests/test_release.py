@@ -1,0 +1,109 @@
+"""The release folder: what is in it, what is refused, and that it loads in a fresh process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor
+
+import push_to_hub
+from clip_koa.publishing import hub
+from clip_koa.publishing.release import build_release
+from clip_koa.publishing.release_check import ReleaseError, check_folder, check_loading
+from modeling_clip_koa import CLIPKOAForImageClassification
+
+
+@pytest.fixture
+def checkpoint(make_model, tokenizer, tmp_path):
+    """A tiny model folder in a run that names its machine."""
+    folder = tmp_path / "run" / "best"
+    make_model(prompts="standard").save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder.parent / "config.yaml").write_text("output_dir: /home/anna/run\nmodel: /data/start.onnx\nepochs: 3\n")
+    return folder
+
+
+def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoint, tmp_path):
+    (checkpoint / "optimizer.bin").write_bytes(b"state")
+    release = build_release(checkpoint, tmp_path / "release", "anna/knees")
+    check_folder(release.folder, secrets=(str(tmp_path),))
+    assert len(check_loading(release.folder, release.expected)) == 5
+    card = ModelCard.load(release.folder / "README.md")
+    assert (
+        "Not evaluated" in card.text and "| `epochs` | 3 |" in card.text and "model-index" not in card.data.to_dict()
+    )
+    assert len(card.data.widget) == 5 and "anna/run" not in card.content and "start.onnx" not in card.content
+
+
+def test_half_precision_is_stored_and_not_computed(checkpoint, tmp_path):
+    release = build_release(checkpoint, tmp_path / "release", "anna/knees", dtype="float16")
+    stored = load_file(release.folder / "model.safetensors")
+    assert stored["visual_projection.weight"].dtype == torch.float16
+    assert stored["grade_prompts.embeds"].dtype == torch.float32
+    model = CLIPKOAForImageClassification.from_pretrained(release.folder)
+    assert model.dtype == torch.float32
+    assert torch.allclose(model.grade_prompts.embeds, model.get_grade_embeds(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.bin", b"x"),
+        ("README.md", b"see /home/anna/runs"),
+        ("README.md", b"hf_" + b"a" * 34),
+        ("README.md", b"person 9001234 was hard"),
+        ("metrics.json", b'{"people": ["anna"]}'),
+        ("calibration.json", b'{"a": "xray.png"}'),
+        ("model.safetensors", b"\x80\x04pickle"),
+        ("figures/a.png", b"no picture"),
+    ],
+)
+def test_what_has_no_place_in_a_release_is_refused(tmp_path, name, content):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ReleaseError, match=name.replace(".", r"\.")):
+        check_folder(tmp_path)
+
+
+def test_calibration_travels_and_its_metadata_is_looked_into(checkpoint, tmp_path):
+    (checkpoint / "calibration.json").write_text(json.dumps({"threshold": 0.5}))
+    save_file({"embeds": torch.zeros(3, 4)}, checkpoint / "training_embeddings.safetensors")
+    folder = build_release(checkpoint, tmp_path / "release", "anna/knees").folder
+    names = {path.name for path in check_folder(folder)}
+    assert {"calibration.json", "training_embeddings.safetensors"} <= names
+    save_file({"e": torch.zeros(1)}, folder / "training_embeddings.safetensors", {"file": "9001234L"})
+    with pytest.raises(ReleaseError, match="9001234L"):
+        check_folder(folder)
+
+
+def test_wrong_input_is_told(tmp_path, capsys):
+    assert push_to_hub.main([str(tmp_path), "anna/knees", "--dry_run", "--output", str(tmp_path / "out")]) == 2
+    assert "has no config.json" in capsys.readouterr().err
+
+
+def test_another_result_is_refused(checkpoint, tmp_path):
+    release = build_release(checkpoint, tmp_path / "release", "anna/knees")
+    with pytest.raises(ReleaseError, match="AutoModel: the release differs"):
+        check_loading(release.folder, release.expected + np.float32(0.01))
+
+
+@pytest.mark.parametrize(("status", "tries"), [(401, 1), (403, 1), (409, 1), (429, 3), (500, 3)])
+def test_answers_of_the_hub_are_told_and_passing_ones_tried_again(monkeypatch, status, tries):
+    monkeypatch.setattr(hub, "WAITS", (0, 0))
+    calls = []
+
+    class Refused(Exception):
+        response = type("Response", (), {"status_code": status})
+
+    def call():
+        calls.append(1)
+        raise Refused("Authorization: Bearer secret")
+
+    with pytest.raises(hub.HubError, match=str(status)) as error:
+        hub._retried("uploading", call)
+    assert len(calls) == tries and "secret" not in str(error.value)
