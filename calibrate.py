@@ -68,8 +68,8 @@ def calibrate(model, predictions: Predictions, people: list[str], level: float) 
     fold_temperatures(model, **temperatures)
     calibrated = predictions.of_head("text_flip_averaged")[0] / temperatures["text"]
     return {
-        "xrays": len(people),
-        "people": len(set(people)),
+        "num_xrays": len(people),
+        "num_people": len(set(people)),
         "heads": heads,
         "thresholds": thresholds_by_level(calibrated, predictions.labels),
     }

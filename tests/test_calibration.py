@@ -127,7 +127,7 @@ def test_calibrate_and_predict_as_a_user_does(make_model, tiny_start, tokenizer,
     printed = run_python("calibrate.py", "--model", folder, "--data_dir", knees).stdout
     assert "text    temperature" in printed and "sets at 90%" in printed
     report = json.loads((folder / "calibration.json").read_text())
-    assert report["xrays"] == 24 and report["people"] == 12 and len(report["thresholds"]) == 50
+    assert report["num_xrays"] == 24 and report["num_people"] == 12 and len(report["thresholds"]) == 50
     assert str(knees) not in (folder / "calibration.json").read_text() and xray.name not in printed
     after = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     size = after.config.vision_config.image_size
