@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.lora import LORA_PREFIX, add_lora, merged
 from clip_koa.training.optimisation import build_optimizer
-from clip_koa.training.regularisation import DropPath
+from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig
 from modeling_clip_koa import soft_labels
 
@@ -72,6 +72,39 @@ def test_drop_path_depends_on_seed_epoch_and_xray_alone(make_model):
     assert torch.equal(one.factors, together[:, [7, 3]])
     two.draw(torch.arange(64), epoch=1)
     assert not torch.equal(two.factors, together)
+
+
+def test_patch_dropout_leaves_out_patches_and_their_mirror_patches(make_model, pixel_values):
+    model = make_model()
+    embeddings = model.vision_model.embeddings
+    expected = model.eval()(pixel_values, flip_average=False).image_embeds
+    whole = embeddings(torch.cat([pixel_values, pixel_values]))
+    dropout = PatchDropout(embeddings, 0.5, seed=0)
+    model.train()
+    dropout.draw(torch.arange(6), epoch=0)
+    seen = embeddings(torch.cat([pixel_values, pixel_values]))
+    patches, side = embeddings.num_patches, dropout.side
+    assert seen.shape == (12, 1 + patches // 2, whole.shape[2])
+    for number in range(6):
+        kept = dropout.kept[number]
+        assert len(kept.unique()) == patches // 2
+        assert torch.equal(seen[number], whole[number][torch.cat([torch.zeros(1, dtype=int), kept + 1])])
+        mirrored = (kept // side) * side + side - 1 - kept % side
+        assert torch.equal(seen[6 + number, 1:], whole[6 + number][mirrored + 1])
+    # Nothing is left out at inference.
+    assert torch.equal(model.eval()(pixel_values, flip_average=False).image_embeds, expected)
+
+
+def test_patch_dropout_spares_the_joint_and_depends_on_seed_epoch_and_xray_alone(make_model):
+    dropout = PatchDropout(make_model().vision_model.embeddings, 0.5, seed=0)
+    dropout.draw(torch.arange(200), epoch=0)
+    together = dropout.kept
+    rows = torch.bincount((together // dropout.side).flatten(), minlength=dropout.side)
+    assert rows.argmax() == int(0.57 * dropout.side) and rows[0] < rows.max() / 2
+    dropout.draw(torch.tensor([7, 3]), epoch=0)
+    assert torch.equal(dropout.kept, together[[7, 3]])
+    dropout.draw(torch.arange(200), epoch=1)
+    assert not torch.equal(dropout.kept, together)
 
 
 def test_the_average_follows_the_weights_and_steps_in(make_model, pixel_values):

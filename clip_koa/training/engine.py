@@ -28,7 +28,7 @@ from clip_koa.training.lora import add_lora
 from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
 from clip_koa.training.preemption import Preempted, StopRequest
 from clip_koa.training.recording import Recorder, tracker_names
-from clip_koa.training.regularisation import DropPath
+from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
 from clip_koa.training.sampling import EpochSampler
 from clip_koa.training.starting_points import StartingPoint, load_starting_point
@@ -53,6 +53,7 @@ class Run:
     validation_loader: torch.utils.data.DataLoader
     augmentation: Augmentation
     drop_path: DropPath
+    patch_dropout: PatchDropout
     average: WeightAverage
     state: TrainState
     recorder: Recorder
@@ -113,7 +114,9 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
     _check(config, corpus, accelerator)
     set_seed(config.seed)
     start = _build_start(config, corpus, accelerator)
-    drop_path = DropPath(start.model.vision_model.encoder.layers, config.drop_path, config.freeze_layers, config.seed)
+    tower = start.model.vision_model
+    drop_path = DropPath(tower.encoder.layers, config.drop_path, config.freeze_layers, config.seed)
+    patch_dropout = PatchDropout(tower.embeddings, config.patch_dropout, config.seed)
     optimizer = build_optimizer(start.model, config, start.new_parameters)
     train_loader, validation_loader = _build_loaders(config, corpus, start)
     total_steps = len(corpus["train"]) // config.batch_size * config.epochs
@@ -133,7 +136,8 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
         Augmentation(
             config.augmentation, processor.image_mean, processor.image_std, config.seed, config.random_flip
         ),
-        drop_path, average, state, Recorder(config, accelerator), list(corpus["train"]["file"]), total_steps,
+        drop_path, patch_dropout, average, state, Recorder(config, accelerator), list(corpus["train"]["file"]),
+        total_steps,
     )  # fmt: skip
     _restore(run)
     run.recorder.start(corpus, state.step)
@@ -292,6 +296,7 @@ def _forward(run: Run, batch: dict):
     config, epoch = run.config, run.state.epoch
     pixel_values = run.augmentation(batch["pixel_values"], batch["index"], epoch)
     run.drop_path.draw(batch["index"], epoch)
+    run.patch_dropout.draw(batch["index"], epoch)
     labels = batch["labels"]
     if config.label_smoothing or config.ordinal_smoothing:
         num_labels = run.start.model.config.num_labels

@@ -1,4 +1,6 @@
-"""Drop path: whole blocks of the vision tower skipped at random while training."""
+"""What the vision tower does without at random while training: whole blocks (drop path), and patches."""
+
+import math
 
 import numpy as np
 import torch
@@ -48,3 +50,53 @@ class DropPath:
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return scale_what_the_block_adds
+
+
+# Where the joint line lies in an X-ray cropped around the knee, as a share of its height, and how far (standard deviation)
+# what KL grades look at, joint space and bone margins, spreads from it. From the mean of real training X-rays.
+JOINT_LINE, JOINT_SPREAD = 0.57, 0.2
+
+
+class PatchDropout:
+    """PatchDropout (Liu et al. 2022, arXiv 2208.07220) that spares the joint: a share of the patches is left out.
+
+    Rows near the joint line are left out less often: a patch is drawn in proportion to a Gaussian of its row's distance
+    from it. A forward hook on the embeddings, so the blocks see fewer tokens and the model's own code stays CLIP's. What
+    is left out depends only on the seed, the epoch and the X-ray's index; the mirror image loses the mirrored patches.
+
+    Args:
+        embeddings: of CLIP's vision tower; the class token comes first.
+        rate: share of the patches that is left out.
+        seed: of the run.
+    """
+
+    def __init__(self, embeddings: torch.nn.Module, rate: float, seed: int):
+        self.rate, self.seed = rate, seed
+        self.side = math.isqrt(embeddings.num_patches)  # of the grid of patches
+        self.kept = None  # (N, tokens), numbers of the tokens that stay; None: all do
+        rows = (np.arange(self.side) + 0.5) / self.side
+        self.log_weights = np.repeat(-0.5 * ((rows - JOINT_LINE) / JOINT_SPREAD) ** 2, self.side)
+        if rate > 0:
+            embeddings.register_forward_hook(self._leave_out)
+
+    def draw(self, indices: torch.Tensor, epoch: int) -> None:
+        """Draws for the X-rays (N,) of the next training batch."""
+        if self.rate == 0:
+            return
+        count = max(1, round(len(self.log_weights) * (1 - self.rate)))
+        kept = []
+        for index in indices.tolist():
+            # The largest sums of log weight and Gumbel noise are a weighted draw without replacement.
+            noise = np.random.default_rng((self.seed, epoch, index, 2)).gumbel(size=len(self.log_weights))
+            kept.append(np.sort(np.argsort(self.log_weights + noise)[-count:]))
+        self.kept = torch.tensor(np.stack(kept), device=indices.device)
+
+    def _leave_out(self, embeddings, inputs, output):
+        if not embeddings.training or self.kept is None:
+            return output
+        kept = self.kept
+        if len(output) > len(kept):  # the mirror images follow the X-rays
+            kept = torch.cat([kept, kept + self.side - 1 - 2 * (kept % self.side)])
+        class_token = torch.zeros_like(kept[:, :1])
+        tokens = torch.cat([class_token, kept + 1], dim=1)
+        return output.gather(1, tokens[..., None].expand(-1, -1, output.shape[-1]))

@@ -84,6 +84,9 @@ class RunConfig:
     drop_path: float = _model(
         0.0, "chance that the vision tower's last block is skipped; lower blocks less", at_least=0, at_most=0.9
     )
+    patch_dropout: float = _model(
+        0.0, "share of the patches left out while training, fewest at the joint", at_least=0, at_most=0.9
+    )
 
     symmetry: bool = _losses(True, "cross-entropy on the mirror image too (the paper's symmetry loss)")
     consistency: str = _losses("js", "distance between the two views' grade distributions", CONSISTENCY_KINDS)
