@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 TRAINING = (
     "--model", "tiny", "--synthetic_people", "24", "--epochs", "6", "--batch_size", "8", "--new_learning_rate", "1e-3",
     "--mixed_precision", "no", "--checkpoint_steps", "2", "--trackers", "", "--ema_decay", "0.9",
-    "--drop_path", "0.2", "--patch_dropout", "0.3", "--class_balance", "0.5", "--label_smoothing", "0.05", "--resume", "latest",
+    "--drop_path", "0.2", "--patch_dropout", "0.3", "--class_balance", "0.5", "--label_smoothing", "0.05",
+    "--resume", "latest",
 )  # fmt: skip
 DEADLINE = 300  # seconds
 

@@ -248,7 +248,8 @@ def test_weights_that_are_not_finite_are_never_saved(run_python, tmp_path):
 
 CRAFT = (
     *SMALL_RUN, "--log_steps", 1, "--class_balance", 0.5, "--drop_path", 0.2, "--patch_dropout", 0.3,
-    "--ema_decay", 0.9, "--layer_decay", 0.8, "--label_smoothing", 0.05, "--ordinal_smoothing", 0.5, "--consistency", "kl", "--consistency_weight", 4,
+    "--ema_decay", 0.9, "--layer_decay", 0.8, "--label_smoothing", 0.05, "--ordinal_smoothing", 0.5,
+    "--consistency", "kl", "--consistency_weight", 4,
 )  # fmt: skip
 TWO_PROCESSES = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
 

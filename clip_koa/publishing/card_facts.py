@@ -11,7 +11,8 @@ from clip_koa.publishing.page import METRIC_NAMES
 from clip_koa.publishing.release_check import ReleaseError
 
 RECIPE_FIELDS = (
-    "prompts", "freeze_layers", "lora_rank", "drop_path", "patch_dropout", "epochs", "max_steps", "batch_size", "learning_rate",
+    "prompts", "freeze_layers", "lora_rank", "drop_path", "patch_dropout",
+    "epochs", "max_steps", "batch_size", "learning_rate",
     "new_learning_rate", "layer_decay", "weight_decay", "warmup", "max_grad_norm", "ema_decay", "class_balance",
     "augmentation", "symmetry", "consistency", "consistency_weight", "classifier_weight", "label_smoothing",
     "ordinal_smoothing", "mixed_precision", "best_metric", "seed", "synthetic_people",

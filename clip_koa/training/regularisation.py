@@ -52,17 +52,18 @@ class DropPath:
         return scale_what_the_block_adds
 
 
-# Where the joint line lies in an X-ray cropped around the knee, as a share of its height, and how far (standard deviation)
-# what KL grades look at, joint space and bone margins, spreads from it. From the mean of real training X-rays.
+# Where the joint line lies in an X-ray cropped around the knee, as a share of its height, and how far (standard
+# deviation) what KL grades look at, joint space and bone margins, spreads from it. From the mean of real X-rays.
 JOINT_LINE, JOINT_SPREAD = 0.57, 0.2
 
 
 class PatchDropout:
     """PatchDropout (Liu et al. 2022, arXiv 2208.07220) that spares the joint: a share of the patches is left out.
 
-    Rows near the joint line are left out less often: a patch is drawn in proportion to a Gaussian of its row's distance
-    from it. A forward hook on the embeddings, so the blocks see fewer tokens and the model's own code stays CLIP's. What
-    is left out depends only on the seed, the epoch and the X-ray's index; the mirror image loses the mirrored patches.
+    Rows near the joint line are left out less often: a patch is kept in proportion to a Gaussian of its row's distance
+    from it. A forward hook on the embeddings, so the blocks see fewer tokens and the model's own code stays CLIP's.
+    What is left out depends only on the seed, the epoch and the X-ray's index; the mirror image loses the mirrored
+    patches.
 
     Args:
         embeddings: of CLIP's vision tower; the class token comes first.
