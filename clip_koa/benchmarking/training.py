@@ -116,8 +116,8 @@ def _stock_config(model: CLIPKOAForImageClassification):
     )
 
 
-def _trainer(model, loss: Callable, precision: str, optimizer: bool = True) -> Callable:
-    adamw = torch.optim.AdamW(model.parameters(), lr=1e-5) if optimizer else None
+def _trainer(model, loss: Callable, precision: str, optimizer: bool = True, fused: bool = False) -> Callable:
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused) if optimizer else None
 
     def step():
         with autocast(precision):
@@ -132,9 +132,9 @@ def _trainer(model, loss: Callable, precision: str, optimizer: bool = True) -> C
 
 
 def clip_koa_step(model, batch_size: int, precision: str, optimizer: bool = True) -> Callable:
-    """Our step: both views in one call, the text tower once on the prompts."""
+    """Our step: both views in one call, the text tower once on the prompts, the trainer's fused optimizer."""
     pixel_values, labels = _batch(model, batch_size)
-    return _trainer(model, lambda: model(pixel_values, labels=labels).loss, precision, optimizer)
+    return _trainer(model, lambda: model(pixel_values, labels=labels).loss, precision, optimizer, fused=True)
 
 
 def example_step(model: CLIPForImageClassification, batch_size: int, precision: str) -> Callable:
