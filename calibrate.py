@@ -19,8 +19,6 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from clip_koa.grading.calibration import (
-    CALIBRATION_FILE,
-    CalibrationError,
     cross_fitted,
     describe,
     fit_temperature,
@@ -35,6 +33,7 @@ from clip_koa.training.checkpoints import SaveError, save_model_folder
 from clip_koa.training.loader import XrayDataset
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
+from modeling_clip_koa import CALIBRATION_FILE, CalibrationError
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, OSError, ValueError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
-    if grader.threshold is None:
+    if not grader.is_calibrated:
         print("No confidence sets: the model is not calibrated (calibrate.py does it).")
     print("The grade is read from both views averaged. Research only: not for diagnosis.")
     return 1 if unread else 0
@@ -73,11 +73,10 @@ def write_table(grader: Grader, files: list[Path], table: GradeTable) -> int:
 
 def print_grades(grader: Grader, files: list[Path], level: float) -> int:
     """Prints a line for each X-ray and one for its mirror image; returns how many were not graded."""
-    labels = [grader.model.config.id2label[grade] for grade in range(grader.model.config.num_labels)]
     width = max(len(str(file)) for file in files)
     print(
         f"{'file':{width}}  {'grade':12}  {f'set {level:.0%}':8}  {'view':6}  "
-        + "  ".join(f"{label:>12}" for label in labels)
+        + "  ".join(f"{label:>12}" for label in grader.labels)
     )
     unread = 0
     for xray in grader.grade(files):
@@ -90,8 +89,9 @@ def print_grades(grader: Grader, files: list[Path], level: float) -> int:
 
 
 def _print_views(xray: GradedXray, width: int) -> None:
-    for view, probabilities in (("image", xray.image_probabilities), ("mirror", xray.mirror_probabilities)):
-        first = (xray.file, xray.name, _range(xray.confidence_set)) if view == "image" else ("", "", "")
+    grade = xray.grade
+    for view, probabilities in (("image", grade.image_probabilities), ("mirror", grade.mirror_probabilities)):
+        first = (xray.file, grade.name, _range(grade.confidence_set)) if view == "image" else ("", "", "")
         print(
             f"{first[0]:{width}}  {first[1]:12}  {first[2]:8}  {view:6}  "
             + "  ".join(f"{probability:12.3f}" for probability in probabilities)

@@ -4,18 +4,24 @@ This folder is what travels to the Hub with every checkpoint: flat, and importin
 """
 
 from .configuration_clip_koa import CLIPKOAConfig
+from .grader_clip_koa import CALIBRATION_FILE, CalibrationError, CLIPKOAGrader, Explanation, Grade
 from .losses_clip_koa import consistency_loss, soft_labels, symmetry_loss
 from .modeling_clip_koa import CLIPKOAForImageClassification, CLIPKOAOutput
 from .prompts_clip_koa import GRADE_LABELS, GRADE_MEANINGS, GRADE_NAMES, PROMPT_SETS
 
 __all__ = [
+    "CALIBRATION_FILE",
     "GRADE_LABELS",
     "GRADE_MEANINGS",
     "GRADE_NAMES",
     "PROMPT_SETS",
     "CLIPKOAConfig",
     "CLIPKOAForImageClassification",
+    "CLIPKOAGrader",
     "CLIPKOAOutput",
+    "CalibrationError",
+    "Explanation",
+    "Grade",
     "consistency_loss",
     "soft_labels",
     "symmetry_loss",

@@ -14,7 +14,7 @@ ALLOWED = {
     "metrics": set(),
     "clip_koa": {"modeling_clip_koa", "dataset_script", "metrics"},
 }
-ORDER = ("prompts_clip_koa", "configuration_clip_koa", "losses_clip_koa", "modeling_clip_koa")
+ORDER = ("prompts_clip_koa", "configuration_clip_koa", "losses_clip_koa", "modeling_clip_koa", "grader_clip_koa")
 
 
 def _imports(path) -> list[tuple[str, int]]:
@@ -50,7 +50,7 @@ def test_the_travelling_folder_is_flat_and_light():
     folder = ROOT / "modeling_clip_koa"
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
     light = {"torch", "transformers", "PIL"}
-    standard = {"dataclasses", "hashlib", "json", "math", "pathlib", "shutil"}
+    standard = {"collections", "dataclasses", "hashlib", "json", "math", "pathlib", "shutil"}
     for name in ORDER:
         for module, level in _imports(folder / f"{name}.py"):
             if level:  # as the Hub's copying of custom code can follow it

@@ -11,19 +11,16 @@ from hypothesis.extra.numpy import arrays
 from transformers import AutoModelForImageClassification
 
 from clip_koa.grading.calibration import (
-    CalibrationError,
-    confidence_sets,
     conformal_scores,
     conformal_threshold,
     cross_fitted,
     fit_temperature,
     fold_temperatures,
-    grown_intervals,
-    read_threshold,
 )
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import write_corpus
-from modeling_clip_koa import CLIPKOAForImageClassification
+from modeling_clip_koa import CalibrationError, CLIPKOAForImageClassification
+from modeling_clip_koa.grader_clip_koa import confidence_sets, grown_intervals, read_threshold
 
 
 def _drawn(count: int, seed: int, sharpness: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,10 +58,10 @@ _PROBABILITIES = arrays(np.float64, (7, 5), elements=st.floats(0.001, 1)).map(la
 
 @given(_PROBABILITIES, st.floats(0.0, 1.1))
 def test_sets_are_neighbours_that_hold_the_likeliest_grade(probabilities, threshold):
-    order, mass = grown_intervals(probabilities)
+    order, mass = (part.numpy() for part in grown_intervals(torch.from_numpy(probabilities)))
     assert (np.sort(order, axis=1) == np.arange(5)).all()
     np.testing.assert_allclose(mass[:, -1], 1)
-    for row, found in zip(probabilities, confidence_sets(probabilities, threshold), strict=True):
+    for row, found in zip(probabilities, confidence_sets(torch.from_numpy(probabilities), threshold), strict=True):
         assert list(found) == list(range(found[0], found[-1] + 1))
         assert row.argmax() in found
         assert len(found) == 1 or row[list(found)].sum() <= threshold + 1e-6
@@ -74,7 +71,7 @@ def test_sets_are_neighbours_that_hold_the_likeliest_grade(probabilities, thresh
 def test_a_threshold_at_an_xrays_score_lets_its_grade_in(probabilities, labels):
     scores = conformal_scores(probabilities, np.array(labels))
     for row, label, score in zip(probabilities, labels, scores, strict=True):
-        assert label in confidence_sets(row[None], score)[0]
+        assert label in confidence_sets(torch.from_numpy(row[None]), score)[0]
 
 
 def test_sets_cover_as_often_as_promised_on_new_xrays():
@@ -83,7 +80,7 @@ def test_sets_cover_as_often_as_promised_on_new_xrays():
         logits, labels = _drawn(400, seed)
         probabilities = (logits * 0.5).softmax(-1).numpy()  # a wrong model's sets must hold all the same
         threshold = conformal_threshold(conformal_scores(probabilities[:200], labels[:200].numpy()), 0.8)
-        sets = confidence_sets(probabilities[200:], threshold)
+        sets = confidence_sets(torch.from_numpy(probabilities[200:]), threshold)
         shares.append(np.mean([label in found for label, found in zip(labels[200:].tolist(), sets, strict=True)]))
     assert 0.8 - 0.015 < np.mean(shares) < 0.87
     assert conformal_threshold(np.linspace(0, 1, 5), 0.9) > 1  # five X-rays cannot promise 90 %

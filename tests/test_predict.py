@@ -11,6 +11,7 @@ from clip_koa.grading.grade_table import COLUMNS, GradeTable, GradeTableError, t
 from clip_koa.grading.grader import GradedXray, find_xrays
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
+from modeling_clip_koa import Grade
 
 ABOUT = {"model": "m", "level": 0.9}
 
@@ -35,7 +36,7 @@ def knees(tmp_path):
 
 def _xray(file="a.png", probabilities=(0.1, 0.2, 0.4, 0.2, 0.1)) -> GradedXray:
     views = (probabilities, (0.0, 0.1, 0.5, 0.3, 0.1), (0.0, 0.1, 0.3, 0.5, 0.1))
-    return GradedXray(file, 2, "KL2", "definite", *views, confidence_set=(1, 2), laterality="L")
+    return GradedXray(file, Grade(2, "KL2", "definite", *views, confidence_set=(1, 2)), laterality="L")
 
 
 def test_a_row_says_how_sure_the_model_is():

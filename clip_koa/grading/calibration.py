@@ -1,29 +1,20 @@
 """Calibration: a temperature for each head, and sets of neighbouring grades that hold the true one as asked."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from transformers.utils import cached_file
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics
-from modeling_clip_koa import GRADE_LABELS, CLIPKOAForImageClassification
+from modeling_clip_koa import GRADE_LABELS, CalibrationError, CLIPKOAForImageClassification
+from modeling_clip_koa.grader_clip_koa import LEVELS, confidence_sets, grown_intervals
 from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
 
-CALIBRATION_FILE = "calibration.json"
-# Levels of confidence for which thresholds are kept.
-LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
 FOLDS = 10
 # Temperatures are sought between these.
 _BOUNDS = (math.log(0.05), math.log(20.0))
-
-
-class CalibrationError(ValueError):
-    """A calibration that is missing or cannot give what is asked; the message says what would be right."""
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -60,35 +51,13 @@ def fold_temperatures(model: CLIPKOAForImageClassification, text: float, linear:
     }
 
 
-def grown_intervals(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each X-ray the nested intervals of grades that grow from the likeliest to its likelier neighbour.
-
-    Args:
-        probabilities: (N, K).
-
-    Returns:
-        order (N, K), the grades as they join, and mass (N, K), the interval's probability once they have.
-    """
-    count, grades = probabilities.shape
-    padded = np.pad(probabilities, ((0, 0), (1, 1)), constant_values=-1.0)  # a neighbour outside never joins
-    rows = np.arange(count)
-    low = high = probabilities.argmax(1) + 1
-    order = [low - 1]
-    for _ in range(grades - 1):
-        down = padded[rows, low - 1] > padded[rows, high + 1]
-        low, high = np.where(down, low - 1, low), np.where(down, high, high + 1)
-        order.append(np.where(down, low, high) - 1)
-    order = np.stack(order, axis=1)
-    return order, np.take_along_axis(probabilities, order, axis=1).cumsum(1)
-
-
 def conformal_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """For each X-ray the mass of the smallest grown interval that holds its true grade, (N,), in 0..1.
 
     Adaptive prediction sets (Romano et al. 2020) with the order of inclusion replaced by neighbourhood, as grades are
     ordered and a reader understands "2 to 3".
     """
-    order, mass = grown_intervals(probabilities)
+    order, mass = (part.numpy() for part in grown_intervals(torch.from_numpy(probabilities)))
     return mass[order == np.asarray(labels)[:, None]]
 
 
@@ -100,14 +69,6 @@ def conformal_threshold(scores: np.ndarray, level: float) -> float:
     """
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else 1.1
-
-
-def confidence_sets(probabilities: np.ndarray, threshold: float) -> list[tuple[int, ...]]:
-    """For each row of (N, K) the largest grown interval within the threshold, of at least the likeliest grade."""
-    order, mass = grown_intervals(probabilities)
-    # A hair above, so that an interval whose mass is the threshold itself is taken.
-    sizes = np.maximum((mass <= threshold + 1e-9).sum(1), 1)
-    return [tuple(sorted(row[:size].tolist())) for row, size in zip(order, sizes, strict=True)]
 
 
 def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], level: float) -> dict:
@@ -138,7 +99,9 @@ def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], 
         calibrated = (logits.double() / temperature).softmax(-1).numpy()
         probabilities[held] = calibrated[held]
         threshold = conformal_threshold(conformal_scores(calibrated[~held], labels[rest].numpy()), level)
-        for place, found in zip(np.flatnonzero(held), confidence_sets(calibrated[held], threshold), strict=True):
+        for place, found in zip(
+            np.flatnonzero(held), confidence_sets(torch.from_numpy(calibrated[held]), threshold), strict=True
+        ):
             sets[place] = found
     grades = labels.tolist()
     covered = np.array([grade in found for grade, found in zip(grades, sets, strict=True)])
@@ -166,29 +129,6 @@ def thresholds_by_level(logits: torch.Tensor, labels: torch.Tensor) -> dict[str,
     """For each of `LEVELS` the threshold of its sets, from calibrated logits (N, K)."""
     scores = conformal_scores(logits.double().softmax(-1).numpy(), labels.numpy())
     return {f"{level:.2f}": conformal_threshold(scores, level) for level in LEVELS}
-
-
-def read_threshold(name: str, level: float) -> float | None:
-    """The threshold that a checkpoint keeps for a level; None where it was never calibrated.
-
-    Args:
-        name: model folder or Hub id.
-
-    Raises:
-        CalibrationError: a level that is not kept, or a damaged file.
-    """
-    found = Path(name) / CALIBRATION_FILE
-    if not Path(name).is_dir():
-        found = cached_file(name, CALIBRATION_FILE, _raise_exceptions_for_missing_entries=False)
-    if not found or not Path(found).is_file():
-        return None
-    try:
-        thresholds = json.loads(Path(found).read_text(encoding="utf-8"))["thresholds"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run calibrate.py anew.") from error
-    if f"{level:.2f}" not in thresholds or not math.isclose(level, round(level, 2)):
-        raise CalibrationError(f"--level {level}: use one of {LEVELS[0]:.2f}, {LEVELS[1]:.2f} ... {LEVELS[-1]:.2f}.")
-    return float(thresholds[f"{level:.2f}"])
 
 
 def describe(report: dict) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -12,7 +11,6 @@ import pyarrow
 import pyarrow.parquet
 
 from clip_koa.grading.grader import GradedXray
-from metrics.kl_grading.kl_grading import OSTEOARTHRITIS_GRADE
 from modeling_clip_koa import GRADE_LABELS
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -47,18 +45,17 @@ def table_row(xray: GradedXray) -> dict:
     row = dict.fromkeys(COLUMNS) | {"file": xray.file, "error": xray.error or None}
     if xray.error:
         return row
-    averaged = xray.probabilities
-    row |= {f"probability_{grade}": value for grade, value in enumerate(averaged)}
-    views = (xray.image_probabilities, xray.mirror_probabilities)
+    grade = xray.grade
+    row |= {f"probability_{number}": value for number, value in enumerate(grade.probabilities)}
     return row | {
-        "grade": xray.grade,
-        "name": xray.name,
-        "expected_grade": sum(grade * value for grade, value in enumerate(averaged)),
-        "osteoarthritis_probability": sum(averaged[OSTEOARTHRITIS_GRADE:]),
-        "set_low": xray.confidence_set[0] if xray.confidence_set else None,
-        "set_high": xray.confidence_set[-1] if xray.confidence_set else None,
-        "flip_agreement": len({view.index(max(view)) for view in views}) == 1,
-        "entropy": -sum(value * math.log(value) for value in averaged if value > 0),
+        "grade": grade.grade,
+        "name": grade.name,
+        "expected_grade": grade.expected_grade,
+        "osteoarthritis_probability": grade.osteoarthritis_probability,
+        "set_low": grade.confidence_set[0] if grade.confidence_set else None,
+        "set_high": grade.confidence_set[-1] if grade.confidence_set else None,
+        "flip_agreement": grade.flip_agreement,
+        "entropy": grade.entropy,
         "laterality": xray.laterality or None,
     }
 

@@ -1,4 +1,4 @@
-"""From X-ray files to grades: one reader, one preprocessing, the model, and what it says of each view."""
+"""From X-ray files to grades: one reader for all formats, then the model's own grader."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,13 +6,8 @@ from glob import glob
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
-from transformers import AutoImageProcessor
-
-from clip_koa.grading.calibration import confidence_sets, read_threshold
-from dataset_script.radiograph import SUFFIXES, RadiographError, read_radiograph
-from modeling_clip_koa import GRADE_MEANINGS, CLIPKOAForImageClassification
+from dataset_script.radiograph import SUFFIXES, Radiograph, RadiographError, read_radiograph
+from modeling_clip_koa import CLIPKOAGrader, Grade
 
 BATCH_SIZE = 16
 
@@ -22,13 +17,7 @@ class GradedXray:
     """What the model says of one X-ray, or why it could not be read."""
 
     file: str
-    grade: int | None = None  # 0..4, from the two views averaged
-    name: str = ""  # the grade's label
-    meaning: str = ""  # in the words of the Kellgren-Lawrence scale
-    probabilities: tuple[float, ...] = ()  # of the two views' averaged logits, (K,)
-    image_probabilities: tuple[float, ...] = ()  # of the X-ray as given, (K,)
-    mirror_probabilities: tuple[float, ...] = ()  # of its mirror image, (K,)
-    confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
+    grade: Grade | None = None  # None where it could not be read
     laterality: str = ""  # L, R, or B for both knees, where the file or its name tells
     error: str = ""  # empty where the X-ray was graded
 
@@ -47,10 +36,17 @@ class Grader:
     """
 
     def __init__(self, name: str, level: float = 0.9, device: str | None = None):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = CLIPKOAForImageClassification.from_pretrained(name).to(self.device).eval()
-        self.image_processor = AutoImageProcessor.from_pretrained(name)
-        self.threshold = read_threshold(name, level)  # None where the checkpoint is not calibrated
+        self.images = CLIPKOAGrader.from_pretrained(name, level, device)  # grades and explains what is read
+
+    @property
+    def labels(self) -> list[str]:
+        """The grades' names."""
+        return [self.images.labels[grade] for grade in range(len(self.images.labels))]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it gives confidence sets."""
+        return self.images.threshold is not None
 
     def grade(self, files: Iterable[str | Path]) -> Iterator[GradedXray]:
         """Grades files in their order; one that can't be read gives its error instead of a grade."""
@@ -58,35 +54,21 @@ class Grader:
         while batch := list(islice(files, BATCH_SIZE)):
             yield from self._grade_batch(batch)
 
+    def grade_radiograph(self, radiograph: Radiograph) -> GradedXray:
+        """Grades an X-ray that is read already."""
+        return GradedXray(radiograph.source, self.images.grade(radiograph.image), radiograph.laterality or "")
+
     def _grade_batch(self, files: list) -> list[GradedXray]:
-        images, sides, errors = {}, {}, {}
+        radiographs, graded = {}, {}
         for index, file in enumerate(files):
             try:
-                radiograph = read_radiograph(file)
-                images[index], sides[index] = radiograph.image, radiograph.laterality or ""
+                radiographs[index] = read_radiograph(file)
             except RadiographError as error:
-                errors[index] = GradedXray(str(file), error=str(error))
-        graded = dict(errors)
-        if images:
-            probabilities = self._probabilities(list(images.values()))
-            sets = [()] * len(images)
-            if self.threshold is not None:
-                sets = confidence_sets(np.array(probabilities[0]), self.threshold)
-            for index, row, found in zip(images, zip(*probabilities, strict=True), sets, strict=True):
-                grade = max(range(len(row[0])), key=row[0].__getitem__)
-                name = self.model.config.id2label[grade]
-                graded[index] = GradedXray(
-                    str(files[index]), grade, name, GRADE_MEANINGS[grade], *map(tuple, row), found, sides[index]
-                )
+                graded[index] = GradedXray(str(file), error=str(error))
+        grades = self.images.grade([radiograph.image for radiograph in radiographs.values()])
+        for (index, radiograph), grade in zip(radiographs.items(), grades, strict=True):
+            graded[index] = GradedXray(str(files[index]), grade, radiograph.laterality or "")
         return [graded[index] for index in range(len(files))]
-
-    @torch.inference_mode()
-    def _probabilities(self, images: list) -> list[list[list[float]]]:
-        """For N images: probabilities of both views averaged, of the image, of its mirror image; each (N, K)."""
-        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"].to(self.device)
-        output = self.model(pixel_values, flip_average=True)
-        image_logits = 2 * output.logits - output.flipped_logits  # logits is the mean of the two
-        return [logits.softmax(-1).tolist() for logits in (output.logits, image_logits, output.flipped_logits)]
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[Path]:

@@ -1,0 +1,304 @@
+"""Grades images in three lines: load, grade, explain. With how sure the model is, and what the grade leans on."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.utils import cached_file
+
+from .modeling_clip_koa import CLIPKOAForImageClassification
+from .prompts_clip_koa import GRADE_MEANINGS
+
+CALIBRATION_FILE = "calibration.json"
+# Levels of confidence for which a calibrated checkpoint keeps thresholds.
+LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
+# Radiographic osteoarthritis begins here (Kellgren & Lawrence).
+_OSTEOARTHRITIS_GRADE = 2
+_BATCH_SIZE = 16
+
+# Pixel values (N, 3, H, W) -> text logits (N, K) of the X-rays and of their mirror images.
+Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class CalibrationError(ValueError):
+    """A calibration that is missing or cannot give what is asked; the message says what would be right."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What the model says of one X-ray. Probabilities are (K,), one for each grade."""
+
+    grade: int  # 0..4, from the two views averaged
+    name: str  # the grade's label
+    meaning: str  # in the words of the Kellgren-Lawrence scale
+    probabilities: tuple[float, ...]  # of the two views' averaged logits
+    image_probabilities: tuple[float, ...]  # of the X-ray as given
+    mirror_probabilities: tuple[float, ...]  # of its mirror image
+    confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
+
+    @property
+    def expected_grade(self) -> float:
+        """The mean grade under the probabilities, 0..4."""
+        return sum(grade * share for grade, share in enumerate(self.probabilities))
+
+    @property
+    def osteoarthritis_probability(self) -> float:
+        """The probability of grade 2 or above."""
+        return sum(self.probabilities[_OSTEOARTHRITIS_GRADE:])
+
+    @property
+    def entropy(self) -> float:
+        """Of the probabilities, in nats."""
+        return -sum(share * math.log(share) for share in self.probabilities if share > 0)
+
+    @property
+    def flip_agreement(self) -> bool:
+        """Whether X-ray and mirror image alone would get the same grade."""
+        return len({view.index(max(view)) for view in (self.image_probabilities, self.mirror_probabilities)}) == 1
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A heat map: which parts of an X-ray speak for a grade, or for a grade rather than another."""
+
+    image: Image.Image
+    grade: int
+    against: int | None  # the other grade; None: all the others
+    heat_map: torch.Tensor  # (H, W) of the image, 0..1, 1 where it speaks loudest
+
+    def layer(self, size: tuple[int, int] | None = None) -> Image.Image:
+        """The map as a picture (RGBA) to lay over the X-ray: clear where cold, orange to bright yellow where hot.
+
+        Args:
+            size: (width, height) in pixels; default: the image's.
+        """
+        heat = self.heat_map
+        red, green, blue = (low + (high - low) * heat for low, high in zip(_WARM, _HOT, strict=True))
+        pixels = torch.stack([red, green, blue, 255 * heat.clamp(0, 1)], dim=-1).round().to(torch.uint8)
+        height, width = heat.shape
+        picture = Image.frombytes("RGBA", (width, height), pixels.contiguous().numpy().tobytes())
+        return picture.resize(size, Image.Resampling.BILINEAR) if size else picture
+
+    def overlay(self, opacity: float = 0.6) -> Image.Image:
+        """The X-ray (RGB) under its heat map."""
+        layer = self.layer()
+        layer.putalpha(layer.getchannel("A").point(lambda value: round(value * opacity)))
+        return Image.alpha_composite(self.image.convert("RGBA"), layer).convert("RGB")
+
+
+# Colours of the middle and of the top of a heat map.
+_WARM, _HOT = (200.0, 40.0, 0.0), (255.0, 235.0, 60.0)
+
+
+class CLIPKOAGrader:
+    """Grades X-rays that are images already; `dataset_script.radiograph` reads them from any file.
+
+    Args:
+        model: in evaluation mode.
+        image_processor: the one saved beside it.
+        threshold: of the confidence sets, as `read_threshold` gives it; None: no sets.
+        network: what grades in the model's place, such as an exported graph; it cannot explain.
+    """
+
+    def __init__(
+        self,
+        model: CLIPKOAForImageClassification | None,
+        image_processor,
+        threshold: float | None = None,
+        network: Network | None = None,
+        labels: dict[int, str] | None = None,
+    ):
+        self.model, self.image_processor, self.threshold = model, image_processor, threshold
+        self.network = network or self._run_model
+        self.labels = labels or model.config.id2label
+
+    @classmethod
+    def from_pretrained(cls, name: str, level: float = 0.9, device: str | None = None) -> "CLIPKOAGrader":
+        """Loads a checkpoint.
+
+        Args:
+            name: model folder or Hub id.
+            level: how often the confidence sets are to hold the true grade, 0.50 to 0.99.
+            device: a torch device; default: a GPU where there is one.
+
+        Raises:
+            OSError: no such model (transformers' own message).
+            CalibrationError: a level for which the checkpoint keeps no threshold.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = CLIPKOAForImageClassification.from_pretrained(name).to(device).eval()
+        return cls(model, AutoImageProcessor.from_pretrained(name), read_threshold(name, level))
+
+    def grade(self, images: Image.Image | list[Image.Image]) -> Grade | list[Grade]:
+        """Grades one X-ray, or each of a list, cropped to one knee, bone bright."""
+        if isinstance(images, Image.Image):
+            return self.grade([images])[0]
+        grades = []
+        for start in range(0, len(images), _BATCH_SIZE):
+            grades += self._grade_batch(images[start : start + _BATCH_SIZE])
+        return grades
+
+    def explain(self, image: Image.Image, grade: int | None = None, against: int | None = None) -> Explanation:
+        """Which parts of an X-ray speak for a grade: relevance of the patches (Chefer et al. 2021, arXiv 2103.15679).
+
+        Through the blocks, attention weighted by the gradient of the text head's logit of the grade, less the other
+        grade's, or less the mean of all others'. Maps of X-ray and mirror image are averaged, so that the mirror image
+        gives the mirrored map.
+
+        Args:
+            grade: default: the one that the model gives.
+            against: the grade to tell it from; default: all others.
+
+        Raises:
+            ValueError: a grade that the model does not give, the same grade twice, or an exported network.
+        """
+        if self.model is None:
+            raise ValueError("An exported network cannot explain: load the checkpoint it was exported from.")
+        grade = self.grade(image).grade if grade is None else grade
+        for asked in (grade, grade if against is None else against):
+            if asked not in self.labels:
+                raise ValueError(f"There is no grade {asked!r}: the model gives 0 to {len(self.labels) - 1}.")
+        if grade == against:
+            raise ValueError(f"Grade {grade} cannot be told from itself: give another as against.")
+        relevance = patch_relevance(self.model, self._pixel_values([image]), grade, against)[0]
+        return Explanation(image, grade, against, self._spread(relevance, image.size))
+
+    def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
+        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
+    def _grade_batch(self, images: list[Image.Image]) -> list[Grade]:
+        logits, flipped_logits = self.network(self._pixel_values(images))
+        averaged = ((logits + flipped_logits) / 2).softmax(-1)
+        sets = [()] * len(images)
+        if self.threshold is not None:
+            sets = confidence_sets(averaged, self.threshold)
+        views = (averaged, logits.softmax(-1), flipped_logits.softmax(-1))
+        grades = averaged.argmax(-1).tolist()
+        return [
+            Grade(grade, self.labels[grade], GRADE_MEANINGS[grade], *map(tuple, row), found)
+            for grade, row, found in zip(
+                grades, zip(*(view.tolist() for view in views), strict=True), sets, strict=True
+            )
+        ]
+
+    @torch.inference_mode()
+    def _run_model(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model(pixel_values.to(self.model.device), flip_average=True)
+        # `logits` is the mean of the two views.
+        return (2 * output.logits - output.flipped_logits).cpu(), output.flipped_logits.cpu()
+
+    def _spread(self, relevance: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Relevance of the patches, (side, side), over the pixels (H, W) that the image processor cut out."""
+        width, height = size
+        crop = self.image_processor.crop_size["height"] / self.image_processor.size["shortest_edge"]
+        side = max(1, round(min(width, height) * crop))
+        square = torch.nn.functional.interpolate(
+            relevance[None, None], size=(side, side), mode="bicubic", align_corners=False
+        )[0, 0].clamp(min=0)
+        heat_map = torch.zeros(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        heat_map[top : top + side, left : left + side] = square / square.max().clamp(min=1e-12)
+        return heat_map
+
+
+def patch_relevance(
+    model: CLIPKOAForImageClassification, pixel_values: torch.Tensor, grade: int, against: int | None = None
+) -> torch.Tensor:
+    """Relevance of each patch for the text head's logit of a grade against another's, or the mean of all others'.
+
+    Args:
+        pixel_values: (N, 3, H, W).
+
+    Returns:
+        (N, side, side), not negative; of the X-ray averaged with the mirrored one of its mirror image.
+    """
+    config = model.vision_model.config
+    implementation = config._attn_implementation
+    config._attn_implementation = "eager"  # the others keep no attention
+    try:
+        with torch.enable_grad():
+            views = torch.cat([pixel_values, pixel_values.flip(-1)]).to(model.device).requires_grad_()
+            vision = model.vision_model(pixel_values=views, output_attentions=True)
+            image_embeds = torch.nn.functional.normalize(model.visual_projection(vision.pooler_output), dim=-1)
+            with torch.no_grad():
+                grade_embeds = model.get_grade_embeds()
+            cosines = image_embeds @ grade_embeds.t()
+            others = [other for other in range(cosines.shape[1]) if other != grade] if against is None else [against]
+            score = (cosines[:, grade] - cosines[:, others].mean(1)).sum()
+            gradients = torch.autograd.grad(score, vision.attentions)
+    finally:
+        config._attn_implementation = implementation
+    relevance = _roll_out(vision.attentions, gradients)
+    side = math.isqrt(relevance.shape[1])
+    original, mirrored = relevance.view(-1, side, side).chunk(2)
+    return ((original + mirrored.flip(-1)) / 2).cpu()
+
+
+@torch.no_grad()
+def _roll_out(attentions, gradients) -> torch.Tensor:
+    """Relevance of the patches for the class token, (N, patches), from (N, heads, tokens, tokens) of each block."""
+    count, _, tokens, _ = attentions[0].shape
+    # Only the class token's row is asked for: the product is taken from the last block down, a row at a time.
+    row = torch.zeros(count, 1, tokens, device=attentions[0].device)
+    row[:, :, 0] = 1
+    for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
+        row = row + row @ (attention * gradient).clamp(min=0).mean(1)
+    return row[:, 0, 1:]
+
+
+def grown_intervals(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each X-ray the nested intervals of grades that grow from the likeliest to its likelier neighbour.
+
+    Args:
+        probabilities: (N, K).
+
+    Returns:
+        order (N, K), the grades as they join, and mass (N, K), the interval's probability once they have.
+    """
+    count, grades = probabilities.shape
+    padded = torch.nn.functional.pad(probabilities, (1, 1), value=-1.0)  # a neighbour outside never joins
+    rows = torch.arange(count)
+    low = high = probabilities.argmax(1) + 1
+    order = [low - 1]
+    for _ in range(grades - 1):
+        down = padded[rows, low - 1] > padded[rows, high + 1]
+        low, high = torch.where(down, low - 1, low), torch.where(down, high, high + 1)
+        order.append(torch.where(down, low, high) - 1)
+    order = torch.stack(order, dim=1)
+    return order, probabilities.gather(1, order).cumsum(1)
+
+
+def confidence_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple[int, ...]]:
+    """For each row of (N, K) the largest grown interval within the threshold, of at least the likeliest grade."""
+    order, mass = grown_intervals(probabilities.double())
+    # A hair above, so that an interval whose mass is the threshold itself is taken.
+    sizes = (mass <= threshold + 1e-9).sum(1).clamp(min=1).tolist()
+    return [tuple(sorted(row[:size])) for row, size in zip(order.tolist(), sizes, strict=True)]
+
+
+def read_threshold(name: str, level: float) -> float | None:
+    """The threshold that a checkpoint keeps for a level; None where it was never calibrated.
+
+    Args:
+        name: model folder or Hub id.
+
+    Raises:
+        CalibrationError: a level that is not kept, or a damaged file.
+    """
+    found = Path(name) / CALIBRATION_FILE
+    if not Path(name).is_dir():
+        found = cached_file(name, CALIBRATION_FILE, _raise_exceptions_for_missing_entries=False)
+    if not found or not Path(found).is_file():
+        return None
+    try:
+        thresholds = json.loads(Path(found).read_text(encoding="utf-8"))["thresholds"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run calibrate.py anew.") from error
+    if f"{level:.2f}" not in thresholds or not math.isclose(level, round(level, 2)):
+        raise CalibrationError(f"--level {level}: use one of {LEVELS[0]:.2f}, {LEVELS[1]:.2f} ... {LEVELS[-1]:.2f}.")
+    return float(thresholds[f"{level:.2f}"])

@@ -1,0 +1,145 @@
+"""The Python door: load, grade, explain."""
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+from transformers import CLIPImageProcessor
+
+from clip_koa.training.checkpoints import save_model_folder
+from dataset_script.synthetic import draw_knee
+from modeling_clip_koa import CALIBRATION_FILE, CLIPKOAGrader
+from modeling_clip_koa.grader_clip_koa import patch_relevance
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_model_folder(folder, tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grader(folder):
+    return CLIPKOAGrader.from_pretrained(str(folder))
+
+
+def _knees(count=3, size=96):
+    return [draw_knee(number % 5, "L", number, size) for number in range(count)]
+
+
+def test_it_gives_what_the_model_gives(grader):
+    images = _knees(18)  # more than a batch
+    grades = grader.grade(images)
+    pixel_values = grader.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        output = grader.model(pixel_values)
+        image = grader.model(pixel_values, flip_average=False)
+    for number, grade in enumerate(grades):
+        torch.testing.assert_close(torch.tensor(grade.probabilities), output.logits[number].softmax(-1))
+        torch.testing.assert_close(torch.tensor(grade.image_probabilities), image.logits[number].softmax(-1))
+        assert grade.grade == output.logits[number].argmax() and grade.name == grader.labels[grade.grade]
+        assert grade.confidence_set == ()
+    assert grader.grade(images[4]).grade == grades[4].grade
+
+
+def test_the_mirror_image_gets_the_same_grade_with_the_views_swapped(grader):
+    for image in _knees():
+        one, other = grader.grade(image), grader.grade(ImageOps.mirror(image))
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+        assert one.image_probabilities == pytest.approx(other.mirror_probabilities, abs=1e-6)
+
+
+def test_a_calibrated_checkpoint_gives_sets(folder, tmp_path):
+    calibrated = tmp_path / "calibrated"
+    calibrated.mkdir()
+    for file in folder.iterdir():
+        (calibrated / file.name).symlink_to(file)
+    (calibrated / CALIBRATION_FILE).write_text('{"thresholds": {"0.90": 1.1, "0.50": 0.0}}')
+    image = _knees(1)[0]
+    assert CLIPKOAGrader.from_pretrained(str(calibrated)).grade(image).confidence_set == (0, 1, 2, 3, 4)
+    sure = CLIPKOAGrader.from_pretrained(str(calibrated), level=0.5).grade(image)
+    assert sure.confidence_set == (sure.grade,)
+
+
+def test_maps_of_mirror_images_are_mirrored(grader):
+    for image in _knees():
+        one = grader.explain(image, grade=2)
+        other = grader.explain(ImageOps.mirror(image), grade=2)
+        assert one.heat_map.shape == (96, 96) and one.heat_map.max() == 1 and one.heat_map.min() >= 0
+        torch.testing.assert_close(one.heat_map, other.heat_map.flip(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_map_is_of_the_question(grader):
+    image = _knees(1)[0]
+    given = grader.explain(image)
+    assert (given.grade, given.against) == (grader.grade(image).grade, None)
+    maps = [
+        grader.explain(image, 2).heat_map,
+        grader.explain(image, 2, 1).heat_map,
+        grader.explain(image, 1, 2).heat_map,
+    ]
+    for number, one in enumerate(maps):
+        for other in maps[number + 1 :]:
+            assert (one - other).abs().max() > 0.01
+    before = grader.model.vision_model.config._attn_implementation
+    with pytest.raises(ValueError, match="no grade 5"):
+        grader.explain(image, 5)
+    with pytest.raises(ValueError, match="told from itself"):
+        grader.explain(image, 2, 2)
+    assert grader.model.vision_model.config._attn_implementation == before != "eager"
+
+
+def test_relevance_is_the_full_rollout(make_model):
+    """Against the paper's product of matrices, written out."""
+    model = make_model().eval()
+    pixel_values = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model.set_attn_implementation("eager")
+    vision = model.vision_model(pixel_values=pixel_values, output_attentions=True)
+    embeds = torch.nn.functional.normalize(model.visual_projection(vision.pooler_output), dim=-1)
+    cosines = embeds @ model.get_grade_embeds().t()
+    gradients = torch.autograd.grad((cosines[:, 3] - cosines[:, 1]).sum(), vision.attentions)
+    relevance = torch.eye(17).expand(2, 17, 17)
+    for attention, gradient in zip(vision.attentions, gradients, strict=True):
+        relevance = relevance + (attention * gradient).clamp(min=0).mean(1) @ relevance
+    expected = relevance[:, 0, 1:].view(2, 4, 4)
+    both = patch_relevance(model, torch.cat([pixel_values, pixel_values.flip(-1)]), 3, 1)
+    torch.testing.assert_close((both[:2] + both[2:].flip(-1)) / 2, both[:2], rtol=1e-4, atol=1e-7)
+    mirrored = patch_relevance(model, pixel_values.flip(-1), 3, 1).flip(-1)
+    torch.testing.assert_close(mirrored, both[:2], rtol=1e-4, atol=1e-7)
+    # Averaged with the mirror image's, so the X-ray's own map is what the average leaves.
+    assert ((2 * both[:2] - expected) >= -1e-6).all()
+
+
+def test_the_map_lies_where_the_processor_looked(grader):
+    """A wide image is cropped to its middle; a processor that zooms cuts out less."""
+    wide = Image.new("L", (150, 100))
+    wide.paste(draw_knee(3, "L", 0, 100), (25, 0))
+    heat_map = grader.explain(wide).heat_map
+    assert heat_map.shape == (100, 150)
+    assert not heat_map[:, :25].any() and not heat_map[:, 125:].any() and heat_map[:, 25:125].any()
+    zooming = CLIPKOAGrader(
+        grader.model,
+        CLIPImageProcessor(size={"shortest_edge": 120}, crop_size={"height": 96, "width": 96}),
+    )
+    heat_map = zooming.explain(draw_knee(3, "L", 0, 100)).heat_map
+    assert not heat_map[:10].any() and not heat_map[:, 90:].any() and heat_map[10:90, 10:90].any()
+
+
+def test_overlays(grader):
+    image = _knees(1)[0]
+    explanation = grader.explain(image)
+    assert explanation.overlay(0).tobytes() == image.convert("RGB").tobytes()
+    assert explanation.overlay(1).tobytes() != image.convert("RGB").tobytes()
+    layer = explanation.layer((40, 40))
+    assert layer.mode == "RGBA" and layer.size == (40, 40)
+    cold = explanation.heat_map == 0
+    assert not torch.tensor(list(explanation.layer().getchannel("A").tobytes())).view(96, 96)[cold].any()
+
+
+def test_an_exported_network_grades_but_cannot_explain(grader):
+    fixed = (torch.tensor([[0.0, 0, 0, 3, 0]]), torch.tensor([[0.0, 0, 0, 5, 0]]))
+    exported = CLIPKOAGrader(None, grader.image_processor, network=lambda pixels: fixed, labels=grader.labels)
+    grade = exported.grade(_knees(1)[0])
+    assert grade.grade == 3 and grade.flip_agreement
+    with pytest.raises(ValueError, match="cannot explain"):
+        exported.explain(_knees(1)[0])
