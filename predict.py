@@ -2,18 +2,22 @@
 
     python predict.py --model runs/demo/best XRAY_OR_FOLDER...
     python predict.py --model runs/demo/best --output grades.csv 'archive/**/*.dcm'
+    python predict.py --model runs/demo/best --explain maps XRAY_OR_FOLDER...
 
 The first prints a line for each X-ray and one for its mirror image. The second writes a table (.csv, .jsonl, .parquet)
-and goes on where it was when it is started again after a stop. The exit status is 0 where every X-ray was graded, 1
+and goes on where it was when it is started again after a stop. The third also lays heat maps over the X-rays, of what
+speaks for their grade. The exit status is 0 where every X-ray was graded, 1
 where one was not, 2 where nothing could be done. Research only, no medical device.
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from clip_koa.files import write_file
 from clip_koa.grading.grade_table import GradeTable, table_row
 from clip_koa.grading.grader import BATCH_SIZE, GradedXray, Grader, find_xrays
 from clip_koa.memory import keep_freed_memory
@@ -29,6 +33,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--level", type=float, default=0.9,
         help="how often the confidence set is to hold the true grade (default: 0.9; for calibrated models)",
     )  # fmt: skip
+    parser.add_argument("--explain", type=Path, metavar="DIR", help="write the X-rays under their heat maps there")
     return parser.parse_args(arguments)
 
 
@@ -42,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.output:
             table = GradeTable(options.output, {"model": options.model, "level": options.level, "files": len(files)})
         grader = Grader(options.model, options.level)
-        unread = write_table(grader, files, table) if table else print_grades(grader, files, options.level)
+        maps = HeatMaps(grader, options.explain) if options.explain else None
+        unread = write_table(grader, files, table, maps) if table else print_grades(grader, files, options.level, maps)
     except (FileNotFoundError, OSError, ValueError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
@@ -52,7 +58,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if unread else 0
 
 
-def write_table(grader: Grader, files: list[Path], table: GradeTable) -> int:
+class HeatMaps:
+    """Writes X-rays under their heat maps, numbered in the order of the input, so that equal names do not collide."""
+
+    def __init__(self, grader: Grader, folder: Path):
+        self.grader, self.folder = grader, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, number: int, xray: GradedXray) -> None:
+        """Writes the picture of the X-ray of that number, unless it could not be graded."""
+        if xray.error:
+            return
+        picture = io.BytesIO()
+        self.grader.explain(xray).overlay().save(picture, "PNG")
+        name = f"{number:06d}-{Path(xray.file).stem}-{xray.grade.name.split()[0]}.png"
+        write_file(self.folder / name, picture.getvalue())
+
+
+def write_table(grader: Grader, files: list[Path], table: GradeTable, maps: HeatMaps | None) -> int:
     """Writes the table of all files; returns how many were not graded.
 
     Raises:
@@ -63,15 +86,17 @@ def write_table(grader: Grader, files: list[Path], table: GradeTable) -> int:
             raise ValueError(f"{table.rows} holds {row['file']} where {file} should be: remove it to begin anew.")
     with tqdm(total=len(files), initial=table.done, desc="grading", unit="X-ray") as bar:
         for start in range(table.done, len(files), BATCH_SIZE):
-            batch = [table_row(xray) for xray in grader.grade(files[start : start + BATCH_SIZE])]
-            table.add(batch)
+            batch = list(grader.grade(files[start : start + BATCH_SIZE]))
+            for number, xray in enumerate(batch if maps else (), start + 1):
+                maps.write(number, xray)
+            table.add(map(table_row, batch))
             bar.update(len(batch))
     unread = sum(row["grade"] is None for row in table.read())
     print(f"{table.finish()}: {len(files) - unread} X-rays graded, {unread} not.")
     return unread
 
 
-def print_grades(grader: Grader, files: list[Path], level: float) -> int:
+def print_grades(grader: Grader, files: list[Path], level: float, maps: HeatMaps | None) -> int:
     """Prints a line for each X-ray and one for its mirror image; returns how many were not graded."""
     width = max(len(str(file)) for file in files)
     print(
@@ -79,7 +104,9 @@ def print_grades(grader: Grader, files: list[Path], level: float) -> int:
         + "  ".join(f"{label:>12}" for label in grader.labels)
     )
     unread = 0
-    for xray in grader.grade(files):
+    for number, xray in enumerate(grader.grade(files), 1):
+        if maps:
+            maps.write(number, xray)
         if xray.error:
             unread += 1
             print(f"{xray.file:{width}}  not graded: {xray.error}")

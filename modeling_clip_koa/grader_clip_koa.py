@@ -225,9 +225,7 @@ def patch_relevance(
             views = torch.cat([pixel_values, pixel_values.flip(-1)]).to(model.device).requires_grad_()
             vision = model.vision_model(pixel_values=views, output_attentions=True)
             image_embeds = torch.nn.functional.normalize(model.visual_projection(vision.pooler_output), dim=-1)
-            with torch.no_grad():
-                grade_embeds = model.get_grade_embeds()
-            cosines = image_embeds @ grade_embeds.t()
+            cosines = image_embeds @ model._current_grade_embeds(training=False).t()
             others = [other for other in range(cosines.shape[1]) if other != grade] if against is None else [against]
             score = (cosines[:, grade] - cosines[:, others].mean(1)).sum()
             gradients = torch.autograd.grad(score, vision.attentions)

@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import pandas
 import pytest
+from PIL import Image
 
 from clip_koa.grading.grade_table import COLUMNS, GradeTable, GradeTableError, table_row
 from clip_koa.grading.grader import GradedXray, find_xrays
@@ -117,3 +119,19 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
     table.add([{**rows[0], "file": "elsewhere.png"}])
     mixed = run_python("predict.py", "--model", model, "--output", tmp_path / "other.csv", knees, expect=2)
     assert "holds elsewhere.png where" in mixed.stderr
+
+
+def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
+    (knees / "more").mkdir()
+    draw_knee(1, "L", 99, 48).save(knees / "more" / "9000000L.png")  # a name twice
+    maps = tmp_path / "maps"
+    run_python("predict.py", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    expected = {
+        f"{number:06d}-{Path(row['file']).stem}-KL{row['grade']}.png"
+        for number, row in enumerate(rows, 1)
+        if not row["error"]
+    }
+    assert {file.name for file in maps.iterdir()} == expected and len(expected) == 20
+    with Image.open(maps / sorted(expected)[0]) as picture:
+        assert picture.size == (48, 48) and picture.mode == "RGB"

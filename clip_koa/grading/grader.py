@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from dataset_script.radiograph import SUFFIXES, Radiograph, RadiographError, read_radiograph
-from modeling_clip_koa import CLIPKOAGrader, Grade
+from modeling_clip_koa import CLIPKOAGrader, Explanation, Grade
 
 BATCH_SIZE = 16
 
@@ -57,6 +57,14 @@ class Grader:
     def grade_radiograph(self, radiograph: Radiograph) -> GradedXray:
         """Grades an X-ray that is read already."""
         return GradedXray(radiograph.source, self.images.grade(radiograph.image), radiograph.laterality or "")
+
+    def explain(self, xray: GradedXray, against: int | None = None) -> Explanation:
+        """The heat map of a graded X-ray: what speaks for its grade, or for it rather than `against`.
+
+        Raises:
+            ValueError: a grade that the model does not give, or the X-ray's own.
+        """
+        return self.images.explain(read_radiograph(xray.file).image, xray.grade.grade, against)
 
     def _grade_batch(self, files: list) -> list[GradedXray]:
         radiographs, graded = {}, {}
