@@ -3,22 +3,26 @@
     python predict.py --model runs/demo/best XRAY_OR_FOLDER...
     python predict.py --model runs/demo/best --output grades.csv 'archive/**/*.dcm'
     python predict.py --model runs/demo/best --explain maps XRAY_OR_FOLDER...
+    accelerate launch predict.py --model runs/demo/best --output FOLDER 'archive/**/*.dcm'
 
 The first prints a line for each X-ray and one for its mirror image. The second writes a table (.csv, .jsonl, .parquet)
 and goes on where it was when it is started again after a stop. The third also lays heat maps over the X-rays, of what
-speaks for their grade. The exit status is 0 where every X-ray was graded, 1
+speaks for their grade. The fourth spreads over processes, each of which writes a Parquet part of the table into the
+folder. The exit status is 0 where every X-ray was graded, 1
 where one was not, 2 where nothing could be done. Research only, no medical device.
 """
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
 from clip_koa.files import write_file
-from clip_koa.grading.grade_table import GradeTable, table_row
+from clip_koa.grading.grade_table import FORMATS, GradeTable, count_ungraded, part_of, share_of, table_row
 from clip_koa.grading.grader import BATCH_SIZE, GradedXray, Grader, find_xrays
 from clip_koa.memory import keep_freed_memory
 
@@ -28,7 +32,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Grade knee X-rays. Research only, no medical device.")
     parser.add_argument("--model", required=True, help="model folder, such as runs/demo/best, or Hub id")
     parser.add_argument("inputs", nargs="+", metavar="XRAY_OR_FOLDER", help="files, folders of them, or patterns")
-    parser.add_argument("--output", type=Path, help="table to write: .csv, .jsonl or .parquet (default: print)")
+    parser.add_argument(
+        "--output", type=Path,
+        help="table to write: .csv, .jsonl, .parquet, or a folder for parts (default: print)",
+    )  # fmt: skip
     parser.add_argument(
         "--level", type=float, default=0.9,
         help="how often the confidence set is to hold the true grade (default: 0.9; for calibrated models)",
@@ -42,36 +49,66 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     keep_freed_memory()
     try:
-        files = find_xrays(options.inputs)
-        table = None
-        if options.output:
-            table = GradeTable(options.output, {"model": options.model, "level": options.level, "files": len(files)})
-        grader = Grader(options.model, options.level)
-        maps = HeatMaps(grader, options.explain) if options.explain else None
-        unread = write_table(grader, files, table, maps) if table else print_grades(grader, files, options.level, maps)
+        return grade_inputs(options)
     except (FileNotFoundError, OSError, ValueError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
+
+
+def grade_inputs(options: argparse.Namespace) -> int:
+    """Grades this process's share of the inputs; returns the exit status.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: nothing can be done; the message says why.
+    """
+    files = find_xrays(options.inputs)
+    # As `accelerate launch` and torchrun set them. Processes need not talk to each other, so none waits for another.
+    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    in_parts = options.output and options.output.suffix not in FORMATS
+    if processes > 1 and not in_parts:
+        raise ValueError(
+            f"--output {options.output}: {processes} processes write their parts into a folder; name one."
+        )
+    share = share_of(len(files), process, processes)
+    about = {"model": options.model, "level": options.level, "files": len(files), "share": [share.start, share.stop]}
+    output = part_of(options.output, process, processes) if in_parts else options.output
+    if in_parts and output.exists():
+        unread = count_ungraded(output, about)
+        print(f"{output} is whole already.")
+        return 1 if unread else 0
+
+    table = GradeTable(output, about) if output else None
+    grader = Grader(options.model, options.level, _device(processes))
+    maps = HeatMaps(grader, options.explain, share.start) if options.explain else None
+    files = files[share.start : share.stop]
+    unread = write_table(grader, files, table, maps) if table else print_grades(grader, files, options.level, maps)
     if not grader.is_calibrated:
         print("No confidence sets: the model is not calibrated (calibrate.py does it).")
     print("The grade is read from both views averaged. Research only: not for diagnosis.")
     return 1 if unread else 0
 
 
+def _device(processes: int) -> str | None:
+    """The GPU of this process, where there are several processes and GPUs; else the grader's choice."""
+    if processes == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
 class HeatMaps:
     """Writes X-rays under their heat maps, numbered in the order of the input, so that equal names do not collide."""
 
-    def __init__(self, grader: Grader, folder: Path):
-        self.grader, self.folder = grader, folder
+    def __init__(self, grader: Grader, folder: Path, first: int):
+        self.grader, self.folder, self.first = grader, folder, first
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, number: int, xray: GradedXray) -> None:
-        """Writes the picture of the X-ray of that number, unless it could not be graded."""
+        """Writes the picture of the X-ray of that number in the process's share, unless it could not be graded."""
         if xray.error:
             return
         picture = io.BytesIO()
         self.grader.explain(xray).overlay().save(picture, "PNG")
-        name = f"{number:06d}-{Path(xray.file).stem}-{xray.grade.name.split()[0]}.png"
+        name = f"{self.first + number:06d}-{Path(xray.file).stem}-{xray.grade.name.split()[0]}.png"
         write_file(self.folder / name, picture.getvalue())
 
 

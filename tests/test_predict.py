@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from clip_koa.grading.grade_table import COLUMNS, GradeTable, GradeTableError, table_row
+from clip_koa.grading.grade_table import COLUMNS, GradeTable, GradeTableError, share_of, table_row
 from clip_koa.grading.grader import GradedXray, find_xrays
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
@@ -105,7 +107,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
     assert "9000007L.png" in rows[7]["error"] and rows[7]["grade"] is None
     assert rows[0]["laterality"] == "L"
 
-    table = GradeTable(stopped, {"model": str(model), "level": 0.9, "files": 20})
+    table = GradeTable(stopped, {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20]})
     table.add(rows[:16])
     run_python("predict.py", "--model", model, "--output", stopped, knees, expect=1)
     again = [json.loads(line) for line in stopped.read_text().splitlines()]
@@ -115,7 +117,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
 
     refused = run_python("predict.py", "--model", model, "--output", whole, knees, expect=2)
     assert "exists: remove it" in refused.stderr
-    table = GradeTable(tmp_path / "other.csv", {"model": str(model), "level": 0.9, "files": 20})
+    table = GradeTable(tmp_path / "other.csv", {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20]})
     table.add([{**rows[0], "file": "elsewhere.png"}])
     mixed = run_python("predict.py", "--model", model, "--output", tmp_path / "other.csv", knees, expect=2)
     assert "holds elsewhere.png where" in mixed.stderr
@@ -135,3 +137,43 @@ def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
     assert {file.name for file in maps.iterdir()} == expected and len(expected) == 20
     with Image.open(maps / sorted(expected)[0]) as picture:
         assert picture.size == (48, 48) and picture.mode == "RGB"
+
+
+def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
+    """Two processes, one of them killed on its way and all started again: every X-ray once, in order."""
+    output = tmp_path / "grades"
+    command = ("predict.py", "--model", model, "--output", output, knees)
+    run_python(*command, expect=1, RANK="0", WORLD_SIZE="2")
+    (first,) = output.glob("*.parquet")
+    written = first.stat().st_mtime_ns
+    about = json.dumps({"model": str(model), "level": 0.9, "files": 20, "share": [10, 20]})
+    done = [json.dumps(table_row(_xray(str(knees / f"{9000000 + number}L.png")))) for number in (10, 11)]
+    rows = output / ".part-00001-of-00002.parquet.rows"
+    rows.write_text("\n".join([about, *done, '{"file": "half a ro']))  # as a kill leaves it
+
+    launch = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
+    run_python(*launch, *command, expect=1, ACCELERATE_USE_CPU="true")
+    assert first.stat().st_mtime_ns == written
+    assert sorted(path.name for path in output.iterdir()) == [
+        "part-00000-of-00002.parquet",
+        "part-00001-of-00002.parquet",
+    ]
+    table = pandas.read_parquet(output)
+    assert list(table["file"]) == [str(file) for file in sorted(knees.iterdir())]
+    assert table["grade"].isna().sum() == 1
+    assert list(table["name"][10:12]) == ["KL2", "KL2"]  # not graded a second time
+
+    other = run_python(*command, expect=2, RANK="0", WORLD_SIZE="3")
+    assert "of another number of processes than 3" in other.stderr
+    one_file = run_python(*command[:-2], tmp_path / "a.csv", knees, expect=2, RANK="0", WORLD_SIZE="2")
+    assert "2 processes write their parts into a folder" in one_file.stderr
+    fewer = run_python(*command[:-1], knees / "9000001L.png", expect=2, RANK="0", WORLD_SIZE="2")
+    assert "was made with" in fewer.stderr
+
+
+@given(st.integers(0, 1000), st.integers(1, 70))
+def test_shares_are_disjoint_whole_and_in_order(count, processes):
+    shares = [share_of(count, process, processes) for process in range(processes)]
+    assert [number for share in shares for number in share] == list(range(count))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1

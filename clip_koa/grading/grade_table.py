@@ -60,6 +60,39 @@ def table_row(xray: GradedXray) -> dict:
     }
 
 
+_ABOUT = "clip_koa"  # the entry of a Parquet table's metadata that says what its rows depend on
+
+
+def part_of(folder: Path, process: int, processes: int) -> Path:
+    """The table that one of several processes writes into a folder, which together hold every X-ray once.
+
+    Raises:
+        GradeTableError: the folder has parts of another number of processes.
+    """
+    for part in folder.glob("*part-*-of-*"):
+        if f"-of-{processes:05d}." not in part.name:
+            raise GradeTableError(f"{part} is of another number of processes than {processes}: give another folder.")
+    return folder / f"part-{process:05d}-of-{processes:05d}.parquet"
+
+
+def count_ungraded(part: Path, about: dict) -> int:
+    """How many X-rays of a part that is whole were not graded.
+
+    Raises:
+        GradeTableError: the part was made of something else.
+    """
+    table = pyarrow.parquet.ParquetFile(part)
+    found = (table.schema_arrow.metadata or {}).get(_ABOUT.encode(), b"").decode()
+    if found != json.dumps(about):
+        raise GradeTableError(f"{part} was made with {found or 'something else'}, now it is {json.dumps(about)}.")
+    return table.read(["grade"])["grade"].null_count
+
+
+def share_of(count: int, process: int, processes: int) -> range:
+    """The X-rays of `count` that one of several processes grades: neighbours, so that the parts keep the order."""
+    return range(count * process // processes, count * (process + 1) // processes)
+
+
 class GradeTable:
     """A table in the making. Rows are kept on disk as they come, so that a stopped run goes on where it was.
 
@@ -135,7 +168,7 @@ class GradeTable:
             file.writelines(json.dumps(row) + "\n" for row in self.read())
 
     def _write_parquet(self, path: Path) -> None:
-        schema = pyarrow.schema(COLUMNS)
+        schema = pyarrow.schema(COLUMNS, metadata={_ABOUT: self.about})
         rows = self.read()
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
             while some := list(islice(rows, _ROWS_AT_ONCE)):

@@ -3,8 +3,8 @@
     python -m clip_koa.grading.heatmap_check --model runs/demo/best --data_dir FOLDER --split validation --limit 100
 
 Randomisation (Adebayo et al. 2018, arXiv 1810.03292): a map that stays as it is when the weights are drawn anew
-shows the X-ray, not the model. Deletion (Petsiuk et al. 2018, arXiv 1806.07421): painting over the hottest patches must
-lower the grade's probability by more than painting over as many others.
+shows the X-ray, not the model. Deletion (Petsiuk et al. 2018, arXiv 1806.07421): painting over the hottest patches
+must lower the grade's probability by more than painting over as many others.
 """
 
 import argparse
