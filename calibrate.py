@@ -10,7 +10,9 @@ device.
 
 import argparse
 import json
+import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -28,12 +30,14 @@ from clip_koa.grading.calibration import (
 from clip_koa.grading.evaluation import Predictions, predict
 from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name
 from clip_koa.grading.predictions import pseudonyms
+from clip_koa.grading.typicality import collect_features, fit_typicality, typicality_block, typicality_file
 from clip_koa.memory import keep_freed_memory
 from clip_koa.training.checkpoints import SaveError, save_model_folder
 from clip_koa.training.loader import XrayDataset
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
-from modeling_clip_koa import CALIBRATION_FILE, CalibrationError
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError
+from modeling_clip_koa.grader_clip_koa import Typicality
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,10 +47,17 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", help="folder of knee X-rays (default: the environment's KNEE_XRAY_DIR)")
     parser.add_argument("--split", default="validation", type=split_name, help="default: validation")
     parser.add_argument("--level", type=float, default=0.9, help="of the sets that are reported on (default: 0.9)")
+    parser.add_argument(
+        "--typical_xrays", type=int, default=2000,
+        help="training X-rays, evenly out of the train split, from which the model learns to tell images unlike them "
+        "(default: 2000; 0: none)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder to write to (default: the model's own)")
     options = parser.parse_args(arguments)
     if not 0.5 <= options.level < 1:
         parser.error(f"--level {options.level}: it must be at least 0.5 and below 1.")
+    if options.typical_xrays < 0:
+        parser.error(f"--typical_xrays {options.typical_xrays}: it must be at least 0.")
     if not options.output and not Path(options.model).is_dir():
         parser.error(f"--model {options.model} is no folder to write to: name one by --output.")
     return options
@@ -74,6 +85,25 @@ def calibrate(model, predictions: Predictions, people: list[str], level: float) 
     }
 
 
+def fit_on_training_xrays(options, model, image_processor, split, accelerator) -> Typicality | None:
+    """What the checkpoint keeps of its training X-rays; None, with a line that says so, where none are given."""
+    training = None
+    if options.typical_xrays:
+        with suppress(CorpusError):
+            training, _ = load_split(options.data_dir, "train", accelerator)
+    if training is None:
+        print("X-rays unlike the training data will not be told: no training X-rays were given.")
+        return None
+    training = training.select(range(0, len(training), math.ceil(len(training) / options.typical_xrays)))
+
+    def features(xrays, title):
+        batches = DataLoader(XrayDataset(xrays, image_processor), batch_size=16)
+        return collect_features(model, tqdm(batches, desc=title, unit="batch"))
+
+    unseen = features(split, f"{options.split}, how typical")
+    return fit_typicality(typicality_block(model), features(training, "training X-rays"), unseen)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Calibrates; returns the exit status."""
     options = parse_options(arguments)
@@ -87,8 +117,11 @@ def main(arguments: list[str] | None = None) -> int:
     people = pseudonyms(list(split["file"]), list(split["person_id"]))
     report = calibrate(model.to("cpu"), predictions, people, options.level)
     report = {"split": options.split, "data_digest": digest, **report}
+    typicality = fit_on_training_xrays(options, model.to(accelerator.device), image_processor, split, accelerator)
     folder = options.output or Path(options.model)
     files = {CALIBRATION_FILE: json.dumps(report, indent=1).encode()}
+    if typicality:
+        files[TYPICALITY_FILE] = typicality_file(typicality)
     save_model_folder(folder, model, image_processor, AutoTokenizer.from_pretrained(options.model), files)
     print(f"{describe(report)}\nModel:  {folder}")
     return 0

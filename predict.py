@@ -149,6 +149,8 @@ def print_grades(grader: Grader, files: list[Path], level: float, maps: HeatMaps
             print(f"{xray.file:{width}}  not graded: {xray.error}")
         else:
             _print_views(xray, width)
+            for warning in xray.warnings:
+                print(f"{'':{width}}  {warning}")
     return unread
 
 

@@ -4,7 +4,14 @@ This folder is what travels to the Hub with every checkpoint: flat, and importin
 """
 
 from .configuration_clip_koa import CLIPKOAConfig
-from .grader_clip_koa import CALIBRATION_FILE, CalibrationError, CLIPKOAGrader, Explanation, Grade
+from .grader_clip_koa import (
+    CALIBRATION_FILE,
+    TYPICALITY_FILE,
+    CalibrationError,
+    CLIPKOAGrader,
+    Explanation,
+    Grade,
+)
 from .losses_clip_koa import consistency_loss, soft_labels, symmetry_loss
 from .modeling_clip_koa import CLIPKOAForImageClassification, CLIPKOAOutput
 from .prompts_clip_koa import GRADE_LABELS, GRADE_MEANINGS, GRADE_NAMES, PROMPT_SETS
@@ -15,6 +22,7 @@ __all__ = [
     "GRADE_MEANINGS",
     "GRADE_NAMES",
     "PROMPT_SETS",
+    "TYPICALITY_FILE",
     "CLIPKOAConfig",
     "CLIPKOAForImageClassification",
     "CLIPKOAGrader",

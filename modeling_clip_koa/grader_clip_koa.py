@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
@@ -15,14 +17,18 @@ from .modeling_clip_koa import CLIPKOAForImageClassification
 from .prompts_clip_koa import GRADE_MEANINGS
 
 CALIBRATION_FILE = "calibration.json"
+TYPICALITY_FILE = "typicality.safetensors"
+# X-rays less like the training data than this share of knees it was not trained on are warned about.
+ATYPICAL = 0.99
 # Levels of confidence for which a calibrated checkpoint keeps thresholds.
 LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
 # Radiographic osteoarthritis begins here (Kellgren & Lawrence).
 _OSTEOARTHRITIS_GRADE = 2
 _BATCH_SIZE = 16
 
-# Pixel values (N, 3, H, W) -> text logits (N, K) of the X-rays and of their mirror images.
-Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# Pixel values (N, 3, H, W) -> text logits (N, K) of the X-rays and of their mirror images, and what `Typicality` takes
+# (N, D), or None.
+Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
 
 
 class CalibrationError(ValueError):
@@ -40,6 +46,14 @@ class Grade:
     image_probabilities: tuple[float, ...]  # of the X-ray as given
     mirror_probabilities: tuple[float, ...]  # of its mirror image
     confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
+    atypicality: float | None = None  # share of unseen knees more like the training X-rays, 0..1; None: unknown
+
+    @property
+    def warning(self) -> str:
+        """Says so where the image is unlike the X-rays the model was trained on; else empty."""
+        if self.atypicality is None or self.atypicality < ATYPICAL:
+            return ""
+        return "Unlike the knee X-rays the model was trained on: the grade may mean nothing."
 
     @property
     def expected_grade(self) -> float:
@@ -91,6 +105,45 @@ class Explanation:
         return Image.alpha_composite(self.image.convert("RGBA"), layer).convert("RGB")
 
 
+@dataclass(frozen=True)
+class Typicality:
+    """How like the training X-rays an image is: Mahalanobis distance of a block's patches (Lee et al. 2018).
+
+    arXiv 1807.03888. Of both views, so that X-ray and mirror image are equally typical.
+    """
+
+    block: int  # of the vision tower, from 0, whose patch tokens are averaged
+    mean: torch.Tensor  # (D,), over training X-rays
+    precision: torch.Tensor  # (D, D), inverse of their covariance
+    distances: torch.Tensor  # sorted distances of X-rays the model was not trained on
+
+    def shares(self, features: torch.Tensor) -> list[float]:
+        """For features (N, D) the share of the unseen X-rays that are more typical, each in 0..1."""
+        return (torch.searchsorted(self.distances, self.measure(features)) / len(self.distances)).tolist()
+
+    def measure(self, features: torch.Tensor) -> torch.Tensor:
+        """Squared distances (N,) of features (N, D)."""
+        centred = features.double() - self.mean.double()
+        return (centred @ self.precision.double() * centred).sum(-1).float()
+
+
+@contextmanager
+def watched_block(model: CLIPKOAForImageClassification, block: int):
+    """While it is open, each pass of both views adds the block's mean patch token, (N, D), to the list it gives."""
+    found = []
+
+    def keep(layer, inputs, output):
+        hidden = output[0] if isinstance(output, tuple) else output  # transformers 4 gives a tuple
+        original, mirrored = hidden[:, 1:].float().mean(1).chunk(2)
+        found.append(((original + mirrored) / 2).cpu())
+
+    handle = model.vision_model.encoder.layers[block].register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 # Colours of the middle and of the top of a heat map.
 _WARM, _HOT = (200.0, 40.0, 0.0), (255.0, 235.0, 60.0)
 
@@ -102,6 +155,7 @@ class CLIPKOAGrader:
         model: in evaluation mode.
         image_processor: the one saved beside it.
         threshold: of the confidence sets, as `read_threshold` gives it; None: no sets.
+        typicality: as `read_typicality` gives it; None: nothing is said of images unlike the training X-rays.
         network: what grades in the model's place, such as an exported graph; it cannot explain.
     """
 
@@ -110,10 +164,12 @@ class CLIPKOAGrader:
         model: CLIPKOAForImageClassification | None,
         image_processor,
         threshold: float | None = None,
+        typicality: Typicality | None = None,
         network: Network | None = None,
         labels: dict[int, str] | None = None,
     ):
         self.model, self.image_processor, self.threshold = model, image_processor, threshold
+        self.typicality = typicality
         self.network = network or self._run_model
         self.labels = labels or model.config.id2label
 
@@ -132,7 +188,8 @@ class CLIPKOAGrader:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = CLIPKOAForImageClassification.from_pretrained(name).to(device).eval()
-        return cls(model, AutoImageProcessor.from_pretrained(name), read_threshold(name, level))
+        image_processor = AutoImageProcessor.from_pretrained(name)
+        return cls(model, image_processor, read_threshold(name, level), read_typicality(name))
 
     def grade(self, images: Image.Image | list[Image.Image]) -> Grade | list[Grade]:
         """Grades one X-ray, or each of a list, cropped to one knee, bone bright."""
@@ -172,25 +229,28 @@ class CLIPKOAGrader:
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
     def _grade_batch(self, images: list[Image.Image]) -> list[Grade]:
-        logits, flipped_logits = self.network(self._pixel_values(images))
+        logits, flipped_logits, features = self.network(self._pixel_values(images))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
-        sets = [()] * len(images)
+        sets, atypicality = [()] * len(images), [None] * len(images)
         if self.threshold is not None:
             sets = confidence_sets(averaged, self.threshold)
+        if self.typicality is not None and features is not None:
+            atypicality = self.typicality.shares(features)
         views = (averaged, logits.softmax(-1), flipped_logits.softmax(-1))
         grades = averaged.argmax(-1).tolist()
+        rows = zip(grades, *(view.tolist() for view in views), sets, atypicality, strict=True)
         return [
-            Grade(grade, self.labels[grade], GRADE_MEANINGS[grade], *map(tuple, row), found)
-            for grade, row, found in zip(
-                grades, zip(*(view.tolist() for view in views), strict=True), sets, strict=True
-            )
+            Grade(grade, self.labels[grade], GRADE_MEANINGS[grade], *map(tuple, shares), found, atypical)
+            for grade, *shares, found, atypical in rows
         ]
 
     @torch.inference_mode()
-    def _run_model(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.model(pixel_values.to(self.model.device), flip_average=True)
+    def _run_model(self, pixel_values: torch.Tensor):
+        block = self.typicality.block if self.typicality else 0
+        with watched_block(self.model, block) as features:
+            output = self.model(pixel_values.to(self.model.device), flip_average=True)
         # `logits` is the mean of the two views.
-        return (2 * output.logits - output.flipped_logits).cpu(), output.flipped_logits.cpu()
+        return (2 * output.logits - output.flipped_logits).cpu(), output.flipped_logits.cpu(), features[0]
 
     def _spread(self, relevance: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Relevance of the patches, (side, side), over the pixels (H, W) that the image processor cut out."""
@@ -288,10 +348,8 @@ def read_threshold(name: str, level: float) -> float | None:
     Raises:
         CalibrationError: a level that is not kept, or a damaged file.
     """
-    found = Path(name) / CALIBRATION_FILE
-    if not Path(name).is_dir():
-        found = cached_file(name, CALIBRATION_FILE, _raise_exceptions_for_missing_entries=False)
-    if not found or not Path(found).is_file():
+    found = _file_beside(name, CALIBRATION_FILE)
+    if found is None:
         return None
     try:
         thresholds = json.loads(Path(found).read_text(encoding="utf-8"))["thresholds"]
@@ -300,3 +358,31 @@ def read_threshold(name: str, level: float) -> float | None:
     if f"{level:.2f}" not in thresholds or not math.isclose(level, round(level, 2)):
         raise CalibrationError(f"--level {level}: use one of {LEVELS[0]:.2f}, {LEVELS[1]:.2f} ... {LEVELS[-1]:.2f}.")
     return float(thresholds[f"{level:.2f}"])
+
+
+def read_typicality(name: str) -> Typicality | None:
+    """What a checkpoint knows of its training X-rays; None where it was never calibrated with them at hand.
+
+    Args:
+        name: model folder or Hub id.
+
+    Raises:
+        CalibrationError: a damaged file.
+    """
+    found = _file_beside(name, TYPICALITY_FILE)
+    if found is None:
+        return None
+    try:
+        with safe_open(found, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in ("mean", "precision", "distances")}
+            return Typicality(block=int(file.metadata()["block"]), **tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run calibrate.py anew.") from error
+
+
+def _file_beside(name: str, file: str) -> Path | None:
+    """A file of a model folder or Hub repository; None where it has none."""
+    found = Path(name) / file
+    if not Path(name).is_dir():
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found and Path(found).is_file() else None

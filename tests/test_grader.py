@@ -137,7 +137,7 @@ def test_overlays(grader):
 
 
 def test_an_exported_network_grades_but_cannot_explain(grader):
-    fixed = (torch.tensor([[0.0, 0, 0, 3, 0]]), torch.tensor([[0.0, 0, 0, 5, 0]]))
+    fixed = (torch.tensor([[0.0, 0, 0, 3, 0]]), torch.tensor([[0.0, 0, 0, 5, 0]]), None)
     exported = CLIPKOAGrader(None, grader.image_processor, network=lambda pixels: fixed, labels=grader.labels)
     grade = exported.grade(_knees(1)[0])
     assert grade.grade == 3 and grade.flip_agreement

@@ -21,6 +21,14 @@ class GradedXray:
     laterality: str = ""  # L, R, or B for both knees, where the file or its name tells
     error: str = ""  # empty where the X-ray was graded
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know before he trusts the grade."""
+        if self.grade is None:
+            return ()
+        both = "Both knees are in it: crop it to one." if self.laterality == "B" else ""
+        return tuple(filter(None, (self.grade.warning, both)))
+
 
 class Grader:
     """Grades X-ray files with a CLIP-KOA checkpoint.

@@ -83,6 +83,7 @@ def _card(reading: Reading, explanation: Explanation | None, level: float) -> di
         "osteoarthritis": grade.osteoarthritis_probability,
         "expected": grade.expected_grade,
         "set": grade.confidence_set,
+        "warnings": xray.warnings,
         "sure": describe_set(grade.confidence_set, level),
     }
     if explanation is not None:
