@@ -2,8 +2,9 @@
 
     python app.py --model runs/demo/best
 
-On a Space the environment variable CLIP_KOA_MODEL names the model. The page works offline, sends nothing anywhere and
-keeps nothing of a visit. Research only, no medical device.
+On a Space the model is the one that the card beside this file names (`models`), or the environment variable
+CLIP_KOA_MODEL. The page works offline, sends nothing anywhere and keeps nothing of a visit. Research only, no medical
+device.
 """
 
 import argparse
@@ -15,12 +16,23 @@ from pathlib import Path
 MODEL_VARIABLE = "CLIP_KOA_MODEL"
 
 
+def named_by_the_card() -> str | None:
+    """The model in the metadata of the card beside this file, as a Space has it."""
+    card = Path(__file__).with_name("README.md")
+    if not card.is_file() or not card.read_text(encoding="utf-8").startswith("---"):
+        return None
+    from huggingface_hub import RepoCard
+
+    models = RepoCard.load(card).data.to_dict().get("models")
+    return models[0] if models else None
+
+
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(description="A page that grades knee X-rays. Research only, no medical device.")
     parser.add_argument(
-        "--model", default=os.environ.get(MODEL_VARIABLE),
-        help=f"model folder or Hub id (default: ${MODEL_VARIABLE})",
+        "--model", default=os.environ.get(MODEL_VARIABLE) or named_by_the_card(),
+        help=f"model folder or Hub id (default: ${MODEL_VARIABLE}, or what a Space's card names)",
     )  # fmt: skip
     parser.add_argument("--level", type=float, default=0.9, help="of the confidence sets (default: 0.9)")
     parser.add_argument("--host", help="address to listen on (default: this computer only; 0.0.0.0: all networks)")

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from clip_koa.files import write_file
 from clip_koa.grading.comparison import compare_files, describe_comparison
 from clip_koa.grading.evaluation import HEADS, describe_results, evaluate, predict
-from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name
+from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name, weights_digest
 from clip_koa.grading.perturbation import PerturbationError, check_perturbations
 from clip_koa.grading.predictions import PredictionFile, PredictionsError, write_predictions
 from clip_koa.grading.robustness import measure_robustness, predict_perturbed
@@ -114,6 +114,7 @@ def _about(options: argparse.Namespace, model, digest: str, accelerator: Acceler
     """What was evaluated and how, so that the figures can be had again."""
     return {
         "model": f"{options.model} ({model.num_parameters() / 1e6:.1f} million parameters)",
+        "weights": weights_digest(options.model),
         "data": f"{options.data_dir or 'KNEE_XRAY_DIR'}, split {options.split}, digest {digest}",
         "precision": f"weights {model.dtype}, autocast {options.mixed_precision}".replace("torch.", ""),
         "run on": f"{accelerator.num_processes} process(es), {accelerator.device.type}, batch {options.batch_size}",

@@ -2,11 +2,15 @@
 
     python push_to_hub.py runs/small/best USER/NAME --dry_run --output release
     python push_to_hub.py runs/small/best USER/NAME --tag v1
+    python push_to_hub.py USER/NAME USER/SPACE --space
+    python push_to_hub.py dataset_script USER/NAME --dataset
+    python push_to_hub.py metrics/kl_grading USER/NAME --metric
 
 The token comes from `hf auth login` or HF_TOKEN. docs/publishing.md tells more. Research only, no medical device.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -14,59 +18,129 @@ from pathlib import Path
 from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from clip_koa.publishing.hub import HubError, upload
-from clip_koa.publishing.release import DTYPES, build_release
-from clip_koa.publishing.release_check import ReleaseError, check_folder, check_loading
+from clip_koa.publishing.beside import (
+    DATASET_FILES,
+    METRIC_FILES,
+    PROJECT,
+    SPACE_FILES,
+    build_dataset,
+    build_metric,
+    build_space,
+)
+from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.hub import HubError, upload, validate_online
+from clip_koa.publishing.release import DTYPES, Release, build_release
+from clip_koa.publishing.release_check import MODEL_FILES, check_folder, check_loading
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(description="Publish a CLIP-KOA checkpoint on the Hugging Face Hub.")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="model folder, such as runs/demo/best")
+    parser.add_argument(
+        "subject", metavar="CHECKPOINT", help="model folder, such as runs/demo/best; with --space a published model"
+    )
     parser.add_argument("repo_id", metavar="USER/NAME", help="repository on the Hub, made where it is new")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--space", action="store_true", help="publish the page, on the published model CHECKPOINT")
+    kinds.add_argument("--dataset", action="store_true", help="publish the corpus's card and builder, without X-rays")
+    kinds.add_argument("--metric", action="store_true", help="publish the metric")
     parser.add_argument("--dry_run", action="store_true", help="build and check only; upload nothing")
     parser.add_argument("--output", type=Path, help="new folder for the release (default: a temporary one)")
+    parser.add_argument("--run", type=Path, help="run folder, for the card (default: the one around the checkpoint)")
     parser.add_argument(
         "--evaluation", type=Path, action="append", default=[], help="folder of evaluate_checkpoint.py"
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the stored weights (default: the checkpoint's)")
     parser.add_argument("--base_model", help="Hub id that training started from, for the card")
+    parser.add_argument("--trained_on", help="Hub id of the dataset, for the card")
     parser.add_argument("--python", action="append", default=[], help="another environment's python to load it with")
     parser.add_argument("--private", action="store_true", help="a new repository is private")
     parser.add_argument("--tag", help="name of the release, as v1")
     parser.add_argument("--message", default="Release of CLIP-KOA", help="of the commit")
     options = parser.parse_args(arguments)
-    try:
-        validate_repo_id(options.repo_id)
-    except HFValidationError as error:
-        parser.error(str(error))
-    if "/" not in options.repo_id:
-        parser.error(f"{options.repo_id}: name the repository as USER/NAME.")
+    for name in (options.repo_id, *([options.subject] if options.space else ())):
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            parser.error(str(error))
+        if "/" not in name:
+            parser.error(f"{name}: name the repository as USER/NAME.")
+    for kind, folder in (("dataset", "dataset_script"), ("metric", "metrics/kl_grading")):
+        if getattr(options, kind) and Path(options.subject).resolve() != PROJECT / folder:
+            parser.error(f"--{kind} publishes {folder}: give that in place of {options.subject}.")
     if options.dry_run and not options.output:
         parser.error("--dry_run needs --output, a new folder to look at.")
     return options
 
 
+ALLOWED = {"model": MODEL_FILES, "space": SPACE_FILES, "dataset": DATASET_FILES, "metric": METRIC_FILES}
+
+
+def repo_kind(options: argparse.Namespace) -> str:
+    """What is published: model, space, dataset or metric."""
+    return next((kind for kind in ("space", "dataset", "metric") if getattr(options, kind)), "model")
+
+
+def repo_type(options: argparse.Namespace) -> str:
+    """The Hub's type of repository for it; a metric is a Space of its own."""
+    return {"metric": "space"}.get(repo_kind(options), repo_kind(options))
+
+
+def secrets_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """What no file may hold: the token, and paths of this machine."""
+    machine = [f"{path}/" for path in (Path.home(), Path.cwd()) if path != Path(path.anchor)]
+    checkpoint = str(Path(options.subject).resolve()) if repo_kind(options) == "model" else ""
+    return (get_token() or "", checkpoint, *machine)
+
+
+def build(options: argparse.Namespace, folder: Path) -> Release | None:
+    """Builds the folder; returns the release where it is a model's."""
+    if options.space:
+        build_space(folder, options.repo_id, options.subject)
+    elif options.dataset:
+        build_dataset(folder)
+    elif options.metric:
+        build_metric(folder)
+    else:
+        return build_release(
+            Path(options.subject), folder, options.repo_id, dtype=options.dtype, evaluations=tuple(options.evaluation),
+            base_model=options.base_model, run=options.run, trained_on=options.trained_on,
+        )  # fmt: skip
+    return None
+
+
 def publish(options: argparse.Namespace, folder: Path) -> None:
     """Builds, checks, shows and uploads."""
-    release = build_release(
-        options.checkpoint, folder, options.repo_id, dtype=options.dtype, evaluations=tuple(options.evaluation),
-        base_model=options.base_model,
-    )  # fmt: skip
-    machine = [f"{path}/" for path in (Path.home(), Path.cwd()) if path != Path(path.anchor)]
-    secrets = (get_token() or "", str(options.checkpoint.resolve()), *machine)
-    files = check_folder(folder, secrets=secrets)
-    for python in (sys.executable, *options.python):
-        for way, difference in check_loading(folder, release.expected, python).items():
-            print(f"loads with {way}: largest difference {difference:.1g}")
+    release = build(options, folder)
+    files = check_folder(folder, ALLOWED[repo_kind(options)], secrets=secrets_of(options))
+    if release:
+        for python in (sys.executable, *options.python):
+            for way, difference in check_loading(folder, release.expected, python).items():
+                print(f"loads with {way}: largest difference {difference:.1g}")
     for path in files:
         print(f"{path.stat().st_size:>12,}  {path.relative_to(folder).as_posix()}")
     print(f"{sum(path.stat().st_size for path in files):>12,}  bytes in {len(files)} files for {options.repo_id}")
     if options.dry_run:
         print(f"Nothing was uploaded; the release is in {folder}.")
         return
-    oid = upload(folder, files, options.repo_id, private=options.private, tag=options.tag, message=options.message)
+    validate_online(folder / "README.md", repo_type(options))
+    sdk = {"space": "gradio", "metric": "static"}.get(repo_kind(options))
+    oid = upload(
+        folder, files, options.repo_id, repo_type=repo_type(options), private=options.private, tag=options.tag,
+        message=options.message, space_sdk=sdk,
+    )  # fmt: skip
     print(f"Published as {options.repo_id} at revision {oid}" + (f", tag {options.tag}." if options.tag else "."))
+
+
+def publish_from(options: argparse.Namespace) -> None:
+    """Publishes by the folder that --output names; what fails its checks does not stay there."""
+    if options.output.exists() and any(options.output.iterdir()):
+        raise ReleaseError(f"{options.output} is not empty: name a new folder.")
+    try:
+        publish(options, options.output)
+    except ReleaseError:
+        shutil.rmtree(options.output, ignore_errors=True)
+        raise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     try:
         if options.output:
-            publish(options, options.output)
+            publish_from(options)
             return 0
         with tempfile.TemporaryDirectory() as folder:
             publish(options, Path(folder) / "release")

@@ -11,8 +11,9 @@ from transformers import CLIPImageProcessor
 
 import push_to_hub
 from clip_koa.publishing import hub
+from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.release import build_release
-from clip_koa.publishing.release_check import ReleaseError, check_folder, check_loading
+from clip_koa.publishing.release_check import check_folder, check_loading
 from modeling_clip_koa import CLIPKOAForImageClassification
 
 
@@ -72,11 +73,11 @@ def test_what_has_no_place_in_a_release_is_refused(tmp_path, name, content):
 
 def test_calibration_travels_and_its_metadata_is_looked_into(checkpoint, tmp_path):
     (checkpoint / "calibration.json").write_text(json.dumps({"threshold": 0.5}))
-    save_file({"embeds": torch.zeros(3, 4)}, checkpoint / "training_embeddings.safetensors")
+    save_file({"embeds": torch.zeros(3, 4)}, checkpoint / "typicality.safetensors")
     folder = build_release(checkpoint, tmp_path / "release", "anna/knees").folder
     names = {path.name for path in check_folder(folder)}
-    assert {"calibration.json", "training_embeddings.safetensors"} <= names
-    save_file({"e": torch.zeros(1)}, folder / "training_embeddings.safetensors", {"file": "9001234L"})
+    assert {"calibration.json", "typicality.safetensors"} <= names
+    save_file({"e": torch.zeros(1)}, folder / "typicality.safetensors", {"file": "9001234L"})
     with pytest.raises(ReleaseError, match="9001234L"):
         check_folder(folder)
 

@@ -1,5 +1,8 @@
 """What an evaluation starts from: a checkpoint, and a split of the corpus."""
 
+import hashlib
+from pathlib import Path
+
 from datasets import Dataset
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
@@ -36,6 +39,18 @@ def load_checkpoint(name: str) -> tuple[CLIPKOAForImageClassification, BaseImage
             f"--model {name} has {model.config.num_labels} labels: it must grade 0 to {len(GRADE_LABELS) - 1}."
         )
     return model, image_processor
+
+
+def weights_digest(name: str) -> str:
+    """SHA-256 of a model folder's weights, which tells what an evaluation is of; empty for a Hub id."""
+    weights = Path(name) / "model.safetensors"
+    if not weights.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with open(weights, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def split_name(name: str) -> str:

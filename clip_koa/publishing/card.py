@@ -1,6 +1,7 @@
 """The model card: metadata that the Hub reads, and a page that people do, both from the same figures."""
 
 import json
+import shutil
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -24,8 +25,10 @@ def write_card(
         scores: the stock pipeline's probabilities of the examples, (N, K), for the widget.
     """
     (folder / "metrics.json").write_text(json.dumps(facts.results, indent=2) + "\n", encoding="utf-8")
-    if facts.results:
+    if facts.results or facts.pictures:
         (folder / "figures").mkdir(exist_ok=True)
+    for name, picture in facts.pictures.items():
+        shutil.copyfile(picture, folder / "figures" / f"{name}.png")
     for split, results in facts.results.items():
         for name, draw in (("confusion_matrix", figures.confusion_matrices), ("recall", figures.recall_per_grade)):
             save_picture(folder / "figures" / f"{name}_{split}.png", "", "", draw, results)
@@ -34,7 +37,8 @@ def write_card(
         repo_id=repo_id, name=repo_id.split("/")[-1], facts=facts, dtype=dtype, parameters=parameters / 1e6,
         prompts=[texts[0] for texts in config.prompts], one_prompt=all(len(texts) == 1 for texts in config.prompts),
         flip_average=config.flip_average, sections=[_section(*item) for item in facts.results.items()],
-        heads=list(figures.HEAD_NAMES.values()), calibrated=(folder / "calibration.json").is_file(),
+        heads=list(figures.HEAD_NAMES.values()), pictures=facts.pictures,
+        calibrated=(folder / "calibration.json").is_file(),
     )  # fmt: skip
     card = ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}")
     (folder / "README.md").write_text(str(card), encoding="utf-8")
@@ -54,7 +58,8 @@ def _data(repo_id: str, facts: CardFacts, scores) -> ModelCardData:
     ]
     return ModelCardData(
         library_name="transformers", pipeline_tag="image-classification", license="apache-2.0", tags=_TAGS,
-        base_model=facts.base_model, model_name=repo_id.split("/")[-1], widget=widget,
+        base_model=facts.base_model, datasets=facts.dataset_id, model_name=repo_id.split("/")[-1],
+        widget=widget,
         eval_results=_eval_results(facts) or None,
     )  # fmt: skip
 

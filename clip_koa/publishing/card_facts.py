@@ -7,8 +7,9 @@ from pathlib import Path
 import yaml
 
 from clip_koa.grading.evaluation import HEADS
+from clip_koa.grading.loading import weights_digest
+from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.page import METRIC_NAMES
-from clip_koa.publishing.release_check import ReleaseError
 
 RECIPE_FIELDS = (
     "prompts", "freeze_layers", "lora_rank", "drop_path", "patch_dropout",
@@ -20,27 +21,43 @@ RECIPE_FIELDS = (
 _PARTS = (*METRIC_NAMES, "recall_per_grade", "f1_per_grade", "confusion_matrix", "num_samples", "num_people")
 _RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}
 _SPLITS = ("train", "validation", "test", "auto_test")
+# Pictures of a report that a card shows, for each split.
+_PICTURES = ("reliability", "roc", "flip_scatter")
 OFFICIAL = "Knee Osteoarthritis Severity Grading Dataset (P. Chen, Mendeley Data 2018)"
 
 
 @dataclass
 class CardFacts:
-    """Results of each split by head, the recipe, the base model (Hub id) and what it was trained on."""
+    """Results of each split by head, the recipe, base model and dataset (Hub ids), what it is, and pictures by name."""
 
     results: dict[str, dict] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
     base_model: str | None = None
     dataset: str = "knee X-rays that the run does not name"
+    dataset_id: str | None = None
     revision: str = ""
+    pictures: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def of_patients(self) -> bool:
+        """Whether the X-rays of the official release were trained on."""
+        return self.dataset == OFFICIAL
 
 
-def collect_facts(checkpoint: Path, evaluations: tuple[Path, ...] = (), base_model: str | None = None) -> CardFacts:
-    """Reads the run folder around a checkpoint, and evaluations, which count before the run's own figures.
+def collect_facts(
+    checkpoint: Path, run: Path | None = None, evaluations: tuple[Path, ...] = (), base_model: str | None = None
+) -> CardFacts:
+    """Reads the run that a checkpoint comes from, and evaluations, which count before the run's own figures.
+
+    Args:
+        run: its folder; default: the one around the checkpoint.
 
     Raises:
-        ReleaseError: an evaluation without metrics.json, or one that is not of a known split.
+        ReleaseError: no such run, an evaluation without metrics.json, of an unknown split or of another checkpoint.
     """
-    run = checkpoint.resolve().parent
+    if run is not None and not (run / "config.yaml").is_file():
+        raise ReleaseError(f"--run {run} holds no config.yaml: name the folder that train.py wrote.")
+    run = run or checkpoint.resolve().parent
     facts = CardFacts()
     config = _read(run / "config.yaml")
     facts.recipe = {name: config[name] for name in RECIPE_FIELDS if name in config}
@@ -52,11 +69,17 @@ def collect_facts(checkpoint: Path, evaluations: tuple[Path, ...] = (), base_mod
     for split, values in _read(run / "report" / "metrics.json").items():
         if split in _SPLITS:
             facts.results[split] = _clean(values)
+            _add_pictures(facts, run / "report", split)
+    if (run / "report" / "learning_curves.png").is_file():
+        facts.pictures["learning_curves"] = run / "report" / "learning_curves.png"
     for folder in evaluations:
         values = _read(folder / "metrics.json")
         if values.get("split") not in _SPLITS or not set(HEADS) <= set(values):
             raise ReleaseError(f"{folder} holds no metrics.json of evaluate_checkpoint.py.")
+        if values.get("about", {}).get("weights") != weights_digest(str(checkpoint)):
+            raise ReleaseError(f"{folder} is of other weights than {checkpoint}: run evaluate_checkpoint.py on these.")
         facts.results[values["split"]] = _clean(values)
+        _add_pictures(facts, folder, values["split"])
     counts = record.get("data", {}).get("counts", {}) or {
         split: values["text"]["num_samples"] for split, values in facts.results.items()
     }
@@ -65,6 +88,12 @@ def collect_facts(checkpoint: Path, evaluations: tuple[Path, ...] = (), base_mod
     elif counts and all(_RELEASE_COUNTS.get(split, count) == count for split, count in counts.items()):
         facts.dataset = OFFICIAL
     return facts
+
+
+def _add_pictures(facts: CardFacts, folder: Path, split: str) -> None:
+    for name in _PICTURES:
+        if (folder / f"{name}_{split}.png").is_file():
+            facts.pictures[f"{name}_{split}"] = folder / f"{name}_{split}.png"
 
 
 def _read(path: Path) -> dict:

@@ -3,10 +3,11 @@
 import time
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
 
 # Seconds before each further try after 429, 5xx or a lost connection.
 WAITS = (1, 5, 20, 60)
+_LONGEST_WAIT = 300.0
 _ADVICE = {
     401: "the Hub does not take the token: log in with `hf auth login`, or set HF_TOKEN",
     403: "the token may not write there: use one with write access to that namespace",
@@ -62,6 +63,24 @@ def upload(
     return oid
 
 
+def validate_online(card: Path, repo_type: str) -> None:
+    """Has the Hub look at a card's metadata.
+
+    Raises:
+        HubError: the Hub finds a fault in it, or cannot be asked.
+    """
+
+    def ask():
+        try:
+            RepoCard.load(card, repo_type=repo_type).validate(repo_type=repo_type)
+        except ValueError as error:
+            raise HubError(
+                f"{card.name}: the Hub refuses its metadata: {' '.join(str(error).split())[:300]}"
+            ) from None
+
+    _retried("validating the card", ask)
+
+
 def _tags(api: HfApi, repo_id: str, repo_type: str) -> set[str]:
     return {tag.name for tag in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
 
@@ -71,15 +90,18 @@ def _retried(what: str, call):
     for wait in (*WAITS, None):
         try:
             return call()
+        except HubError:
+            raise
         except Exception as error:
             status, lost = _reason(error)
+            asked = _wait_asked_for(error)
             if status is None and not lost:
                 raise HubError(f"{what}: {_without_token(error)}") from None
             if wait is None or not (lost or status == 429 or status >= 500):
                 advice = _ADVICE.get(status, "the Hub has trouble: push again later")
                 answer = f"answered {status}" if status else "could not be reached"
                 raise HubError(f"{what}: the Hub {answer}; {advice}.") from None
-        time.sleep(wait)
+        time.sleep(max(wait, asked))
 
 
 def _reason(error: BaseException | None) -> tuple[int | None, bool]:
@@ -93,6 +115,16 @@ def _reason(error: BaseException | None) -> tuple[int | None, bool]:
         lost = lost or bool(modules & _CONNECTIONS) or isinstance(error, ConnectionError)
         error = error.__cause__ or error.__context__
     return None, lost
+
+
+def _wait_asked_for(error: BaseException | None) -> float:
+    """Seconds of the answer's Retry-After, at most `_LONGEST_WAIT`; 0 where it has none."""
+    while error is not None:
+        headers = getattr(getattr(error, "response", None), "headers", None) or {}
+        if str(headers.get("Retry-After", "")).isdigit():
+            return min(float(headers["Retry-After"]), _LONGEST_WAIT)
+        error = error.__cause__ or error.__context__
+    return 0.0
 
 
 def _without_token(error: Exception) -> str:

@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
 from clip_koa.publishing.card import write_card
 from clip_koa.publishing.card_facts import collect_facts
-from clip_koa.publishing.release_check import NEEDED_FILES, ReleaseError
+from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.release_check import NEEDED_FILES
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import CLIPKOAForImageClassification
 
@@ -36,17 +37,20 @@ class Release:
 
 def build_release(
     checkpoint: Path, folder: Path, repo_id: str, *, dtype: str | None = None, evaluations: tuple[Path, ...] = (),
-    base_model: str | None = None,
+    base_model: str | None = None, run: Path | None = None,
+    trained_on: str | None = None,
 ) -> Release:  # fmt: skip
     """Writes the release of a checkpoint into `folder`, new or empty.
 
     Weights in half precision are stored so and computed in fp32, so that every way to load them agrees.
 
     Args:
-        checkpoint: a model folder; the run folder around it gives the recipe and the figures.
+        checkpoint: a model folder.
+        run: the folder of the run it comes from, which gives recipe and figures; default: the one around it.
         repo_id: where it will be published, for the card.
         dtype: of the stored weights; default: as the checkpoint's.
-        evaluations: folders of evaluate_checkpoint.py.
+        evaluations: folders of evaluate_checkpoint.py, of these weights.
+        trained_on: Hub id of the dataset, for the card.
 
     Raises:
         ReleaseError: no checkpoint, a folder that is not empty, or weights that the dtype can't hold.
@@ -56,6 +60,8 @@ def build_release(
             raise ReleaseError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder} is not empty: name a new folder.")
+    facts = collect_facts(checkpoint, run, evaluations, base_model)
+    facts.dataset_id = trained_on
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or _stored_dtype(checkpoint)
     model = CLIPKOAForImageClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
@@ -73,7 +79,6 @@ def build_release(
     shutil.copyfile(_PROJECT / "LICENSE", folder / "LICENSE")
     examples = _draw_examples(folder / "examples", model.config.vision_config.image_size)
     logits, scores = _grade_examples(model, image_processor, examples)
-    facts = collect_facts(checkpoint, evaluations, base_model)
     write_card(folder, repo_id, model.config, facts, dtype, model.num_parameters(), scores)
     missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
     if missing:

@@ -14,12 +14,15 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from clip_koa.publishing.errors import ReleaseError
+
 PROBE = Path(__file__).with_name("release_probe.py")
 # Names, relative to the folder, that a release may hold; anything else is refused.
 MODEL_FILES = (
     "README.md", "LICENSE", "config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "prompts_clip_koa.py", "configuration_clip_koa.py", "losses_clip_koa.py", "modeling_clip_koa.py",
+    "grader_clip_koa.py",
     "metrics.json", "calibration.json", "typicality.safetensors", "handler.py", "requirements.txt",
     "figures/*.png", "examples/*.png",
     "dataset_script/__init__.py", "dataset_script/radiograph.py", "dataset_script/pixels.py",
@@ -36,10 +39,6 @@ _MACHINE_PATH = re.compile(
 # The corpus names a person by seven digits, and an X-ray by these and a side.
 _PERSON = re.compile(r"(?<![\w.-])\d{7}[LR]?(?![\w.])")
 _PERSON_KEYS = {"person", "person_id", "people", "file", "files"}
-
-
-class ReleaseError(ValueError):
-    """A release that must not be published; the message names the file and says why."""
 
 
 def check_folder(folder: Path, allowed: tuple[str, ...] = MODEL_FILES, secrets: tuple[str, ...] = ()) -> list[Path]:

@@ -1,0 +1,117 @@
+"""What is published beside a model: a Space with the page, the corpus's card and builder, the metric."""
+
+import shutil
+from pathlib import Path
+
+from clip_koa.publishing.errors import ReleaseError
+
+PROJECT = Path(__file__).parents[2]
+# Folders and files of the project that each is made of, and names that its release may hold.
+_PAGE = (
+    "app.py", "LICENSE", "clip_koa/__init__.py", "clip_koa/grading/__init__.py", "clip_koa/grading/grader.py",
+    "clip_koa/webapp/*.py", "clip_koa/webapp/templates/*", "modeling_clip_koa/*.py", "dataset_script/__init__.py",
+    "dataset_script/radiograph.py", "dataset_script/pixels.py", "dataset_script/dicom.py",
+    "dataset_script/synthetic.py",
+)  # fmt: skip
+_REQUIREMENTS = ("torch", "transformers", "safetensors", "pillow", "numpy", "pydicom", "Jinja2")
+SPACE_FILES = ("README.md", "requirements.txt", *_PAGE)
+METRIC_FILES = ("README.md", "LICENSE", "__init__.py", "index.html", "kl_grading.py", "paired.py", "requirements.txt")
+DATASET_FILES = ("README.md", "LICENSE", "dataset_script/*.py")
+
+_SPACE_CARD = """---
+title: {title}
+emoji: 🦵
+colorFrom: blue
+colorTo: gray
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+pinned: false
+license: apache-2.0
+models:
+- {model}
+short_description: Grades knee osteoarthritis on X-rays. Research only.
+---
+
+# {title}
+
+Grades knee X-rays on the Kellgren-Lawrence scale with [{model}](https://huggingface.co/{model}), and shows how sure it
+is and what it leans on. The same page runs on a computer of one's own, without a network: `python app.py`.
+
+> **Research only.** This is not a medical device. Its grades must not guide the care of patients. Do not upload X-rays
+> of patients to a computer that is not yours.
+"""
+
+
+def build_space(folder: Path, repo_id: str, model: str) -> None:
+    """Writes the Space that runs `app.py` on a published model.
+
+    Args:
+        model: its Hub id; the page finds it in the card's `models`.
+
+    Raises:
+        ReleaseError: a folder that is not empty.
+    """
+    _begin(folder)
+    _copy(folder, _PAGE)
+    pins = dict(line.split("==") for line in (PROJECT / "constraints.txt").read_text().split() if "==" in line)
+    pins = {name.lower(): version for name, version in pins.items()}
+    lines = [f"{name}=={pins[name.lower()]}" for name in _REQUIREMENTS]
+    (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    card = _SPACE_CARD.format(title=repo_id.split("/")[-1], gradio=pins["gradio"], model=model)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def build_metric(folder: Path) -> None:
+    """Writes the metric as `evaluate.load("USER/NAME")` takes it.
+
+    Raises:
+        ReleaseError: a folder that is not empty.
+    """
+    _begin(folder)
+    for name in METRIC_FILES:
+        source = PROJECT / name if name == "LICENSE" else PROJECT / "metrics" / "kl_grading" / name
+        shutil.copyfile(source, folder / name)
+
+
+def build_dataset(folder: Path) -> None:
+    """Writes the corpus's card and builder, without any X-ray.
+
+    Raises:
+        ReleaseError: a folder that is not empty.
+    """
+    _begin(folder)
+    _copy(folder, ("LICENSE", "dataset_script/*.py"))
+    card = (PROJECT / "dataset_script" / "README.md").read_text(encoding="utf-8")
+    card = card.replace("[docs/corpus.md](../docs/corpus.md)", "docs/corpus.md of the project")
+    (folder / "README.md").write_text(_DATASET_METADATA + card, encoding="utf-8")
+
+
+_DATASET_METADATA = """---
+pretty_name: Knee X-rays by Kellgren-Lawrence grade (builder, without X-rays)
+license: apache-2.0
+task_categories:
+- image-classification
+tags:
+- medical
+- radiography
+- knee
+- osteoarthritis
+viewer: false
+---
+
+"""
+
+
+def _begin(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise ReleaseError(f"{folder} is not empty: name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _copy(folder: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for source in sorted(PROJECT.glob(pattern)):
+            target = folder / source.relative_to(PROJECT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
