@@ -9,12 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class HubServer(ThreadingHTTPServer):
-    """Starts on a free port; `commits` is [{path: bytes}] by revision, `fail` {part of a path: status}."""
+    """Starts on a free port; `revisions` holds {path: bytes} by commit.
+
+    `fail` maps a part of a path to the statuses that it answers, one request after the other, then as usual; a status
+    alone is answered always. Requests to a path with `stall` in it wait until the server ends.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.revisions, self.head, self.tags, self.objects = {"0" * 40: {}}, "0" * 40, {}, {}
         self.log, self.fail, self.url = [], {}, f"http://127.0.0.1:{self.server_port}"
+        self.stall, self.stalled = None, threading.Event()
+        self.daemon_threads = True
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def files(self, revision: str) -> dict | None:
@@ -39,9 +45,13 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.server, self.path.split("?")[0].replace("%2F", "/")
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub.log.append((self.command, path))
+        if hub.stall and hub.stall in path:
+            hub.stalled.set()
+            return threading.Event().wait(60)
         for part, status in hub.fail.items():
-            if part in path:
-                return self._answer({"error": "refused"}, status)
+            if part in path and status:
+                status = status.pop(0) if isinstance(status, list) else status
+                return self._answer({"error": "refused"}, status, {"Retry-After": "1"} if status == 429 else None)
         if path.endswith("/objects/batch"):
             objects = []
             for item in json.loads(content)["objects"]:
@@ -55,7 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
             name = json.loads(content)
             return self._answer({"url": f"{hub.url}/{name.get('organization', 'anna')}/{name['name']}"})
         if path.endswith("/validate-yaml"):
-            return self._answer({"errors": [], "warnings": []})
+            known = "license: apache-2.0" in json.loads(content)["content"]
+            errors = [] if known else [{"message": '"license" is missing'}]
+            return self._answer({"errors": errors, "warnings": []}, 200 if known else 400)
         if "/preupload/" in path:
             return self._answer({"files": [self._mode(item) for item in json.loads(content)["files"]]})
         if "/commit/" in path:
@@ -97,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self, path):
         hub = self.server
-        if found := re.fullmatch(r"/[^/]+/[^/]+/resolve/([^/]+)/(.+)", path):
+        if found := re.fullmatch(r"(?:/datasets|/spaces)?/[^/]+/[^/]+/resolve/([^/]+)/(.+)", path):
             files = hub.files(found[1])
             oid = hub.head if found[1] == "main" else hub.tags.get(found[1], found[1])
             if files is None or found[2] not in files:
@@ -106,13 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(
                 None, 200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": oid}, body
             )
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", path):
+        if found := re.fullmatch(r"/api/(?:models|datasets|spaces)/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", path):
             rows = [
                 {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
                 for name, body in (hub.files(found[2]) or {}).items()
             ]
             return self._answer(rows)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+        if found := re.fullmatch(r"/api/(?:models|datasets|spaces)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             files = hub.files(found[2] or "main") or {}
             oid = hub.head if (found[2] or "main") == "main" else hub.tags.get(found[2], found[2])
             siblings = [{"rfilename": name} for name in files]

@@ -1,5 +1,7 @@
 """Publishing through the real clients to a Hub on the loopback."""
 
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +9,11 @@ import sys
 import pytest
 from conftest import ROOT
 from hub_server import HubServer
+from transformers import CLIPImageProcessor
+
+from clip_koa.publishing.beside import build_space
+from clip_koa.publishing.release_check import compare_probe, run_probe
+from dataset_script.synthetic import draw_knee
 
 TOKEN = "hf_" + "testtoken" * 4
 UPLOAD = """
@@ -21,6 +28,13 @@ try:
 except hub.HubError as error:
     sys.exit(str(error))
 """
+
+
+def _online(server, **more) -> dict:
+    return {
+        **os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN,
+        "PYTHONPATH": str(ROOT), **more,
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -39,17 +53,10 @@ def push(server, tmp_path):
     (folder / "model.safetensors").write_bytes(b"weights")
 
     def run(tag=""):
-        environment = {
-            **os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": TOKEN, "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
         result = subprocess.run(
-            [sys.executable, "-c", UPLOAD, str(folder), tag],
-            env=environment,
-            capture_output=True,
-            text=True,
+            [sys.executable, "-c", UPLOAD, str(folder), tag], env=_online(server), capture_output=True, text=True,
             timeout=60,
-        )
+        )  # fmt: skip
         assert TOKEN not in result.stdout + result.stderr
         return result
 
@@ -81,3 +88,160 @@ def test_an_interrupted_upload_changes_nothing_and_the_next_completes_it(server,
 def test_refusals_are_clear(server, push, status):
     server.fail = {"/preupload/": status}
     assert f"answered {status}" in push().stderr
+
+
+def test_a_killed_upload_changes_nothing_and_the_next_completes_it(server, push):
+    server.stall = "/lfs/"
+    command = [sys.executable, "-c", UPLOAD, str(push.folder), "v1"]
+    process = subprocess.Popen(command, env=_online(server), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert server.stalled.wait(60)
+    process.kill()
+    process.wait()
+    assert not server.files("main") and not server.tags
+    server.stall = None
+    assert push("v1").returncode == 0 and len(server.files("v1")) == 2
+
+
+def test_a_broken_put_is_sent_again(server, push):
+    server.fail = {"/lfs/": [500]}
+    assert push().returncode == 0
+    assert server.files("main")["model.safetensors"] == b"weights"
+
+
+def test_too_many_requests_wait_as_asked_and_trouble_is_told(server, push):
+    server.fail = {"/commit/": [429]}
+    assert push().returncode == 0
+    server.fail = {"/commit/": 500}
+    (push.folder / "README.md").write_text("another")
+    failed = push()
+    assert "answered 500; the Hub has trouble: push again later" in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert server.files("main")["README.md"] != b"another"
+
+
+@pytest.fixture
+def checkpoint(make_model, tokenizer, tmp_path):
+    folder = tmp_path / "run" / "best"
+    make_model(prompts="standard").save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _command(server, home, *arguments) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [sys.executable, "push_to_hub.py", *map(str, arguments)], cwd=ROOT, env=_online(server, HF_HOME=str(home)),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert TOKEN not in result.stdout + result.stderr
+    return result
+
+
+HANDLER = """
+import base64, json, sys
+sys.path.insert(0, sys.argv[1])
+from handler import EndpointHandler
+content = open(sys.argv[2], "rb").read()
+handler = EndpointHandler(sys.argv[1])
+given = [handler({"inputs": content}), handler({"inputs": base64.b64encode(content).decode()})]
+try:
+    handler({"inputs": b"no image"})
+except ValueError as error:
+    given.append(str(error))
+print(json.dumps(given))
+"""
+
+
+def test_published_by_the_command_and_loaded_by_its_name(server, checkpoint, tmp_path):
+    home = tmp_path / "home"
+    pushed = _command(server, home, checkpoint, "anna/knees", "--tag", "v1", "--trained_on", "anna/xrays")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "Published as anna/knees at revision" in pushed.stdout
+    files = server.files("v1")
+    assert "datasets: anna/xrays" in files["README.md"].decode()
+    for content in (*files.values(), *(path.read_bytes() for path in home.rglob("*") if path.is_file())):
+        assert TOKEN.encode() not in content and str(tmp_path).encode() not in content
+
+    image = tmp_path / "knee.png"
+    draw_knee(2, "L", 0, 32).save(image)
+    online = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0"}
+    assert len(compare_probe(run_probe("anna/knees", [image], **online))) == 5
+
+    # The handler stands on the release alone: not in the project's folder, and not with its packages.
+    folder = tmp_path / "endpoint"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    handled = subprocess.run(
+        [sys.executable, "-c", HANDLER, str(folder), str(image)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert handled.returncode == 0, handled.stderr
+    of_bytes, of_text, error = json.loads(handled.stdout.splitlines()[-1])
+    assert of_bytes == of_text and len(of_bytes) == 5 and "the X-ray" in error
+    assert sum(grade["score"] for grade in of_bytes) == pytest.approx(1, abs=1e-5)
+    assert [grade["score"] for grade in of_bytes] == sorted((grade["score"] for grade in of_bytes), reverse=True)
+
+
+def test_space_corpus_and_metric_are_published_the_same_way(server, tmp_path):
+    home = tmp_path / "home"
+    for arguments, expected in (
+        (("anna/knees", "anna/page", "--space"), {"app.py", "clip_koa/webapp/page.py", "requirements.txt"}),
+        (("dataset_script", "anna/xrays", "--dataset"), {"dataset_script/knee_xray.py", "LICENSE"}),
+        (("metrics/kl_grading", "anna/kl_grading", "--metric"), {"kl_grading.py", "index.html"}),
+    ):
+        pushed = _command(server, home, *arguments)
+        assert pushed.returncode == 0, pushed.stderr
+        files = server.files("main")
+        assert {"README.md", *expected} <= set(files) and files["README.md"].startswith(b"---")
+        kind = "datasets" if "--dataset" in arguments else "spaces"
+        assert any(path.startswith(f"/api/{kind}/{arguments[1]}/commit/") for _, path in server.log)
+    assert _command(server, home, "elsewhere", "anna/xrays", "--dataset").returncode == 2
+
+
+def test_a_space_holds_all_that_its_page_imports(tmp_path):
+    build_space(tmp_path / "space", "anna/page", "anna/knees")
+    ours = {"clip_koa", "modeling_clip_koa", "dataset_script", "metrics"}
+    for path in (tmp_path / "space").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)][:1]
+                if node.module in ours:  # from package import module
+                    names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name.islower()]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                if name.split(".")[0] in ours:
+                    module = tmp_path / "space" / name.replace(".", "/")
+                    assert module.with_suffix(".py").is_file() or module.is_dir(), f"{path} imports {name}"
+    assert "models:\n- anna/knees\n" in (tmp_path / "space" / "README.md").read_text()
+
+
+def test_what_fails_its_checks_does_not_stay(server, checkpoint, tmp_path):
+    output = tmp_path / "release"
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["id2label"]["0"] = "person 9001234"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    failed = _command(server, tmp_path / "home", checkpoint, "anna/knees", "--dry_run", "--output", output)
+    assert failed.returncode == 2 and "9001234" in failed.stderr and not output.exists()
+    assert not server.log
+
+    (tmp_path / "evaluation").mkdir()
+    figures = {
+        "split": "validation",
+        "about": {"weights": "0" * 64},
+        "text": {},
+        "text_flip_averaged": {},
+        "linear": {},
+    }
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(figures))
+    other = _command(
+        server, tmp_path / "home", checkpoint, "anna/knees", "--dry_run", "--output", output, "--evaluation",
+        tmp_path / "evaluation",
+    )  # fmt: skip
+    assert other.returncode == 2 and "is of other weights" in other.stderr and not output.exists()

@@ -28,7 +28,7 @@ OFFICIAL = "Knee Osteoarthritis Severity Grading Dataset (P. Chen, Mendeley Data
 
 @dataclass
 class CardFacts:
-    """Results of each split by head, the recipe, base model and dataset (Hub ids), what it is, and pictures by name."""
+    """Results of each split by head, the recipe, base model and dataset (as Hub ids), its name, pictures by name."""
 
     results: dict[str, dict] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)

@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 WAITS = (1, 5, 20, 60)
 _LONGEST_WAIT = 300.0
 _ADVICE = {
+    400: "it refuses what was sent, such as a card with wrong metadata",
     401: "the Hub does not take the token: log in with `hf auth login`, or set HF_TOKEN",
     403: "the token may not write there: use one with write access to that namespace",
     404: "no such repository, or the token may not see it",
