@@ -112,11 +112,14 @@ def test_too_many_requests_wait_as_asked_and_trouble_is_told(server, push):
     server.fail = {"/commit/": [429]}
     assert push().returncode == 0
     server.fail = {"/commit/": 500}
-    (push.folder / "README.md").write_text("another")
+    (push.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nanother")
     failed = push()
     assert "answered 500; the Hub has trouble: push again later" in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
-    assert server.files("main")["README.md"] != b"another"
+    assert not server.files("main")["README.md"].endswith(b"another")
+    server.fail = {}
+    (push.folder / "README.md").write_text("no metadata")
+    assert "answered 400; it refuses what was sent" in push().stderr
 
 
 @pytest.fixture
