@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from clip_koa.files import write_file
 from clip_koa.grading.grade_table import FORMATS, GradeTable, count_ungraded, part_of, share_of, table_row
-from clip_koa.grading.grader import BATCH_SIZE, GradedXray, Grader, find_xrays
+from clip_koa.grading.grader import BACKENDS, BATCH_SIZE, GradedXray, Grader, find_xrays
 from clip_koa.memory import keep_freed_memory
 
 
@@ -40,6 +40,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--level", type=float, default=0.9,
         help="how often the confidence set is to hold the true grade (default: 0.9; for calibrated models)",
     )  # fmt: skip
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="pytorch",
+        help="what runs the model; for onnx, --model is a folder that export_onnx.py wrote (default: pytorch)",
+    )  # fmt: skip
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write the X-rays under their heat maps there")
     return parser.parse_args(arguments)
 
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     keep_freed_memory()
     try:
         return grade_inputs(options)
-    except (FileNotFoundError, OSError, ValueError) as error:
+    except (FileNotFoundError, ImportError, OSError, ValueError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
 
@@ -78,7 +82,7 @@ def grade_inputs(options: argparse.Namespace) -> int:
         return 1 if unread else 0
 
     table = GradeTable(output, about) if output else None
-    grader = Grader(options.model, options.level, _device(processes))
+    grader = Grader(options.model, options.level, _device(processes), options.backend)
     maps = HeatMaps(grader, options.explain, share.start) if options.explain else None
     files = files[share.start : share.stop]
     unread = write_table(grader, files, table, maps) if table else print_grades(grader, files, options.level, maps)

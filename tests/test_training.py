@@ -185,11 +185,13 @@ def test_predict_grades_unseen_xrays_alike_from_both_sides(finished_run, run_pyt
     run_python("predict.py", "--model", finished_run / "best", tmp_path / "missing.png", expect=2)
 
 
-def test_the_readmes_example_runs(finished_run, run_python, tmp_path):
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[1]
+def test_the_readmes_examples_run(finished_run, run_python, tmp_path):
+    ours, plain = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     draw_knee(3, "L", 1).save(tmp_path / "knee.png")
-    code = example.replace('"runs/demo/best"', repr(str(finished_run / "best")))
-    assert "KL" in run_python("-c", code, cwd=tmp_path).stdout
+    model = repr(str(finished_run / "best"))
+    assert "KL" in run_python("-c", plain.replace('"runs/demo/best"', model), cwd=tmp_path).stdout
+    run_python("-c", ours.replace('"runs/demo/best"', model), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (tmp_path / "why-3-and-not-2.png").is_file()
 
 
 def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):

@@ -10,11 +10,14 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from clip_koa.grading.typicality import typicality_block
 from modeling_clip_koa import CLIPKOAForImageClassification
 from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
 
 INPUT = "pixel_values"
 OUTPUTS = ("probabilities", "logits", "flipped_logits")
+# What `Typicality` takes: a block's mean patch token, of both views, (N, D).
+FEATURES = "features"
 # LayerNormalization came with opset 17.
 _OPSETS = (("", 17), ("com.microsoft", 1))
 _IR_VERSION = 9
@@ -56,19 +59,21 @@ class GraphWriter:
 
 
 def build_graph(model: CLIPKOAForImageClassification) -> onnx.ModelProto:
-    """The graph from `pixel_values` (N, 3, H, W) to `probabilities`, `logits` and `flipped_logits`, each (N, K).
+    """The graph from `pixel_values` (N, 3, H, W) to what `OUTPUTS` and `FEATURES` name.
 
-    `probabilities` are those of the two views' averaged logits, `logits` of the X-ray as given, `flipped_logits` of its
-    mirror image. Weights are fp32; N is free.
+    `probabilities` (N, K) are those of the two views' averaged logits, `logits` of the X-ray, `flipped_logits` of its
+    mirror image, `features` (N, D) are what typicality is measured by. Weights are fp32; N is free.
 
     Raises:
-        ExportError: an activation that the graph has no operation for, or a model without prompts.
+        ExportError: an activation that the graph has no operation for, a model without prompts, or of one block.
     """
     vision = model.config.vision_config
     if vision.hidden_act not in ACTIVATIONS:
         raise ExportError(f"vision_config.hidden_act is {vision.hidden_act!r}: {' and '.join(ACTIVATIONS)} can go.")
     if model.config.tokenized_prompts is None:
         raise ExportError("The model has no prompts yet: call model.set_prompts(prompts, tokenizer).")
+    if vision.num_hidden_layers < 2:
+        raise ExportError("A vision tower of one block cannot go: the graph cuts its last block short.")
     writer = GraphWriter()
     hidden = _embed(writer, model)
     pooled = _encode(writer, model, hidden)
@@ -76,6 +81,7 @@ def build_graph(model: CLIPKOAForImageClassification) -> onnx.ModelProto:
     size, grades = vision.image_size, model.config.num_labels
     inputs = [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", vision.num_channels, size, size])]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", grades]) for name in OUTPUTS]
+    outputs.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", vision.hidden_size]))
     weights = [numpy_helper.from_array(values, name) for name, values in writer.weights.items()]
     graph = helper.make_graph(writer.nodes, "clip_koa", inputs, outputs, weights)
     opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS]
@@ -94,7 +100,9 @@ def _embed(writer: GraphWriter, model) -> str:
     kernel = writer.weight("patch_embedding", embeddings.patch_embedding.weight)
     patches = writer.add("Conv", [views, kernel], "patches", strides=[patch, patch], kernel_shape=[patch, patch])
     shape = writer.weight("patches.shape", np.array([0, width, -1], np.int64))
-    rows = writer.add("Transpose", [writer.add("Reshape", [patches, shape], "patches.flat")], "patches.rows", perm=[0, 2, 1])
+    rows = writer.add(
+        "Transpose", [writer.add("Reshape", [patches, shape], "patches.flat")], "patches.rows", perm=[0, 2, 1]
+    )
     # The class token for each view: as many as there are views.
     views_shape = writer.add("Shape", [views], "views.shape", start=0, end=1)
     rest = writer.weight("class.rest", np.array([1, width], np.int64))
@@ -123,9 +131,7 @@ def _add_and_norm(writer: GraphWriter, inputs: str, skip: str, bias: torch.Tenso
         writer.weight(f"{name}.added", bias),
     ]
     outputs = [name, "", "", f"{name}.sum"]
-    writer.add_many(
-        "SkipLayerNormalization", [inputs, skip, *parameters], outputs, "com.microsoft", epsilon=norm.eps
-    )
+    writer.add_many("SkipLayerNormalization", [inputs, skip, *parameters], outputs, "com.microsoft", epsilon=norm.eps)
     return outputs[3], outputs[0]
 
 
@@ -151,7 +157,21 @@ def _encode(writer: GraphWriter, model, hidden: str) -> str:
         following = tower.post_layernorm if last else layers[number + 1].layer_norm1
         after = "post_norm" if last else f"layer{number + 1}.norm1"
         hidden, normed = _add_and_norm(writer, mixed, hidden, layer.mlp.fc2.bias, after, following)
+        if number == typicality_block(model):
+            _add_features(writer, hidden)
     return normed
+
+
+def _add_features(writer: GraphWriter, hidden: str) -> None:
+    """The mean patch token, averaged over both views, (N, D), from a block's tokens (2N, T, D)."""
+    cut = {"starts": [1], "ends": [np.iinfo(np.int64).max], "axes": [1]}
+    cut = [writer.weight(f"patches.{name}", np.array(value, np.int64)) for name, value in cut.items()]
+    means = writer.add(
+        "ReduceMean", [writer.add("Slice", [hidden, *cut], "patches.tokens")], "patches.mean", axes=[1], keepdims=0
+    )
+    views = writer.add_many("Split", [means], ["features.image", "features.mirror"], axis=0)
+    total = writer.add("Add", views, "features.total")
+    writer.add("Mul", [total, writer.weight("features.half", np.array(0.5, np.float32))], FEATURES)
 
 
 def _attend(writer: GraphWriter, attention, queries: str, keys: str, name: str) -> str:

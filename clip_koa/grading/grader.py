@@ -6,10 +6,12 @@ from glob import glob
 from itertools import islice
 from pathlib import Path
 
+from clip_koa.grading.onnx_network import load_exported
 from dataset_script.radiograph import SUFFIXES, Radiograph, RadiographError, read_radiograph
 from modeling_clip_koa import CLIPKOAGrader, Explanation, Grade
 
 BATCH_SIZE = 16
+BACKENDS = ("pytorch", "onnx")
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,19 @@ class Grader:
         name: model folder or Hub id.
         level: how often the confidence sets are to hold the true grade.
         device: a torch device; default: a GPU where there is one.
+        backend: one of `BACKENDS`; for onnx, `name` is a folder that export_onnx.py wrote.
 
     Raises:
         OSError: no such model (transformers' own message).
         CalibrationError: a level for which the checkpoint keeps no threshold.
+        ImportError: the backend is not installed.
     """
 
-    def __init__(self, name: str, level: float = 0.9, device: str | None = None):
-        self.images = CLIPKOAGrader.from_pretrained(name, level, device)  # grades and explains what is read
+    def __init__(self, name: str, level: float = 0.9, device: str | None = None, backend: str = "pytorch"):
+        if backend == "onnx":
+            self.images = load_exported(name, level)
+        else:
+            self.images = CLIPKOAGrader.from_pretrained(name, level, device)  # grades and explains what is read
 
     @property
     def labels(self) -> list[str]:
