@@ -11,6 +11,7 @@ from conftest import ROOT
 from hub_server import HubServer
 from transformers import CLIPImageProcessor
 
+import push_to_hub
 from clip_koa.publishing.beside import build_space
 from clip_koa.publishing.release_check import compare_probe, run_probe
 from dataset_script.synthetic import draw_knee
@@ -248,3 +249,11 @@ def test_what_fails_its_checks_does_not_stay(server, checkpoint, tmp_path):
         tmp_path / "evaluation",
     )  # fmt: skip
     assert other.returncode == 2 and "is of other weights" in other.stderr and not output.exists()
+
+
+def test_a_home_at_the_root_is_no_secret(monkeypatch, tmp_path):
+    """As in some containers; every file holds a slash."""
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.chdir(tmp_path)
+    secrets = push_to_hub.secrets_of(push_to_hub.parse_options(["runs/best", "anna/knees"]))
+    assert "/" not in secrets and "//" not in secrets and f"{tmp_path}/" in secrets

@@ -186,12 +186,21 @@ def test_predict_grades_unseen_xrays_alike_from_both_sides(finished_run, run_pyt
 
 
 def test_the_readmes_examples_run(finished_run, run_python, tmp_path):
-    ours, plain = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    ours, plain, loop = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     draw_knee(3, "L", 1).save(tmp_path / "knee.png")
     model = repr(str(finished_run / "best"))
     assert "KL" in run_python("-c", plain.replace('"runs/demo/best"', model), cwd=tmp_path).stdout
     run_python("-c", ours.replace('"runs/demo/best"', model), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (tmp_path / "why-3-and-not-2.png").is_file()
+    for person in range(3):
+        for side in "LR":
+            grade = (person + "LR".index(side)) % 5
+            folder = tmp_path / "corpus" / "validation" / str(grade)
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_knee(grade, side, person).save(folder / f"{9000001 + person}{side}.png")
+    loop = loop.replace('"runs/demo/best"', model).replace('"FOLDER"', repr(str(tmp_path / "corpus")))
+    kappa, *interval = run_python("-c", loop).stdout.replace("[", "").replace("]", "").replace(",", "").split()[-3:]
+    assert -1 <= float(interval[0]) <= float(kappa) <= float(interval[1]) <= 1
 
 
 def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
