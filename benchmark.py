@@ -1,9 +1,12 @@
 """Measure what CLIP-KOA costs, as ratios taken in one run.
 
     python benchmark.py views training loader memory --output benchmark.json
+    python benchmark.py inference --batch_size 32 --prompts standard
 
 Sections:
   views      inference on both views over one view; the text tower's share of a training step
+  inference  X-rays per second, from images in memory to grades, over transformers' pipelines with the same weights;
+             floating-point operations over the machine's matrix-product peak
   training   views per second over transformers' image-classification example and over a naive CLIP-KOA step;
              floating-point operations over the machine's matrix-product peak
   loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
@@ -16,6 +19,7 @@ import json
 import sys
 from pathlib import Path
 
+from clip_koa.benchmarking.inference import measure_inference
 from clip_koa.benchmarking.loading import measure_loader
 from clip_koa.benchmarking.measure import MODELS, device
 from clip_koa.benchmarking.memory import measure_levers, measure_loader_growth
@@ -24,7 +28,7 @@ from clip_koa.memory import keep_freed_memory
 from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
 
-SECTIONS = ("views", "training", "loader", "memory")
+SECTIONS = ("views", "inference", "training", "loader", "memory")
 
 
 def run_section(section: str, options: argparse.Namespace) -> dict:
@@ -32,6 +36,8 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
     common = (options.model, options.batch_size, options.precision, options.prompts, options.rounds)
     if section == "views":
         return measure_views(*common)
+    if section == "inference":
+        return measure_inference(options.model, options.batch_size, options.prompts, options.rounds)
     if section == "training":
         return measure_training(*common)
     if section == "memory":
@@ -65,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     for section in options.sections or ("views",):
         figures[section] = run_section(section, options)
         for name, values in figures[section].items():
-            print(f"{name:36}" + "".join(f"  {key} {_shown(value)}" for key, value in values.items()), flush=True)
+            print(f"{name:52}" + "".join(f"  {key} {_shown(value)}" for key, value in values.items()), flush=True)
     if options.output:
         settings = {**vars(options), "output": str(options.output)}
         options.output.write_text(json.dumps({"options": settings, **figures}, indent=2), encoding="utf-8")

@@ -25,6 +25,7 @@ from clip_koa.files import write_file
 from clip_koa.grading.grade_table import FORMATS, GradeTable, count_ungraded, part_of, share_of, table_row
 from clip_koa.grading.grader import BACKENDS, BATCH_SIZE, GradedXray, Grader, find_xrays
 from clip_koa.memory import keep_freed_memory
+from modeling_clip_koa import PRECISIONS
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,6 +44,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--backend", choices=BACKENDS, default="pytorch",
         help="what runs the model; for onnx, --model is a folder that export_onnx.py wrote (default: pytorch)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32",
+        help="bf16: faster where the hardware has it, not quite the same; auto: bf16 there (default: fp32)",
     )  # fmt: skip
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write the X-rays under their heat maps there")
     return parser.parse_args(arguments)
@@ -75,6 +80,7 @@ def grade_inputs(options: argparse.Namespace) -> int:
         )
     share = share_of(len(files), process, processes)
     about = {"model": options.model, "level": options.level, "files": len(files), "share": [share.start, share.stop]}
+    about |= {"backend": options.backend, "precision": options.precision}
     output = part_of(options.output, process, processes) if in_parts else options.output
     if in_parts and output.exists():
         unread = count_ungraded(output, about)
@@ -82,7 +88,7 @@ def grade_inputs(options: argparse.Namespace) -> int:
         return 1 if unread else 0
 
     table = GradeTable(output, about) if output else None
-    grader = Grader(options.model, options.level, _device(processes), options.backend)
+    grader = Grader(options.model, options.level, _device(processes), options.backend, options.precision)
     maps = HeatMaps(grader, options.explain, share.start) if options.explain else None
     files = files[share.start : share.stop]
     unread = write_table(grader, files, table, maps) if table else print_grades(grader, files, options.level, maps)

@@ -6,11 +6,13 @@ This folder is what travels to the Hub with every checkpoint: flat, and importin
 from .configuration_clip_koa import CLIPKOAConfig
 from .grader_clip_koa import (
     CALIBRATION_FILE,
+    PRECISIONS,
     TYPICALITY_FILE,
     CalibrationError,
     CLIPKOAGrader,
     Explanation,
     Grade,
+    bf16_is_fast,
 )
 from .losses_clip_koa import consistency_loss, soft_labels, symmetry_loss
 from .modeling_clip_koa import CLIPKOAForImageClassification, CLIPKOAOutput
@@ -21,6 +23,7 @@ __all__ = [
     "GRADE_LABELS",
     "GRADE_MEANINGS",
     "GRADE_NAMES",
+    "PRECISIONS",
     "PROMPT_SETS",
     "TYPICALITY_FILE",
     "CLIPKOAConfig",
@@ -30,6 +33,7 @@ __all__ = [
     "CalibrationError",
     "Explanation",
     "Grade",
+    "bf16_is_fast",
     "consistency_loss",
     "soft_labels",
     "symmetry_loss",

@@ -25,6 +25,7 @@ LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
 # Radiographic osteoarthritis begins here (Kellgren & Lawrence).
 _OSTEOARTHRITIS_GRADE = 2
 _BATCH_SIZE = 16
+PRECISIONS = ("fp32", "bf16", "auto")
 
 # Pixel values (N, 3, H, W) -> text logits (N, K) of the X-rays and of their mirror images, and what `Typicality` takes
 # (N, D), or None.
@@ -152,7 +153,7 @@ class CLIPKOAGrader:
     """Grades X-rays that are images already; `dataset_script.radiograph` reads them from any file.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; its weights may be bf16.
         image_processor: the one saved beside it.
         threshold: of the confidence sets, as `read_threshold` gives it; None: no sets.
         typicality: as `read_typicality` gives it; None: nothing is said of images unlike the training X-rays.
@@ -172,22 +173,33 @@ class CLIPKOAGrader:
         self.typicality = typicality
         self.network = network or self._run_model
         self.labels = labels or model.config.id2label
+        self._shades = _shades(image_processor)
 
     @classmethod
-    def from_pretrained(cls, name: str, level: float = 0.9, device: str | None = None) -> "CLIPKOAGrader":
+    def from_pretrained(
+        cls, name: str, level: float = 0.9, device: str | None = None, precision: str = "fp32"
+    ) -> "CLIPKOAGrader":
         """Loads a checkpoint.
 
         Args:
             name: model folder or Hub id.
             level: how often the confidence sets are to hold the true grade, 0.50 to 0.99.
             device: a torch device; default: a GPU where there is one.
+            precision: of the vision tower, one of `PRECISIONS`: fp32; bf16, faster where the hardware has it, and
+                not quite the same; or auto, bf16 where the hardware has it.
 
         Raises:
             OSError: no such model (transformers' own message).
             CalibrationError: a level for which the checkpoint keeps no threshold.
+            ValueError: another precision.
         """
+        if precision not in PRECISIONS:
+            raise ValueError(f"There is no precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = CLIPKOAForImageClassification.from_pretrained(name).to(device).eval()
+        model = CLIPKOAForImageClassification.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        if precision == "bf16" or (precision == "auto" and bf16_is_fast(device)):
+            model.vision_model.to(torch.bfloat16)
+            model.visual_projection.to(torch.bfloat16)
         image_processor = AutoImageProcessor.from_pretrained(name)
         return cls(model, image_processor, read_threshold(name, level), read_typicality(name))
 
@@ -222,14 +234,22 @@ class CLIPKOAGrader:
                 raise ValueError(f"There is no grade {asked!r}: the model gives 0 to {len(self.labels) - 1}.")
         if grade == against:
             raise ValueError(f"Grade {grade} cannot be told from itself: give another as against.")
-        relevance = patch_relevance(self.model, self._pixel_values([image]), grade, against)[0]
+        relevance = patch_relevance(self.model, self.pixel_values([image]), grade, against)[0]
         return Explanation(image, grade, against, self._spread(relevance, image.size))
 
-    def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
-        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+    def pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
+        """What the image processor gives, (N, 3, H, W); grey images of its size take a table of grey levels."""
+        crop = self.image_processor.crop_size
+        width, height = crop["width"], crop["height"]
+        if self._shades is None or any(image.mode != "L" or image.size != (width, height) for image in images):
+            return self.image_processor(images, return_tensors="pt")["pixel_values"]
+        pixels = bytearray(b"".join(image.tobytes() for image in images))
+        pixels = torch.frombuffer(pixels, dtype=torch.uint8).int()
+        channels = [shades.index_select(0, pixels).view(-1, height, width) for shades in self._shades]
+        return torch.stack(channels, dim=1)
 
     def _grade_batch(self, images: list[Image.Image]) -> list[Grade]:
-        logits, flipped_logits, features = self.network(self._pixel_values(images))
+        logits, flipped_logits, features = self.network(self.pixel_values(images))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
         sets, atypicality = [()] * len(images), [None] * len(images)
         if self.threshold is not None:
@@ -247,10 +267,11 @@ class CLIPKOAGrader:
     @torch.inference_mode()
     def _run_model(self, pixel_values: torch.Tensor):
         block = self.typicality.block if self.typicality else 0
+        weight = self.model.visual_projection.weight
+        views = torch.cat([pixel_values, pixel_values.flip(-1)]).to(weight.device, weight.dtype)
         with watched_block(self.model, block) as features:
-            output = self.model(pixel_values.to(self.model.device), flip_average=True)
-        # `logits` is the mean of the two views.
-        return (2 * output.logits - output.flipped_logits).cpu(), output.flipped_logits.cpu(), features[0]
+            logits, flipped_logits = self.model.grade_views(views).cpu().chunk(2)
+        return logits, flipped_logits, features[0]
 
     def _spread(self, relevance: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Relevance of the patches, (side, side), over the pixels (H, W) that the image processor cut out."""
@@ -264,6 +285,27 @@ class CLIPKOAGrader:
         top, left = (height - side) // 2, (width - side) // 2
         heat_map[top : top + side, left : left + side] = square / square.max().clamp(min=1e-12)
         return heat_map
+
+
+def bf16_is_fast(device: str) -> bool:
+    """Whether a torch device computes matrix products in bf16 with hardware of its own."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "mps" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _shades(image_processor) -> torch.Tensor | None:
+    """What the image processor makes of each of 256 grey levels, (3, 256); None where it makes more of an image.
+
+    That is, where it would cut an image of the size that it gives.
+    """
+    crop, edge = image_processor.crop_size, image_processor.size.get("shortest_edge")
+    if not crop["height"] == crop["width"] == edge:
+        return None
+    ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
+    options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+    return image_processor(ramp, **options)["pixel_values"][0].flatten(1)
 
 
 def patch_relevance(
@@ -282,9 +324,11 @@ def patch_relevance(
     config._attn_implementation = "eager"  # the others keep no attention
     try:
         with torch.enable_grad():
-            views = torch.cat([pixel_values, pixel_values.flip(-1)]).to(model.device).requires_grad_()
+            weight = model.visual_projection.weight
+            views = torch.cat([pixel_values, pixel_values.flip(-1)]).to(weight.device, weight.dtype).requires_grad_()
             vision = model.vision_model(pixel_values=views, output_attentions=True)
-            image_embeds = torch.nn.functional.normalize(model.visual_projection(vision.pooler_output), dim=-1)
+            image_embeds = model.visual_projection(vision.pooler_output).float()
+            image_embeds = torch.nn.functional.normalize(image_embeds, dim=-1)
             cosines = image_embeds @ model._current_grade_embeds(training=False).t()
             others = [other for other in range(cosines.shape[1]) if other != grade] if against is None else [against]
             score = (cosines[:, grade] - cosines[:, others].mean(1)).sum()
@@ -305,7 +349,7 @@ def _roll_out(attentions, gradients) -> torch.Tensor:
     row = torch.zeros(count, 1, tokens, device=attentions[0].device)
     row[:, :, 0] = 1
     for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
-        row = row + row @ (attention * gradient).clamp(min=0).mean(1)
+        row = row + row @ (attention * gradient).float().clamp(min=0).mean(1)
     return row[:, 0, 1:]
 
 

@@ -204,11 +204,37 @@ class CLIPKOAForImageClassification(CLIPModel):
         image_embeds = _normalize(self.visual_projection(vision.pooler_output))
         # The head of stock CLIPForImageClassification: mean of the patch tokens, before the post-layernorm.
         classifier_logits = self.classifier(vision.last_hidden_state[:, 1:].mean(dim=1)).float()
+        return self._text_logits(image_embeds, grade_embeds), classifier_logits, image_embeds
+
+    def _text_logits(self, image_embeds: torch.Tensor, grade_embeds: torch.Tensor) -> torch.Tensor:
         # Cosines are multiplied by up to 100, which bf16 products would blur.
-        with torch.autocast(pixel_values.device.type, enabled=False):
+        with torch.autocast(image_embeds.device.type, enabled=False):
             scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
-            logits = scale * image_embeds @ grade_embeds.float().t()
-        return logits, classifier_logits, image_embeds
+            return scale * image_embeds @ grade_embeds.float().t()
+
+    @torch.no_grad()
+    def grade_views(self, pixel_values: torch.FloatTensor) -> torch.Tensor:
+        """The text head's logits and nothing else: what grading needs, for less work than `forward`.
+
+        The text head reads the class token alone, so the last block computes only that one. Nothing is mirrored here:
+        give X-rays and mirror images as they are to be graded.
+
+        Args:
+            pixel_values: (V, 3, H, W).
+
+        Returns:
+            (V, K), as `forward` gives them without flip averaging.
+        """
+        self._check_inputs(pixel_values, None)
+        tower = self.vision_model
+        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+        *layers, last = tower.encoder.layers
+        for layer in layers:
+            hidden = layer(hidden, None)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # transformers 4 gives a tuple
+        pooled = tower.post_layernorm(_class_token_after(last, hidden))  # (V, hidden)
+        image_embeds = _normalize(self.visual_projection(pooled))
+        return self._text_logits(image_embeds, self._current_grade_embeds(training=False))
 
     def forward(
         self,
@@ -305,6 +331,20 @@ class CLIPKOAForImageClassification(CLIPModel):
             "consistency_loss": consistency,
             "classifier_loss": classifier,
         }
+
+
+def _class_token_after(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """The class token (V, D) after a block of the vision tower that is given all tokens, (V, T, D)."""
+    attention = layer.self_attn
+
+    def split(tokens):  # (V, tokens, D) -> (V, heads, tokens, D / heads)
+        return tokens.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    normed, token = layer.layer_norm1(hidden), hidden[:, :1]
+    queries, keys, values = attention.q_proj(normed[:, :1]), attention.k_proj(normed), attention.v_proj(normed)
+    attended = F.scaled_dot_product_attention(split(queries), split(keys), split(values), scale=attention.scale)
+    token = token + attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return (token + layer.mlp(layer.layer_norm2(token)))[:, 0]
 
 
 def _normalize(embeds: torch.Tensor) -> torch.Tensor:

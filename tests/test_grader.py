@@ -7,7 +7,7 @@ from transformers import CLIPImageProcessor
 
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, CLIPKOAGrader
+from modeling_clip_koa import CALIBRATION_FILE, CLIPKOAGrader, bf16_is_fast
 from modeling_clip_koa.grader_clip_koa import patch_relevance
 
 
@@ -47,6 +47,34 @@ def test_the_mirror_image_gets_the_same_grade_with_the_views_swapped(grader):
         one, other = grader.grade(image), grader.grade(ImageOps.mirror(image))
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
         assert one.image_probabilities == pytest.approx(other.mirror_probabilities, abs=1e-6)
+
+
+def test_grey_images_of_the_right_size_take_a_shorter_way_to_the_same_pixels(grader):
+    size = grader.image_processor.crop_size["height"]
+    ramp = Image.frombytes("L", (size, size), bytes(number % 256 for number in range(size * size)))
+    knees = [image.convert("L") for image in _knees(2, size)]
+    for images in ([ramp, *knees], [ramp.convert("RGB"), *knees], [knees[0], _knees(1, size + 30)[0]]):
+        expected = grader.image_processor(images, return_tensors="pt")["pixel_values"]
+        assert torch.equal(grader.pixel_values(images), expected)
+    wide = CLIPImageProcessor(size={"shortest_edge": size + 8}, crop_size={"height": size, "width": size})
+    magnified = CLIPKOAGrader(grader.model, wide)
+    assert torch.equal(magnified.pixel_values(knees), wide(knees, return_tensors="pt")["pixel_values"])
+
+
+def test_bf16_gives_nearly_the_same(folder, grader):
+    fast = CLIPKOAGrader.from_pretrained(str(folder), precision="bf16")
+    assert fast.model.visual_projection.weight.dtype == torch.bfloat16
+    images = _knees(4)
+    for one, other in zip(grader.grade(images), fast.grade(images), strict=True):
+        assert one.probabilities != other.probabilities
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.03)
+    assert torch.isfinite(fast.explain(images[0]).heat_map).all()
+    expected = torch.bfloat16 if bf16_is_fast("cpu") else torch.float32
+    assert (
+        CLIPKOAGrader.from_pretrained(str(folder), precision="auto").model.visual_projection.weight.dtype == expected
+    )
+    with pytest.raises(ValueError, match="no precision 'int4': use one of fp32"):
+        CLIPKOAGrader.from_pretrained(str(folder), precision="int4")
 
 
 def test_a_calibrated_checkpoint_gives_sets(folder, tmp_path):

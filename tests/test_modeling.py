@@ -182,6 +182,14 @@ def test_every_parameter_gets_a_gradient(make_model, pixel_values, labels):
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+def test_grading_needs_the_class_token_alone(make_model, pixel_values):
+    model = make_model().eval()
+    expected = model(pixel_values, flip_average=False).logits
+    torch.testing.assert_close(model.grade_views(pixel_values), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="prepare X-rays with its image processor"):
+        model.grade_views(pixel_values[:, :, 1:])
+
+
 def test_bf16_autocast_keeps_logits_precise(make_model, pixel_values, labels):
     model = make_model().train()
     full = model(pixel_values, labels=labels)

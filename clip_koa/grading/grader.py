@@ -40,18 +40,29 @@ class Grader:
         level: how often the confidence sets are to hold the true grade.
         device: a torch device; default: a GPU where there is one.
         backend: one of `BACKENDS`; for onnx, `name` is a folder that export_onnx.py wrote.
+        precision: one of `PRECISIONS`, see `CLIPKOAGrader.from_pretrained`; an exported graph has its own.
 
     Raises:
         OSError: no such model (transformers' own message).
         CalibrationError: a level for which the checkpoint keeps no threshold.
         ImportError: the backend is not installed.
+        ValueError: a precision for an exported graph.
     """
 
-    def __init__(self, name: str, level: float = 0.9, device: str | None = None, backend: str = "pytorch"):
+    def __init__(
+        self,
+        name: str,
+        level: float = 0.9,
+        device: str | None = None,
+        backend: str = "pytorch",
+        precision: str = "fp32",
+    ):
         if backend == "onnx":
+            if precision != "fp32":
+                raise ValueError(f"--precision {precision} is PyTorch's: an exported graph keeps the one it has.")
             self.images = load_exported(name, level)
-        else:
-            self.images = CLIPKOAGrader.from_pretrained(name, level, device)  # grades and explains what is read
+        else:  # grades and explains what is read
+            self.images = CLIPKOAGrader.from_pretrained(name, level, device, precision)
 
     @property
     def labels(self) -> list[str]:

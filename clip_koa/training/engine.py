@@ -32,7 +32,7 @@ from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
 from clip_koa.training.sampling import EpochSampler
 from clip_koa.training.starting_points import StartingPoint, load_starting_point
-from modeling_clip_koa import PROMPT_SETS, CLIPKOAForImageClassification, soft_labels
+from modeling_clip_koa import PROMPT_SETS, CLIPKOAForImageClassification, bf16_is_fast, soft_labels
 
 LOSS_PARTS = ("loss", "symmetry_loss", "consistency_loss", "classifier_loss")
 _SAMPLE_IMAGES = 64
@@ -77,7 +77,8 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     """The accelerator of a run. Batches of the loader are split over processes, so `batch_size` stays global."""
     precision = config.mixed_precision
     if precision == "auto":
-        precision = "bf16" if bf16_is_fast() else "no"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        precision = "bf16" if bf16_is_fast(device) else "no"
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -87,17 +88,6 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         project_config=ProjectConfiguration(
             config.output_dir, logging_dir=str(Path(config.output_dir) / "tensorboard")
         ),
-    )
-
-
-def bf16_is_fast() -> bool:
-    """Whether this machine computes matrix products in bf16 with hardware of its own."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return (
-        torch.backends.mps.is_available()
-        or torch.cpu._is_avx512_bf16_supported()
-        or torch.cpu._is_amx_tile_supported()
     )
 
 
