@@ -32,7 +32,10 @@ class OnnxNetwork:
             raise ImportError("ONNX Runtime is missing: pip install 'clip-koa[onnx]'.") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"],
+            disabled_optimizers=["SkipLayerNormFusion"],  # the fused operation is the slower one
+        )  # fmt: skip
 
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, 3, H, W) -> logits (N, K), the mirror images' (N, K), features (N, D)."""
