@@ -11,6 +11,8 @@ Sections:
              floating-point operations over the machine's matrix-product peak
   loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
   memory     peak memory of a training step under each lever
+  growth     X-rays per second and memory of predict.py for archives of 1,000 to 100,000 X-rays, with a tiny model;
+             two processes that share the cores over one
 Weights are random, which costs the same. docs/performance.md holds the figures.
 """
 
@@ -19,6 +21,7 @@ import json
 import sys
 from pathlib import Path
 
+from clip_koa.benchmarking.growth import measure_growth, measure_sharing
 from clip_koa.benchmarking.inference import measure_inference
 from clip_koa.benchmarking.loading import measure_loader
 from clip_koa.benchmarking.measure import MODELS, device
@@ -28,7 +31,7 @@ from clip_koa.memory import keep_freed_memory
 from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
 
-SECTIONS = ("views", "inference", "training", "loader", "memory")
+SECTIONS = ("views", "inference", "training", "loader", "memory", "growth")
 
 
 def run_section(section: str, options: argparse.Namespace) -> dict:
@@ -40,6 +43,11 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
         return measure_inference(options.model, options.batch_size, options.prompts, options.rounds)
     if section == "training":
         return measure_training(*common)
+    if section == "growth":
+        return {
+            **measure_growth(options.archives),
+            "predict.py": measure_sharing(options.model, options.batch_size * 10),
+        }
     if section == "memory":
         return {"MiB at the peak of a step": measure_levers(options.model, options.batch_size)}
     builder = KneeXray("synthetic", people=400, image_size=224)
@@ -59,6 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", choices=tuple(PROMPT_SETS), default="ensemble")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--system_allocator", action="store_true", help="leave the C library's allocator as it is")
+    parser.add_argument(
+        "--archives", type=int, nargs="+", default=(1000, 10_000, 100_000), metavar="X-RAYS",
+        help="sizes for growth (default: 1000 10000 100000)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args(arguments)
     if unknown := set(options.sections) - set(SECTIONS):

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPForImageClassification, CLIPModel, pipeline
 from transformers.utils import logging
 
-from clip_koa.benchmarking.measure import build_model, count_flops, device, matrix_product, measure, ratio
+from clip_koa.benchmarking.measure import MODELS, build_model, count_flops, device, matrix_product, measure, ratio
 from clip_koa.training.checkpoints import save_model_folder
 from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor
 from clip_koa.training.tokenizer import build_prompt_tokenizer
@@ -35,11 +35,12 @@ def measure_inference(name: str, batch_size: int, prompts: str, rounds: int) -> 
         floating-point operations per second over those of a matrix product of the same precision; the `model's share`
         of the time, the rest being preprocessing; how much faster the exported graph is in int8.
     """
-    images = [draw_knee(number % 5, "LR"[number % 2], number).convert("L") for number in range(batch_size)]
+    size = MODELS[name]["vision_config"]["image_size"]
+    images = [draw_knee(number % 5, "LR"[number % 2], number, size).convert("L") for number in range(batch_size)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         tokenizer = build_prompt_tokenizer(PROMPT_SETS[prompts], 77)
-        processor = build_image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
+        processor = build_image_processor(size, IMAGENET_MEAN, IMAGENET_STD)
         save_model_folder(folder, build_model(name, prompts), processor, tokenizer)
         theirs = _pipelines(folder, images, [texts[0] for texts in PROMPT_SETS[prompts]])
         graders = {kind: CLIPKOAGrader.from_pretrained(str(folder), precision=kind) for kind in ("fp32", "bf16")}

@@ -1,0 +1,27 @@
+"""benchmark.py measures what it says, on a model small enough for a test."""
+
+import pytest
+
+from clip_koa.benchmarking import inference
+from clip_koa.benchmarking.growth import measure_growth
+from clip_koa.benchmarking.measure import MODELS
+
+
+def test_grading_against_the_pipelines(monkeypatch):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    towers = {"vision_config": {**sizes, "image_size": 32, "patch_size": 16}, "text_config": sizes}
+    monkeypatch.setitem(MODELS, "tiny", {**towers, "projection_dim": 16})
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    figures = inference.measure_inference("tiny", batch_size=3, prompts="standard", rounds=1)
+    assert figures["one view, bf16 over the zero-shot pipeline"]["median"] > 0
+    same = figures["same grades as the zero-shot pipeline"]
+    assert same["one view, fp32"] == same["one view, fp32, image processor"] == 1
+    assert 0 < figures["forward fp32 of the peak"]["median"] < 1
+    assert not any("compiled" in name for name in figures)
+
+
+def test_growth_of_the_archive():
+    figures = measure_growth((40, 80))
+    assert list(figures) == ["40 X-rays", "80 X-rays"]
+    assert figures["80 X-rays"]["MiB over the first"] == pytest.approx(1, abs=0.1)
+    assert figures["80 X-rays"]["X-rays/s over the first"] > 0
