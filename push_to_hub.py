@@ -46,7 +46,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     kinds.add_argument("--metric", action="store_true", help="publish the metric")
     parser.add_argument("--dry_run", action="store_true", help="build and check only; upload nothing")
     parser.add_argument("--output", type=Path, help="new folder for the release (default: a temporary one)")
-    parser.add_argument("--run", type=Path, help="run folder, for the card (default: the one around the checkpoint)")
+    parser.add_argument(
+        "--run", type=Path, action="append", default=[],
+        help="run folder, for the card; again for each run that went on from it (default: the one around CHECKPOINT)",
+    )  # fmt: skip
     parser.add_argument(
         "--evaluation", type=Path, action="append", default=[], help="folder of evaluate_checkpoint.py"
     )
@@ -104,7 +107,7 @@ def build(options: argparse.Namespace, folder: Path) -> Release | None:
     else:
         return build_release(
             Path(options.subject), folder, options.repo_id, dtype=options.dtype, evaluations=tuple(options.evaluation),
-            base_model=options.base_model, run=options.run, trained_on=options.trained_on,
+            base_model=options.base_model, runs=tuple(options.run), trained_on=options.trained_on,
         )  # fmt: skip
     return None
 

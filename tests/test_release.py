@@ -41,6 +41,22 @@ def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoin
     assert len(card.data.widget) == 5 and "anna/run" not in card.content and "start.onnx" not in card.content
 
 
+def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_path):
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "config.yaml").write_text("model: run/best\nepochs: 2\nsynthetic_people: 9\nseed: 1\n")
+    runs = (checkpoint.parent, later)
+    folder = build_release(checkpoint, tmp_path / "release", "anna/knees", runs=runs).folder
+    card = (folder / "README.md").read_text()
+    assert (
+        "In 2 runs, each going on" in card
+        and "| field | run 1 | run 2 |\n|---|---|---|\n| `epochs` | 3 | 2 |\n" in card
+    )
+    assert "| `seed` |  | 1 |" in card and "drawings, no patients" in card
+    with pytest.raises(ReleaseError, match="--run .*nowhere holds no config.yaml"):
+        build_release(checkpoint, tmp_path / "other", "anna/knees", runs=(*runs, tmp_path / "nowhere"))
+
+
 def test_half_precision_is_stored_and_not_computed(checkpoint, tmp_path):
     release = build_release(checkpoint, tmp_path / "release", "anna/knees", dtype="float16")
     stored = load_file(release.folder / "model.safetensors")

@@ -28,15 +28,21 @@ OFFICIAL = "Knee Osteoarthritis Severity Grading Dataset (P. Chen, Mendeley Data
 
 @dataclass
 class CardFacts:
-    """Results of each split by head, the recipe, base model and dataset (as Hub ids), its name, pictures by name."""
+    """What the card tells; base model and dataset as Hub ids."""
 
-    results: dict[str, dict] = field(default_factory=dict)
-    recipe: dict = field(default_factory=dict)
+    results: dict[str, dict] = field(default_factory=dict)  # of each split, by head
+    stages: list[dict] = field(default_factory=list)  # the recipe of each run, in their order
     base_model: str | None = None
     dataset: str = "knee X-rays that the run does not name"
     dataset_id: str | None = None
     revision: str = ""
-    pictures: dict[str, Path] = field(default_factory=dict)
+    pictures: dict[str, Path] = field(default_factory=dict)  # by name
+
+    @property
+    def recipe(self) -> dict[str, list]:
+        """For each field its value in each stage; empty where a stage had none."""
+        fields = [name for name in RECIPE_FIELDS if any(name in stage for stage in self.stages)]
+        return {name: [stage.get(name, "") for stage in self.stages] for name in fields}
 
     @property
     def of_patients(self) -> bool:
@@ -45,23 +51,25 @@ class CardFacts:
 
 
 def collect_facts(
-    checkpoint: Path, run: Path | None = None, evaluations: tuple[Path, ...] = (), base_model: str | None = None
+    checkpoint: Path, runs: tuple[Path, ...] = (), evaluations: tuple[Path, ...] = (), base_model: str | None = None
 ) -> CardFacts:
-    """Reads the run that a checkpoint comes from, and evaluations, which count before the run's own figures.
+    """Reads the runs that a checkpoint comes from, and evaluations, which count before the last run's own figures.
 
     Args:
-        run: its folder; default: the one around the checkpoint.
+        runs: their folders, each of which went on from the one before; default: the one around the checkpoint.
 
     Raises:
         ReleaseError: no such run, an evaluation without metrics.json, of an unknown split or of another checkpoint.
     """
-    if run is not None and not (run / "config.yaml").is_file():
-        raise ReleaseError(f"--run {run} holds no config.yaml: name the folder that train.py wrote.")
-    run = run or checkpoint.resolve().parent
+    for run in runs:
+        if not (run / "config.yaml").is_file():
+            raise ReleaseError(f"--run {run} holds no config.yaml: name the folder that train.py wrote.")
+    runs = runs or (checkpoint.resolve().parent,)
+    run = runs[-1]
     facts = CardFacts()
-    config = _read(run / "config.yaml")
-    facts.recipe = {name: config[name] for name in RECIPE_FIELDS if name in config}
-    facts.base_model = base_model or _base_model(str(config.get("model", "")))
+    configs = [_read(stage / "config.yaml") for stage in runs]
+    facts.stages = [{name: config[name] for name in RECIPE_FIELDS if name in config} for config in configs if config]
+    facts.base_model = base_model or _base_model(str(configs[0].get("model", "")))
     record = _read(run / "run.json")
     launches = record.get("launches") or [{}]
     revision = str(launches[-1].get("git", {}).get("revision") or "")
@@ -83,7 +91,7 @@ def collect_facts(
     counts = record.get("data", {}).get("counts", {}) or {
         split: values["text"]["num_samples"] for split, values in facts.results.items()
     }
-    if config.get("synthetic_people"):
+    if any(config.get("synthetic_people") for config in configs):
         facts.dataset = "generated X-rays (drawings, no patients)"
     elif counts and all(_RELEASE_COUNTS.get(split, count) == count for split, count in counts.items()):
         facts.dataset = OFFICIAL

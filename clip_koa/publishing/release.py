@@ -37,7 +37,7 @@ class Release:
 
 def build_release(
     checkpoint: Path, folder: Path, repo_id: str, *, dtype: str | None = None, evaluations: tuple[Path, ...] = (),
-    base_model: str | None = None, run: Path | None = None,
+    base_model: str | None = None, runs: tuple[Path, ...] = (),
     trained_on: str | None = None,
 ) -> Release:  # fmt: skip
     """Writes the release of a checkpoint into `folder`, new or empty.
@@ -46,7 +46,8 @@ def build_release(
 
     Args:
         checkpoint: a model folder.
-        run: the folder of the run it comes from, which gives recipe and figures; default: the one around it.
+        runs: folders of the runs it comes from, in their order, which give recipe and figures; default: the one
+            around it.
         repo_id: where it will be published, for the card.
         dtype: of the stored weights; default: as the checkpoint's.
         evaluations: folders of evaluate_checkpoint.py, of these weights.
@@ -60,7 +61,7 @@ def build_release(
             raise ReleaseError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder} is not empty: name a new folder.")
-    facts = collect_facts(checkpoint, run, evaluations, base_model)
+    facts = collect_facts(checkpoint, runs, evaluations, base_model)
     facts.dataset_id = trained_on
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or _stored_dtype(checkpoint)
