@@ -41,7 +41,7 @@ def test_output_holds_every_named_part(make_model, pixel_values, labels):
 def test_the_four_corners(make_model, pixel_values, labels, symmetry, consistency_weight):
     """Symmetry off and on, consistency off and on: the loss is what the pure functions say of the two views."""
     model = make_model(symmetry=symmetry, consistency_weight=consistency_weight, classifier_weight=0.5).train()
-    vision = Calls(model.vision_model)
+    vision = Calls(model.vision_model.embeddings)
     output = model(pixel_values, labels=labels)
     both_views = symmetry or consistency_weight > 0
     assert vision.count == 1 and vision.batch == (12 if both_views else 6)
@@ -60,6 +60,18 @@ def test_the_four_corners(make_model, pixel_values, labels, symmetry, consistenc
     torch.testing.assert_close(output.classifier_loss, linear[0] + consistency_weight * linear[1])
     expected = head[0] + consistency_weight * head[1] + 0.5 * output.classifier_loss
     torch.testing.assert_close(output.loss, expected)
+
+
+def test_views_apart_on_a_cpu_learn_the_same(make_model, pixel_values, labels):
+    """While training on a CPU the blocks see one view at a time: the gradients are those of both at once."""
+    apart, together = make_model().train(), make_model().train()
+    blocks = Calls(apart.vision_model.encoder)
+    together._encode = lambda views, both: together.vision_model(pixel_values=views).to_tuple()
+    for model in (apart, together):
+        model(pixel_values, labels=labels).loss.backward()
+    assert blocks.count == 2 and blocks.batch == len(pixel_values)
+    for (name, one), (_, other) in zip(apart.named_parameters(), together.named_parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_plain_clip_corner_is_cross_entropy_of_cosines(make_model, pixel_values, labels):
