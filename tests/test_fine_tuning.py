@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.lora import LORA_PREFIX, add_lora, merged
-from clip_koa.training.optimisation import build_optimizer
+from clip_koa.training.optimisation import build_optimizer, choose_attention
 from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig
 from modeling_clip_koa import soft_labels
@@ -38,6 +38,19 @@ def test_every_trained_parameter_is_in_one_group(make_model):
     groups = build_optimizer(model, RunConfig(layer_decay=0.7), ("classifier",)).param_groups
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_attention_that_trains_fast_learns_the_same_and_is_not_saved(make_model, pixel_values, labels, tmp_path):
+    gradients = []
+    for device in ("meta", "cpu"):  # on another device than a CPU nothing is chosen
+        model = make_model().train()
+        choose_attention(model, torch.device(device))
+        model(pixel_values, labels=labels).loss.backward()
+        gradients.append(model.vision_model.encoder.layers[0].self_attn.q_proj.weight.grad)
+    assert model.config._attn_implementation == "eager"
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
 def test_drop_path_drops_whole_xrays_with_their_mirror_images(make_model, pixel_values):

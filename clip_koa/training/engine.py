@@ -25,7 +25,7 @@ from clip_koa.training.checkpoints import (
 )
 from clip_koa.training.loader import XrayDataset, build_loader, sample_images
 from clip_koa.training.lora import add_lora
-from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
+from clip_koa.training.optimisation import build_optimizer, build_schedule, choose_attention, freeze_lower_blocks
 from clip_koa.training.preemption import Preempted, StopRequest
 from clip_koa.training.recording import Recorder, tracker_names
 from clip_koa.training.regularisation import DropPath, PatchDropout
@@ -140,6 +140,7 @@ def _build_start(config: RunConfig, corpus: DatasetDict, accelerator: Accelerato
             config.model,
             PROMPT_SETS[config.prompts],
             sample_images(corpus["train"], _SAMPLE_IMAGES),
+            config.image_size,
             symmetry=config.symmetry,
             consistency=config.consistency,
             consistency_weight=config.consistency_weight,
@@ -148,6 +149,7 @@ def _build_start(config: RunConfig, corpus: DatasetDict, accelerator: Accelerato
     freeze_lower_blocks(start.model, config.freeze_layers)
     if config.lora_rank:
         add_lora(start.model, config.lora_rank)
+    choose_attention(start.model, accelerator.device)
     if config.gradient_checkpointing:
         start.model.gradient_checkpointing_enable({"use_reentrant": False})
     return start

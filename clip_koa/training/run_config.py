@@ -74,6 +74,9 @@ class RunConfig:
     num_workers: int = _data(0, "processes that decode X-rays", at_least=0)
 
     model: str = _model("tiny", "start: tiny, a DINOv2 .onnx file, or a folder or Hub id of CLIP or DINOv2 weights")
+    image_size: int = _model(
+        0, "side in pixels of the X-rays the vision tower reads, a multiple of its patches; 0: the start's", at_least=0
+    )
     prompts: str = _model("ensemble", "set of grade prompts in prompts_clip_koa.py", tuple(PROMPT_SETS))
     freeze_layers: int = _model(
         0, "lower blocks of the vision tower kept as they are, with its embeddings", at_least=0

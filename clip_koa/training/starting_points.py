@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx
+from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx, resize_positions
 from clip_koa.training.run_config import RunConfigError
 from clip_koa.training.tokenizer import build_prompt_tokenizer
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification
@@ -50,6 +50,7 @@ _SCRATCH_TEXT = {
 }
 _SCRATCH_PROJECTION = 256
 _TEXT_POSITIONS = 77
+_DINOV2_SIZE = 224
 
 
 @dataclass
@@ -67,18 +68,29 @@ class StartingPoint:
         return self.model.config.vision_config.image_size
 
 
-def load_starting_point(name: str, prompts: list[list[str]], sample_images: list, **settings) -> StartingPoint:
+def load_starting_point(
+    name: str, prompts: list[list[str]], sample_images: list, image_size: int = 0, **settings
+) -> StartingPoint:
     """Builds the model that training starts from.
 
     Args:
         name: `"tiny"`, the ONNX file of a DINOv2 ViT, or a local folder or Hub id of DINOv2, CLIP or CLIP-KOA weights.
         prompts: for each grade, a list of descriptions.
         sample_images: a few dozen X-rays (PIL images), from which a DINOv2 start learns how X-rays look to it.
+        image_size: side of the X-rays the model is to read, in pixels; 0: the start's own (224 for DINOv2). Positions
+            are interpolated.
         **settings: fields of `CLIPKOAConfig`: losses and flip averaging.
 
     Raises:
-        RunConfigError: a name that is none of these, weights of another kind, or a missing package.
+        RunConfigError: a name that is none of these, weights of another kind, a missing package, or an image size that
+            is no multiple of the patches.
     """
+    start = _load(name, prompts, sample_images, image_size, settings)
+    return _with_image_size(start, image_size) if image_size not in (0, start.image_size) else start
+
+
+def _load(name: str, prompts, sample_images, image_size: int, settings) -> StartingPoint:
+    """The starting point; of DINOv2 at the image size asked for, of others at their own."""
     if name in SMALL_CONFIGURATIONS:
         return _random_start(SMALL_CONFIGURATIONS[name], prompts, settings)
     if name.endswith(".onnx"):
@@ -86,13 +98,13 @@ def load_starting_point(name: str, prompts: list[list[str]], sample_images: list
             state_dict = read_dinov2_onnx(name)
         except (ValueError, ImportError) as error:
             raise RunConfigError(f"model: {error}") from error
-        image_processor = build_image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
+        image_processor = build_image_processor(image_size or _DINOV2_SIZE, IMAGENET_MEAN, IMAGENET_STD)
         return _dinov2_start(state_dict, None, image_processor, prompts, sample_images, settings)
     kind = _model_type(name)
     if kind == "dinov2":
         source = AutoModel.from_pretrained(name)
         heads = source.config.num_attention_heads
-        image_processor = build_image_processor(224, *_normalisation(name))
+        image_processor = build_image_processor(image_size or _DINOV2_SIZE, *_normalisation(name))
         return _dinov2_start(source.state_dict(), heads, image_processor, prompts, sample_images, settings)
     if kind == "clip":
         return _clip_start(name, prompts, settings)
@@ -133,6 +145,8 @@ def _normalisation(name: str) -> tuple:
 
 def _dinov2_start(state_dict, num_attention_heads, image_processor, prompts, sample_images, settings) -> StartingPoint:
     tokenizer = build_prompt_tokenizer(prompts, _TEXT_POSITIONS)
+    patch_weight = state_dict["embeddings.patch_embeddings.projection.weight"]  # (hidden, 3, patch, patch)
+    _check_image_size(image_processor.crop_size["height"], patch_weight.shape[-1])
     sample = image_processor(sample_images, return_tensors="pt")["pixel_values"]
     vision_config, vision_weights = dinov2_to_clip_vision(state_dict, sample, num_attention_heads=num_attention_heads)
     configuration = {
@@ -157,6 +171,27 @@ def _clip_start(name: str, prompts, settings) -> StartingPoint:
     new = ("classifier",) if "classifier.weight" in info["missing_keys"] else ()
     tokenizer = AutoTokenizer.from_pretrained(name)
     return StartingPoint(model, AutoImageProcessor.from_pretrained(name), tokenizer, new_parameters=new)
+
+
+def _with_image_size(start: StartingPoint, size: int) -> StartingPoint:
+    """The same weights for X-rays of another size, with the vision tower's positions interpolated."""
+    state_dict, config = start.model.state_dict(), start.model.config
+    _check_image_size(size, config.vision_config.patch_size)
+    config.vision_config.image_size = size
+    table = "vision_model.embeddings.position_embedding.weight"
+    state_dict[table] = resize_positions(state_dict[table], size // config.vision_config.patch_size)
+    model = CLIPKOAForImageClassification(config)
+    model.load_state_dict(state_dict)
+    image_processor = build_image_processor(size, start.image_processor.image_mean, start.image_processor.image_std)
+    return StartingPoint(model, image_processor, start.tokenizer, start.new_parameters)
+
+
+def _check_image_size(size: int, patch_size: int) -> None:
+    if size % patch_size:
+        raise RunConfigError(
+            f"image_size={size}: it must be a multiple of the {patch_size} pixels of a patch, such as "
+            f"{max(1, round(size / patch_size)) * patch_size}."
+        )
 
 
 def _from_scratch(configuration: dict, tokenizer, prompts, settings) -> CLIPKOAForImageClassification:
