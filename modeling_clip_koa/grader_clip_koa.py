@@ -128,15 +128,20 @@ class Typicality:
         return (centred @ self.precision.double() * centred).sum(-1).float()
 
 
+def patch_features(hidden: torch.Tensor) -> torch.Tensor:
+    """What `Typicality` takes, (N, D), from tokens (2N, T, D) of N X-rays and then of their mirror images."""
+    original, mirrored = hidden[:, 1:].float().mean(1).chunk(2)
+    return ((original + mirrored) / 2).cpu()
+
+
 @contextmanager
 def watched_block(model: CLIPKOAForImageClassification, block: int):
-    """While it is open, each pass of both views adds the block's mean patch token, (N, D), to the list it gives."""
+    """While it is open, each pass of both views adds the block's `patch_features` to the list it gives."""
     found = []
 
     def keep(layer, inputs, output):
         hidden = output[0] if isinstance(output, tuple) else output  # transformers 4 gives a tuple
-        original, mirrored = hidden[:, 1:].float().mean(1).chunk(2)
-        found.append(((original + mirrored) / 2).cpu())
+        found.append(patch_features(hidden))
 
     handle = model.vision_model.encoder.layers[block].register_forward_hook(keep)
     try:

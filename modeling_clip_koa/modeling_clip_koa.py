@@ -224,6 +224,16 @@ class CLIPKOAForImageClassification(CLIPModel):
             return scale * image_embeds @ grade_embeds.float().t()
 
     @torch.no_grad()
+    def tokens_after(self, pixel_values: torch.FloatTensor, count: int) -> torch.Tensor:
+        """Tokens (V, T, D) after the lowest `count` blocks of the vision tower, for (V, 3, H, W)."""
+        tower = self.vision_model
+        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+        for layer in tower.encoder.layers[:count]:
+            hidden = layer(hidden, None)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # transformers 4 gives a tuple
+        return hidden
+
+    @torch.no_grad()
     def grade_views(self, pixel_values: torch.FloatTensor) -> torch.Tensor:
         """The text head's logits and nothing else: what grading needs, for less work than `forward`.
 
@@ -238,12 +248,8 @@ class CLIPKOAForImageClassification(CLIPModel):
         """
         self._check_inputs(pixel_values, None)
         tower = self.vision_model
-        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
-        *layers, last = tower.encoder.layers
-        for layer in layers:
-            hidden = layer(hidden, None)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # transformers 4 gives a tuple
-        pooled = tower.post_layernorm(_class_token_after(last, hidden))  # (V, hidden)
+        hidden = self.tokens_after(pixel_values, len(tower.encoder.layers) - 1)
+        pooled = tower.post_layernorm(_class_token_after(tower.encoder.layers[-1], hidden))  # (V, hidden)
         image_embeds = _normalize(self.visual_projection(pooled))
         return self._text_logits(image_embeds, self._current_grade_embeds(training=False))
 

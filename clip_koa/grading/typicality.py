@@ -7,7 +7,7 @@ from safetensors.torch import save
 from sklearn.covariance import LedoitWolf
 
 from modeling_clip_koa import CLIPKOAForImageClassification
-from modeling_clip_koa.grader_clip_koa import Typicality, watched_block
+from modeling_clip_koa.grader_clip_koa import Typicality, patch_features
 
 _MOST_DISTANCES = 1001  # of the unseen X-rays that are kept; of more, as many quantiles
 
@@ -24,9 +24,11 @@ def typicality_block(model: CLIPKOAForImageClassification) -> int:
 def collect_features(model: CLIPKOAForImageClassification, batches: Iterable[dict]) -> torch.Tensor:
     """The features (N, D) of all X-rays in batches of `pixel_values` (n, 3, H, W)."""
     model.eval()
-    with watched_block(model, typicality_block(model)) as found:
-        for batch in batches:
-            model(batch["pixel_values"].to(model.device), flip_average=True)
+    found, count = [], typicality_block(model) + 1
+    for batch in batches:
+        pixel_values = batch["pixel_values"].to(model.device)
+        views = torch.cat([pixel_values, pixel_values.flip(-1)])
+        found.append(patch_features(model.tokens_after(views, count)))
     return torch.cat(found)
 
 
