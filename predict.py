@@ -1,9 +1,9 @@
 """Grade knee X-rays: for each, the KL grade, its probabilities, and how sure the model is.
 
-    python predict.py --model runs/demo/best XRAY_OR_FOLDER...
-    python predict.py --model runs/demo/best --output grades.csv 'archive/**/*.dcm'
-    python predict.py --model runs/demo/best --explain maps XRAY_OR_FOLDER...
-    accelerate launch predict.py --model runs/demo/best --output FOLDER 'archive/**/*.dcm'
+    python predict.py XRAY_OR_FOLDER...
+    python predict.py --output grades.csv 'archive/**/*.dcm'
+    python predict.py --explain maps XRAY_OR_FOLDER...
+    accelerate launch predict.py --output FOLDER 'archive/**/*.dcm'
 
 The first prints a line for each X-ray and one for its mirror image. The second writes a table (.csv, .jsonl, .parquet)
 and goes on where it was when it is started again after a stop. The third also lays heat maps over the X-rays, of what
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from clip_koa import RELEASED_MODEL
 from clip_koa.files import write_file
 from clip_koa.grading.grade_table import FORMATS, GradeTable, count_ungraded, part_of, share_of, table_row
 from clip_koa.grading.grader import BACKENDS, BATCH_SIZE, GradedXray, Grader, find_xrays
@@ -31,7 +32,10 @@ from modeling_clip_koa import PRECISIONS
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(description="Grade knee X-rays. Research only, no medical device.")
-    parser.add_argument("--model", required=True, help="model folder, such as runs/demo/best, or Hub id")
+    parser.add_argument(
+        "--model", default=str(RELEASED_MODEL),
+        help="model folder, such as runs/demo/best, or Hub id (default: models/clip-koa-small, the released one)",
+    )  # fmt: skip
     parser.add_argument("inputs", nargs="+", metavar="XRAY_OR_FOLDER", help="files, folders of them, or patterns")
     parser.add_argument(
         "--output", type=Path,

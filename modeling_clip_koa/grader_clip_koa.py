@@ -203,8 +203,7 @@ class CLIPKOAGrader:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = CLIPKOAForImageClassification.from_pretrained(name, dtype=torch.float32).to(device).eval()
         if precision == "bf16" or (precision == "auto" and bf16_is_fast(device)):
-            model.vision_model.to(torch.bfloat16)
-            model.visual_projection.to(torch.bfloat16)
+            _compute_in_bf16(model)
         image_processor = AutoImageProcessor.from_pretrained(name)
         return cls(model, image_processor, read_threshold(name, level), read_typicality(name))
 
@@ -298,6 +297,15 @@ def bf16_is_fast(device: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "mps" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _compute_in_bf16(model: CLIPKOAForImageClassification) -> None:
+    tower = model.vision_model
+    for part in (tower.embeddings.patch_embedding, tower.encoder, tower.post_layernorm, model.visual_projection):
+        part.to(torch.bfloat16)
+    # Tokens are put together and first normalised in fp32, for positions may stand far above what tells tokens apart:
+    # those of a tower that started from DINOv2 do.
+    tower.pre_layrnorm.register_forward_hook(lambda norm, inputs, output: output.to(torch.bfloat16))
 
 
 def _shades(image_processor) -> torch.Tensor | None:

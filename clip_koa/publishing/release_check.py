@@ -159,6 +159,8 @@ def check_loading(folder: Path, expected: np.ndarray | None = None, python: str 
     Raises:
         ReleaseError: a way that loads another class, or whose result differs by more than 1e-4.
     """
+    # The probe runs in a folder of its own.
+    folder, python = folder.resolve(), os.path.abspath(shutil.which(python) or python)
     with tempfile.TemporaryDirectory(dir=folder.parent) as elsewhere:
         copy = shutil.copytree(folder, Path(elsewhere) / "moved", copy_function=_link)
         found = run_probe(str(copy), sorted((copy / "examples").glob("*.png")), python)

@@ -1,0 +1,194 @@
+"""Reading one radiograph: any X-ray file or its bytes -> an 8-bit grayscale image and what is known of it."""
+
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dataset_script import dicom
+from dataset_script.pixels import MAX_PIXELS, Refusal, check_size, set_right, to_gray, widen_deep_colour
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+# What the tools search folders for; a file that is named itself may have any suffix, since its content tells.
+SUFFIXES = IMAGE_SUFFIXES + DICOM_SUFFIXES
+MAX_BYTES = 512 * 1024**2
+# Pixels times scans of a progressive JPEG, each of which costs a pass over the image: ten of the largest size.
+MAX_JPEG_WORK = 10 * MAX_PIXELS
+
+# Names of the Osteoarthritis Initiative's crops: a person's seven digits and the side, as in 9001234L.png.
+# An eighth digit makes it another kind of number, and a letter after the side another kind of word.
+_NAME = re.compile(r"(?P<person_id>[0-9]{7})(?![0-9])(?P<laterality>[LR](?![A-Za-z0-9]))?")
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+
+
+class RadiographError(ValueError):
+    """A file that cannot be read as a radiograph; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A radiograph and what its name and its file tell.
+
+    `image` is a PIL image in mode L, bone bright; `source` the path, or "<bytes>"; `laterality` "L", "R", "B" (both
+    knees) or None; `person_id` the name's seven digits, or a DICOM file's patient id, or None; `view` a DICOM file's
+    view position, as AP or PA; `pixel_spacing` its millimetres from row to row and from column to column; `inverted`
+    whether the file shows bone dark on white without saying so, and was set right; `is_dicom` its format.
+    """
+
+    image: Image.Image
+    source: str
+    laterality: str | None = None
+    person_id: str | None = None
+    view: str | None = None
+    pixel_spacing: tuple[float, float] | None = None
+    inverted: bool = False
+    is_dicom: bool = False
+
+
+def read_stored_image(cell: dict) -> Image.Image:
+    """The image (mode L) behind an undecoded `datasets.Image` cell: bytes where it has them, else its path."""
+    return read_radiograph(cell["bytes"] if cell["bytes"] is not None else cell["path"]).image
+
+
+def read_radiograph(source: str | Path | bytes, *, name: str | None = None, first_frame: bool = False) -> Radiograph:
+    """Reads a PNG, JPEG, WebP, TIFF, BMP or DICOM radiograph as 8-bit grayscale. The content tells the format.
+
+    Images of 8 bits are read as they are: grayscale, palette, RGB, CMYK, transparent ones on black. Deeper ones go
+    through a window between their 0.5th and 99.5th percentile. EXIF orientation is applied, and a crop with bone dark
+    on white is inverted (`pixels.is_inverted`). DICOM goes through its own modality and VOI LUT or window, else
+    through the percentiles; MONOCHROME1 is inverted after that, and nothing else, since the file states its scale.
+
+    Args:
+        source: a path, or the file's bytes.
+        name: what to call the X-ray in errors and in `source`, and to take person and side from; default: its path.
+        first_frame: take the first of several frames or pages; otherwise such a file is refused.
+
+    Raises:
+        RadiographError: the one error for whatever cannot be read: no such file, another format, DICOM without
+            pydicom, several frames, an absurd size, damage.
+    """
+    name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
+    try:
+        content = source if isinstance(source, bytes) else _read_file(source)
+        if dicom.is_dicom(content[:132]):
+            return _from_dicom(content, name, first_frame)
+        image, inverted = set_right(_read_image(content, name, first_frame))
+    except Refusal as refusal:
+        raise RadiographError(f"{name} {refusal}") from refusal
+    except FileNotFoundError as error:
+        raise RadiographError(f"{name}: there is no such file.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RadiographError(f"{name} has more than {MAX_PIXELS:,} pixels: no radiograph is that large.") from error
+    except UnidentifiedImageError as error:
+        raise RadiographError(f"{name} is not a {', '.join(FORMATS)} or DICOM image.") from error
+    except Exception as error:  # the decoders raise nearly every kind there is on damaged files
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise RadiographError(f"{name} is damaged or cannot be read: {reason}") from error
+    person_id, laterality = parse_name(os.path.basename(name))
+    return Radiograph(image, name, laterality, person_id, inverted=inverted)
+
+
+def parse_name(name: str) -> tuple[str | None, str | None]:
+    """Person id and laterality ("L", "R") that a file's name tells; `None` for what it does not."""
+    match = _NAME.match(name)
+    return (match["person_id"], match["laterality"]) if match else (None, None)
+
+
+def _read_file(path: str | Path) -> bytes:
+    with open(path, "rb", opener=_open_regular) as file:
+        return file.read()
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a regular file: reading a pipe or a device might never end."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    status = os.fstat(descriptor)
+    reason = ""
+    if stat.S_ISDIR(status.st_mode):
+        reason = "is a folder, not a file."
+    elif not stat.S_ISREG(status.st_mode):
+        reason = "is not a regular file."
+    elif status.st_size > MAX_BYTES:
+        reason = f"has {status.st_size:,} bytes, more than {MAX_BYTES:,}: no radiograph is so large."
+    if reason:
+        os.close(descriptor)
+        raise Refusal(reason)
+    return descriptor
+
+
+def _read_image(content: bytes, name: str, first_frame: bool) -> Image.Image:
+    """Decodes an image file of `FORMATS` to mode L, upright."""
+    if not content:
+        raise Refusal("is empty.")
+    with _open_image(content, name) as opened:
+        check_size(*opened.size)
+        if not first_frame and _has_more_frames(opened):
+            raise Refusal(
+                "holds several frames: a radiograph has one; read_radiograph(first_frame=True) takes the first."
+            )
+        if opened.format in ("JPEG", "MPO") and opened.info.get("progressive"):
+            scans = content.count(b"\xff\xda")
+            if scans * opened.width * opened.height > MAX_JPEG_WORK:
+                raise Refusal(
+                    f"has {scans} progressive scans of {opened.width}x{opened.height} pixels: no JPEG needs so many."
+                )
+        deep_colour = len(opened.getbands()) > 1 and _is_deep(opened)
+        # Pillow inverts white-is-zero of 8 bits only.
+        white_is_zero = opened.mode[0] in "IF" and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        opened.load()
+        gray = to_gray(opened)
+        if deep_colour:
+            gray = widen_deep_colour(gray)
+        if white_is_zero:
+            gray = ImageOps.invert(gray)
+        if opened.getexif().get(0x0112, 1) != 1:
+            gray.info["exif"] = opened.getexif().tobytes()
+            gray = ImageOps.exif_transpose(gray)
+        gray.info = {}  # what a file says beside its pixels ends here
+        return gray
+
+
+def _has_more_frames(opened: Image.Image) -> bool:
+    if opened.format in ("JPEG", "MPO"):  # a phone's JPEG may carry a preview as a second picture
+        return False
+    if opened.format != "TIFF":
+        return getattr(opened, "n_frames", 1) > 1
+    try:  # counting the pages of a TIFF would walk through all of them
+        opened.seek(1)
+    except EOFError:
+        return False
+    return True
+
+
+def _open_image(content: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        if name.lower().endswith(DICOM_SUFFIXES):
+            raise Refusal("is not a DICOM file: it lacks the DICM prefix at byte 128.") from None
+        raise
+
+
+def _is_deep(opened: Image.Image) -> bool:
+    """Whether an opened colour image has 16 bits a sample, of which Pillow reads the high byte."""
+    return any(";16" in str(tile.args) for tile in opened.tile)
+
+
+def _from_dicom(content: bytes, name: str, first_frame: bool) -> Radiograph:
+    read = dicom.read_dicom(content, first_frame)
+    person_id, laterality = parse_name(os.path.basename(name))
+    return Radiograph(
+        read.image,
+        name,
+        read.laterality or laterality,
+        read.person_id or person_id,
+        read.view,
+        read.pixel_spacing,
+        is_dicom=True,
+    )
