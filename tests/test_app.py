@@ -174,7 +174,7 @@ def test_twenty_visitors_at_once_each_see_their_own(browser, address, tmp_path):
         _upload(page, _knee(tmp_path, f"visitor-{number}.png", seed=number))
     for number, page in enumerate(pages):
         page.locator(".koa-result .file", has_text=f"visitor-{number}.png").wait_for()
-        playwright.expect(page.locator("#chosen label")).to_have_count(1)
+        playwright.expect(page.locator("#chosen label")).to_have_count(1, timeout=2 * WAIT)
     for context in contexts:
         context.close()
 

@@ -18,6 +18,8 @@ from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import Grade
 
 ABOUT = {"model": "m", "level": 0.9}
+# How predict.py computes unless told otherwise, which its tables keep.
+COMPUTED = {"backend": "pytorch", "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
     assert "9000007L.png" in rows[7]["error"] and rows[7]["grade"] is None
     assert rows[0]["laterality"] == "L"
 
-    table = GradeTable(stopped, {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20]})
+    table = GradeTable(stopped, {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20], **COMPUTED})
     table.add(rows[:16])
     run_python("predict.py", "--model", model, "--output", stopped, knees, expect=1)
     again = [json.loads(line) for line in stopped.read_text().splitlines()]
@@ -117,7 +119,9 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
 
     refused = run_python("predict.py", "--model", model, "--output", whole, knees, expect=2)
     assert "exists: remove it" in refused.stderr
-    table = GradeTable(tmp_path / "other.csv", {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20]})
+    table = GradeTable(
+        tmp_path / "other.csv", {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20], **COMPUTED}
+    )
     table.add([{**rows[0], "file": "elsewhere.png"}])
     mixed = run_python("predict.py", "--model", model, "--output", tmp_path / "other.csv", knees, expect=2)
     assert "holds elsewhere.png where" in mixed.stderr
@@ -146,7 +150,7 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
     run_python(*command, expect=1, RANK="0", WORLD_SIZE="2")
     (first,) = output.glob("*.parquet")
     written = first.stat().st_mtime_ns
-    about = json.dumps({"model": str(model), "level": 0.9, "files": 20, "share": [10, 20]})
+    about = json.dumps({"model": str(model), "level": 0.9, "files": 20, "share": [10, 20], **COMPUTED})
     done = [json.dumps(table_row(_xray(str(knees / f"{9000000 + number}L.png")))) for number in (10, 11)]
     rows = output / ".part-00001-of-00002.parquet.rows"
     rows.write_text("\n".join([about, *done, '{"file": "half a ro']))  # as a kill leaves it
