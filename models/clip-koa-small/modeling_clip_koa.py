@@ -7,6 +7,7 @@ and embeddings of the grade prompts, and a linear head in the place where stock 
 import math
 import shutil
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -87,6 +88,9 @@ class CLIPKOAForImageClassification(CLIPModel):
         self.num_labels = config.num_labels
         self.grade_prompts = GradePrompts(config)
         self.classifier = LinearHead(config.vision_config.hidden_size, config.num_labels)
+        # A block of transformers 4 takes two masks, one of transformers 5 takes one.
+        block = self.vision_model.encoder.layers[0] if self.vision_model.encoder.layers else None
+        self._no_masks = [None] * sum("mask" in name for name in signature(block.forward).parameters) if block else []
         # True where the text tower may have changed since grade_prompts.embeds was computed.
         self._grade_embeds_stale = False
         self.register_state_dict_pre_hook(_refresh_before_saving)
@@ -229,7 +233,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         tower = self.vision_model
         hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
         for layer in tower.encoder.layers[:count]:
-            hidden = layer(hidden, None)
+            hidden = layer(hidden, *self._no_masks)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # transformers 4 gives a tuple
         return hidden
 
