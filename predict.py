@@ -126,14 +126,14 @@ class HeatMaps:
         write_file(self.folder / name, picture.getvalue())
 
 
-def write_table(grader: Grader, files: list[Path], table: GradeTable, maps: HeatMaps | None) -> int:
+def write_table(grader: Grader, files: list[str], table: GradeTable, maps: HeatMaps | None) -> int:
     """Writes the table of all files; returns how many were not graded.
 
     Raises:
         ValueError: the rows that are there are not of these files.
     """
     for row, file in zip(table.read(), files, strict=False):
-        if row["file"] != str(file):
+        if row["file"] != file:
             raise ValueError(f"{table.rows} holds {row['file']} where {file} should be: remove it to begin anew.")
     with tqdm(total=len(files), initial=table.done, desc="grading", unit="X-ray") as bar:
         for start in range(table.done, len(files), BATCH_SIZE):
@@ -147,9 +147,9 @@ def write_table(grader: Grader, files: list[Path], table: GradeTable, maps: Heat
     return unread
 
 
-def print_grades(grader: Grader, files: list[Path], level: float, maps: HeatMaps | None) -> int:
+def print_grades(grader: Grader, files: list[str], level: float, maps: HeatMaps | None) -> int:
     """Prints a line for each X-ray and one for its mirror image; returns how many were not graded."""
-    width = max(len(str(file)) for file in files)
+    width = max(len(file) for file in files)
     print(
         f"{'file':{width}}  {'grade':12}  {f'set {level:.0%}':8}  {'view':6}  "
         + "  ".join(f"{label:>12}" for label in grader.labels)

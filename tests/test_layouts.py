@@ -441,7 +441,7 @@ def test_instructions_where_there_is_nothing(tmp_path):
 def test_grading_finds_the_same_suffixes(tmp_path):
     for name in ("a.tif", "b.DCM", "c.bmp", "d.txt"):
         (tmp_path / name).write_bytes(b"")
-    assert [path.name for path in find_xrays([tmp_path])] == ["a.tif", "b.DCM", "c.bmp"]
+    assert [Path(file).name for file in find_xrays([tmp_path])] == ["a.tif", "b.DCM", "c.bmp"]
 
 
 @pytest.mark.real

@@ -95,9 +95,24 @@ def test_a_half_written_row_is_cut_off_and_another_table_is_not_gone_on_with(tmp
 
 def test_patterns_name_files_and_each_file_counts_once(knees):
     files = find_xrays([knees / "900001*.png", knees / "9000010L.png"])
-    assert [file.name for file in files] == [f"90000{number}L.png" for number in range(10, 20)]
+    assert [Path(file).name for file in files] == [f"90000{number}L.png" for number in range(10, 20)]
     with pytest.raises(FileNotFoundError, match="no file matches"):
         find_xrays([knees / "*.dcm"])
+
+
+def test_the_list_of_an_archive_is_of_plain_strings_and_follows_no_dots(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.PNG").touch()
+    (tmp_path / "a.dcm").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_xrays(["."]) == find_xrays([Path()]) == ["a.dcm", "deep/b.PNG"]
+    assert find_xrays(["deep/b.PNG", "./deep", "**/*.dcm"]) == ["deep/b.PNG", "a.dcm"]
+    assert find_xrays(["deep/../deep"]) == ["deep/../deep/b.PNG"]  # as given: what .. means depends on links
+    with pytest.raises(FileNotFoundError, match="holds no X-rays"):
+        (tmp_path / "empty").mkdir()
+        find_xrays(["empty"])
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python, tmp_path):
@@ -105,7 +120,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
     printed = run_python("predict.py", "--model", model, "--output", whole, knees, expect=1).stdout
     assert "19 X-rays graded, 1 not" in printed and "not for diagnosis" in printed
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
-    assert [row["file"] for row in rows] == [str(file) for file in find_xrays([knees])]
+    assert [row["file"] for row in rows] == find_xrays([knees])
     assert "9000007L.png" in rows[7]["error"] and rows[7]["grade"] is None
     assert rows[0]["laterality"] == "L"
 

@@ -69,7 +69,7 @@ def test_it_is_what_predict_takes(run_python, tmp_path):
 def test_it_grades_real_knees(knee_xray_dir):
     files = find_xrays([Path(knee_xray_dir) / "val"])[::4]
     graded = list(Grader(str(RELEASED_MODEL)).grade(files))
-    true = torch.tensor([int(file.parent.name) for file in files])
+    true = torch.tensor([int(Path(file).parent.name) for file in files])
     named = torch.tensor([xray.grade.grade for xray in graded])
     assert (named == true).float().mean() > 0.6
     assert (named - true).abs().float().mean() < 0.5
