@@ -12,6 +12,7 @@ from .grader_clip_koa import (
     CLIPKOAGrader,
     Explanation,
     Grade,
+    XrayPreprocessor,
     bf16_is_fast,
 )
 from .losses_clip_koa import consistency_loss, soft_labels, symmetry_loss
@@ -33,6 +34,7 @@ __all__ = [
     "CalibrationError",
     "Explanation",
     "Grade",
+    "XrayPreprocessor",
     "bf16_is_fast",
     "consistency_loss",
     "soft_labels",

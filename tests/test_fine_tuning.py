@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clip_koa.training.attention import FASTEST_ON_CPU, choose_attention
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.lora import LORA_PREFIX, add_lora, merged
-from clip_koa.training.optimisation import build_optimizer, choose_attention
+from clip_koa.training.optimisation import build_optimizer
 from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig
 from modeling_clip_koa import soft_labels
@@ -47,10 +48,16 @@ def test_attention_that_trains_fast_learns_the_same_and_is_not_saved(make_model,
         choose_attention(model, torch.device(device))
         model(pixel_values, labels=labels).loss.backward()
         gradients.append(model.vision_model.encoder.layers[0].self_attn.q_proj.weight.grad)
-    assert model.config._attn_implementation == "eager"
+    assert model.config.vision_config._attn_implementation == FASTEST_ON_CPU
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
     model.save_pretrained(tmp_path)
-    assert type(model).from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+    assert FASTEST_ON_CPU not in (tmp_path / "config.json").read_text()
+    kept = type(model).from_pretrained(tmp_path)
+    assert kept.config.vision_config._attn_implementation == "sdpa"
+    # Where no gradient goes, the chosen attention is the kept model's own, to the bit.
+    with torch.no_grad():
+        logits = [one.eval()(pixel_values).logits for one in (model, kept)]
+    assert torch.equal(*logits)
 
 
 def test_drop_path_drops_whole_xrays_with_their_mirror_images(make_model, pixel_values):

@@ -15,7 +15,7 @@ from clip_koa.benchmarking.measure import (
     measure,
     ratio,
 )
-from clip_koa.training.optimisation import choose_attention
+from clip_koa.training.attention import choose_attention
 from clip_koa.training.run_config import RunConfig
 from modeling_clip_koa import CLIPKOAForImageClassification, consistency_loss, symmetry_loss
 

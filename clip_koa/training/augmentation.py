@@ -61,7 +61,7 @@ class Augmentation:
         grid = F.affine_grid(rows.view(-1, 2, 3), list(gray.shape), align_corners=False)
         # The border is repeated, for a black margin would be a cue that real X-rays lack.
         gray = F.grid_sample(gray.clamp(0, 1), grid, padding_mode="border", align_corners=False)
-        return (gray - mean) / std
+        return (gray - mean).div_(std)
 
     def _draw(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
         """Uniform draws within the bounds, (N, 7), each row from a generator of its own."""

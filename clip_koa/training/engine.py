@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from clip_koa.grading.evaluation import CHOOSABLE_METRICS, NEWEST, Predictions, describe_results, evaluate, predict
 from clip_koa.grading.predictions import PredictionFile, write_predictions
+from clip_koa.training.attention import choose_attention
 from clip_koa.training.augmentation import Augmentation
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.checkpoints import (
@@ -25,7 +26,7 @@ from clip_koa.training.checkpoints import (
 )
 from clip_koa.training.loader import XrayDataset, build_loader, sample_images
 from clip_koa.training.lora import add_lora
-from clip_koa.training.optimisation import build_optimizer, build_schedule, choose_attention, freeze_lower_blocks
+from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
 from clip_koa.training.preemption import Preempted, StopRequest
 from clip_koa.training.recording import Recorder, tracker_names
 from clip_koa.training.regularisation import DropPath, PatchDropout
@@ -350,7 +351,9 @@ def _log_training(run: Run, window: _Window, bar: tqdm) -> None:
 
 def _best(run: Run) -> str:
     value = run.state.best_value
-    return "none yet" if value is None else f"{value:.3f}"
+    if value is None:
+        return "none yet"
+    return "the newest" if run.config.best_metric == NEWEST else f"{value:.3f}"
 
 
 def _validate(run: Run, bar: tqdm) -> None:

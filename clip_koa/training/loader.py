@@ -8,6 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_koa.training.sampling import EpochSampler
 from dataset_script.radiograph import read_stored_image
+from modeling_clip_koa import XrayPreprocessor
 
 
 class XrayDataset(Dataset):
@@ -18,7 +19,7 @@ class XrayDataset(Dataset):
 
     def __init__(self, split: ArrowDataset, image_processor: BaseImageProcessor):
         self.split = split.cast_column("image", Image(decode=False))
-        self.image_processor = image_processor
+        self.preprocess = XrayPreprocessor(image_processor)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -26,8 +27,7 @@ class XrayDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.split[index]
         image = read_stored_image(row["image"])
-        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixel_values, "labels": row["label"], "index": index}
+        return {"pixel_values": self.preprocess([image])[0], "labels": row["label"], "index": index}
 
 
 def sample_images(split: ArrowDataset, count: int) -> list:

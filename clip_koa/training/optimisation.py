@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule, freezing, and the attention that trains fastest."""
+"""Optimizer, learning-rate schedule and freezing."""
 
 import re
 
@@ -26,15 +26,6 @@ def freeze_lower_blocks(model: CLIPKOAForImageClassification, count: int) -> Non
         return
     for module in (model.vision_model.embeddings, model.vision_model.pre_layrnorm, *layers[:count]):
         module.requires_grad_(False)
-
-
-def choose_attention(model: CLIPKOAForImageClassification, device: torch.device) -> None:
-    """On a CPU attention is written out: PyTorch's fused kernel has a slow backward pass there (docs/performance.md).
-
-    The model is the same to rounding; what is saved does not tell the difference.
-    """
-    if device.type == "cpu":
-        model.set_attn_implementation("eager")
 
 
 def build_optimizer(

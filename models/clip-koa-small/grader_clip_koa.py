@@ -154,6 +154,35 @@ def watched_block(model: CLIPKOAForImageClassification, block: int):
 _WARM, _HOT = (200.0, 40.0, 0.0), (255.0, 235.0, 60.0)
 
 
+class XrayPreprocessor:
+    """Makes of images what the image processor makes of them, bit by bit, the quick way where there is one.
+
+    Grey images of the size that it gives take a table of grey levels.
+
+    Args:
+        image_processor: the one saved beside a checkpoint.
+    """
+
+    def __init__(self, image_processor):
+        self.image_processor, self._shades = image_processor, None
+        crop, edge = image_processor.crop_size, image_processor.size.get("shortest_edge")
+        # Otherwise it would cut an image of the size that it gives.
+        if image_processor.do_center_crop and crop["height"] == crop["width"] == edge:
+            ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
+            options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+            self._shades = image_processor(ramp, **options)["pixel_values"][0].flatten(1)  # (3, 256)
+            self._size = (edge, edge)
+
+    def __call__(self, images: list[Image.Image]) -> torch.Tensor:
+        """The images' pixel values, (N, 3, H, W) fp32, normalised."""
+        if self._shades is None or any(image.mode != "L" or image.size != self._size for image in images):
+            return self.image_processor(images, return_tensors="pt")["pixel_values"]
+        pixels = bytearray(b"".join(image.tobytes() for image in images))
+        pixels = torch.frombuffer(pixels, dtype=torch.uint8).int()
+        channels = [shades.index_select(0, pixels).view(-1, *self._size) for shades in self._shades]
+        return torch.stack(channels, dim=1)
+
+
 class CLIPKOAGrader:
     """Grades X-rays that are images already; `dataset_script.radiograph` reads them from any file.
 
@@ -178,7 +207,7 @@ class CLIPKOAGrader:
         self.typicality = typicality
         self.network = network or self._run_model
         self.labels = labels or model.config.id2label
-        self._shades = _shades(image_processor)
+        self.pixel_values = XrayPreprocessor(image_processor)
 
     @classmethod
     def from_pretrained(
@@ -241,17 +270,6 @@ class CLIPKOAGrader:
         relevance = patch_relevance(self.model, self.pixel_values([image]), grade, against)[0]
         return Explanation(image, grade, against, self._spread(relevance, image.size))
 
-    def pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
-        """What the image processor gives, (N, 3, H, W); grey images of its size take a table of grey levels."""
-        crop = self.image_processor.crop_size
-        width, height = crop["width"], crop["height"]
-        if self._shades is None or any(image.mode != "L" or image.size != (width, height) for image in images):
-            return self.image_processor(images, return_tensors="pt")["pixel_values"]
-        pixels = bytearray(b"".join(image.tobytes() for image in images))
-        pixels = torch.frombuffer(pixels, dtype=torch.uint8).int()
-        channels = [shades.index_select(0, pixels).view(-1, height, width) for shades in self._shades]
-        return torch.stack(channels, dim=1)
-
     def _grade_batch(self, images: list[Image.Image]) -> list[Grade]:
         logits, flipped_logits, features = self.network(self.pixel_values(images))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
@@ -306,19 +324,6 @@ def _compute_in_bf16(model: CLIPKOAForImageClassification) -> None:
     # Tokens are put together and first normalised in fp32, for positions may stand far above what tells tokens apart:
     # those of a tower that started from DINOv2 do.
     tower.pre_layrnorm.register_forward_hook(lambda norm, inputs, output: output.to(torch.bfloat16))
-
-
-def _shades(image_processor) -> torch.Tensor | None:
-    """What the image processor makes of each of 256 grey levels, (3, 256); None where it makes more of an image.
-
-    That is, where it would cut an image of the size that it gives.
-    """
-    crop, edge = image_processor.crop_size, image_processor.size.get("shortest_edge")
-    if not crop["height"] == crop["width"] == edge:
-        return None
-    ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
-    options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-    return image_processor(ramp, **options)["pixel_values"][0].flatten(1)
 
 
 def patch_relevance(
