@@ -3,7 +3,8 @@
 import time
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 # Seconds before each further try after 429, 5xx or a lost connection.
 WAITS = (1, 5, 20, 60)
@@ -72,12 +73,12 @@ def validate_online(card: Path, repo_type: str) -> None:
     """
 
     def ask():
-        try:
-            RepoCard.load(card, repo_type=repo_type).validate(repo_type=repo_type)
-        except ValueError as error:
-            raise HubError(
-                f"{card.name}: the Hub refuses its metadata: {' '.join(str(error).split())[:300]}"
-            ) from None
+        # Not RepoCard.validate, which asks another address than HF_ENDPOINT before huggingface_hub 1.
+        content = {"repoType": repo_type, "content": card.read_text(encoding="utf-8")}
+        answer = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=content)
+        if answer.status_code == 400:
+            raise HubError(f"{card.name}: the Hub refuses its metadata: {' '.join(answer.text.split())[:300]}")
+        hf_raise_for_status(answer)
 
     _retried("validating the card", ask)
 
