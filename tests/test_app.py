@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 from conftest import ROOT
@@ -24,32 +25,41 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 WAIT = 60_000  # ms
 
 
-@pytest.fixture(scope="module")
-def address(tiny_start, tmp_path_factory):
-    """A page that runs; its temporary folder is `uploads`."""
-    folder = tmp_path_factory.mktemp("page")
-    save_model_folder(folder / "model", tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
-    (folder / "model" / CALIBRATION_FILE).write_text('{"thresholds": {"0.90": 0.9}}')
+@contextmanager
+def _served(folder, *arguments, cwd=ROOT, **variables):
+    """The address of the page of `app.py` in `cwd`, which runs until the end; its temporary folder is `uploads`."""
     (folder / "uploads").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = (folder / "log").open("w")  # noqa: SIM115
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--model", folder / "model", "--port", str(port)],
-        cwd=ROOT, env={**os.environ, "TMPDIR": str(folder / "uploads")}, stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        assert process.poll() is None, (folder / "log").read_text()
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            break
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    yield url, folder
-    process.terminate()
-    process.wait(30)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", *arguments, "--port", str(port)], cwd=cwd, stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(folder / "uploads"), **variables},
+        )  # fmt: skip
+    try:
+        for _ in range(240):
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                urllib.request.urlopen(url, timeout=5)
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def address(tiny_start, tmp_path_factory):
+    """A page that runs, and its folder, which holds its `model`."""
+    folder = tmp_path_factory.mktemp("page")
+    save_model_folder(folder / "model", tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
+    (folder / "model" / CALIBRATION_FILE).write_text('{"thresholds": {"0.90": 0.9}}')
+    with _served(folder, "--model", folder / "model") as url:
+        yield url, folder
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +162,41 @@ def test_by_keyboard_and_screen_reader(page):
     assert page.evaluate("() => document.documentElement.lang") == "en"
 
 
-def test_a_phone_needs_no_sideways_scrolling(browser, address):
-    context = browser.new_context(viewport={"width": 375, "height": 740}, is_mobile=True)
+def test_a_phone_needs_no_sideways_scrolling_and_moves_the_slider_by_touch(browser, address):
+    context = browser.new_context(viewport={"width": 375, "height": 740}, is_mobile=True, has_touch=True)
     page = context.new_page()
     page.set_default_timeout(WAIT)
     page.goto(address[0])
-    page.get_by_role("button", name="Draw KL3").click()
+    page.get_by_role("button", name="Draw KL3").tap()
     page.locator(".koa-result .headline").wait_for()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 375
+
+    slider = page.get_by_role("slider")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box["width"] > 100
+    finger = context.new_cdp_session(page)
+    places = [box["x"] + share * box["width"] for share in (0.6, 0.5, 0.3, 0.2)]
+    for kind, x in zip(("touchStart", "touchMove", "touchMove", "touchMove"), places, strict=True):
+        points = [{"x": x, "y": box["y"] + box["height"] / 2}]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    opacity = float(page.locator(".koa-result .heat").evaluate("image => image.style.opacity"))
+    assert opacity == pytest.approx(0.2, abs=0.07)
     context.close()
+
+
+def test_the_space_serves_the_page_from_its_own_folder(browser, address, run_python, tmp_path):
+    space = tmp_path / "space"
+    run_python("push_to_hub.py", "anna/knees", "anna/page", "--space", "--dry_run", "--output", space)
+    with _served(tmp_path, cwd=space, CLIP_KOA_MODEL=str(address[1] / "model"), PYTHONDONTWRITEBYTECODE="") as url:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(url)
+        page.get_by_role("button", name="Draw KL3").click()
+        page.locator(".koa-result .headline").wait_for()
+        page.close()
+    assert list((space / "clip_koa").rglob("page.*.pyc"))  # its own copy of the code is what ran
 
 
 def test_twenty_visitors_at_once_each_see_their_own(browser, address, tmp_path):
