@@ -201,9 +201,9 @@ def test_shares_are_disjoint_whole_and_in_order(count, processes):
 def test_one_xray_is_graded_without_the_libraries_of_training(run_python, model, knees):
     """They would cost seconds at each start."""
     program = (
-        "import sys, predict; predict.main(sys.argv[1:]); "
+        "import gc, sys, predict; predict.main(sys.argv[1:]); "
         "print('loaded', [name for name in ('datasets', 'evaluate', 'matplotlib', 'pandas', 'sklearn', 'tensorboard') "
-        "if name in sys.modules])"
+        "if name in sys.modules], gc.isenabled())"
     )
     printed = run_python("-c", program, "--model", model, knees / "9000001L.png").stdout
-    assert printed.splitlines()[-1] == "loaded []"
+    assert printed.splitlines()[-1] == "loaded [] True"
