@@ -9,6 +9,8 @@ Sections:
              floating-point operations over the machine's matrix-product peak
   training   views per second over transformers' image-classification example and over a naive CLIP-KOA step;
              floating-point operations over the machine's matrix-product peak
+  batches    views per second over the naive step for batches of 4 to 64
+  profile    what a training step spends its time on
   loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
   memory     peak memory of a training step under each lever
   growth     X-rays per second and memory of predict.py for archives of 1,000 to 100,000 X-rays, with a tiny model;
@@ -26,12 +28,12 @@ from clip_koa.benchmarking.inference import measure_inference
 from clip_koa.benchmarking.loading import measure_loader
 from clip_koa.benchmarking.measure import MODELS, device
 from clip_koa.benchmarking.memory import measure_levers, measure_loader_growth
-from clip_koa.benchmarking.training import measure_training, measure_views
+from clip_koa.benchmarking.training import measure_batches, measure_training, measure_views, profile_training
 from clip_koa.memory import keep_freed_memory
 from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
 
-SECTIONS = ("views", "inference", "training", "loader", "memory", "growth")
+SECTIONS = ("views", "inference", "training", "batches", "profile", "loader", "memory", "growth")
 
 
 def run_section(section: str, options: argparse.Namespace) -> dict:
@@ -43,6 +45,10 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
         return measure_inference(options.model, options.batch_size, options.prompts, options.rounds)
     if section == "training":
         return measure_training(*common)
+    if section == "batches":
+        return measure_batches(options.model, options.precision, options.prompts, options.rounds)
+    if section == "profile":
+        return profile_training(*common)
     if section == "growth":
         return {
             **measure_growth(options.archives),

@@ -3,15 +3,20 @@
 import pytest
 import torch
 
-from clip_koa.benchmarking import inference
+from clip_koa.benchmarking import inference, training
 from clip_koa.benchmarking.growth import measure_growth
 from clip_koa.benchmarking.measure import MODELS, matrix_product
 
 
-def test_grading_against_the_pipelines(monkeypatch):
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """Adds a model `tiny` to those that are measured."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     towers = {"vision_config": {**sizes, "image_size": 32, "patch_size": 16}, "text_config": sizes}
     monkeypatch.setitem(MODELS, "tiny", {**towers, "projection_dim": 16})
+
+
+def test_grading_against_the_pipelines(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     figures = inference.measure_inference("tiny", batch_size=3, prompts="standard", rounds=1)
     assert figures["one view, bf16 over the zero-shot pipeline"]["median"] > 0
@@ -19,6 +24,15 @@ def test_grading_against_the_pipelines(monkeypatch):
     assert same["one view, fp32"] == same["one view, fp32, image processor"] == 1
     assert 0 < figures["forward fp32 of the peak"]["median"] < 1
     assert not any("compiled" in name for name in figures)
+
+
+def test_training_for_each_batch_size_and_what_it_spends_its_time_on():
+    figures = training.measure_batches("tiny", "fp32", "standard", rounds=1)
+    assert [int(name.split()[1].strip(",")) for name in figures] == [4, 8, 16, 32, 64]
+    assert all(figure["median"] > 0 for figure in figures.values())
+    shares = training.profile_training("tiny", 4, "bf16", "standard", steps=1)
+    assert sum(share["share"] for share in shares.values()) == pytest.approx(1)
+    assert all(shares[kind]["share"] > 0 for kind in ("copies and casts", "softmax", "norms", "optimizer"))
 
 
 def test_the_yardstick_of_utilisation_counts_what_it_computes():

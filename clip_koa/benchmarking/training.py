@@ -14,6 +14,7 @@ from clip_koa.benchmarking.measure import (
     matrix_product,
     measure,
     ratio,
+    synchronize,
 )
 from clip_koa.training.attention import choose_attention
 from clip_koa.training.run_config import RunConfig
@@ -96,6 +97,49 @@ def measure_training(name: str, batch_size: int, precision: str, prompts: str, r
         "of the peak": ratio(seconds["matrix product"], seconds["ours"], flops / product_flops),
     }
 
+
+def measure_batches(name: str, precision: str, prompts: str, rounds: int) -> dict:
+    """Views per second of our step over the naive one's at equal precision, for each batch size of `BATCH_SIZES`."""
+    ours = build_model(name, prompts).to(device()).train()
+    naive = CLIPModel(_stock_config(ours)).to(device()).train()
+    figures = {}
+    for size in BATCH_SIZES:
+        steps = {"ours": clip_koa_step(ours, size, precision), "naive": naive_step(naive, ours, size, precision)}
+        seconds = measure(steps, rounds)
+        figures[f"batch {size}, views/s, ours / naive"] = ratio(seconds["naive"], seconds["ours"])
+    return figures
+
+
+def profile_training(name: str, batch_size: int, precision: str, prompts: str, steps: int) -> dict:
+    """What our step spends its time on: shares of a profile's time, by kind of operation, greatest first."""
+    step = clip_koa_step(build_model(name, prompts).to(device()).train(), batch_size, precision)
+    step()
+    with torch.profiler.profile() as profile:
+        for _ in range(steps):
+            step()
+        synchronize()
+    shares = dict.fromkeys([*_OPERATIONS, "all else"], 0.0)
+    for event in profile.key_averages():
+        kind = next((kind for kind, names in _OPERATIONS.items() if event.key.startswith(names)), "all else")
+        shares[kind] += event.self_device_time_total if device() == "cuda" else event.self_cpu_time_total
+    whole = sum(shares.values())
+    return {kind: {"share": shares[kind] / whole} for kind in sorted(shares, key=shares.get, reverse=True)}
+
+
+BATCH_SIZES = (4, 8, 16, 32, 64)
+# Kinds of operations, and how their names begin.
+_OPERATIONS = {
+    "matrix products and convolutions": (
+        "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_conv", "aten::convolution",
+    ),
+    "fused attention": ("aten::_scaled_dot_product",),
+    "copies and casts": ("aten::copy_", "aten::cat", "aten::clone", "aten::_to_copy"),
+    "softmax": ("aten::_softmax", "aten::_log_softmax"),
+    "activations": ("aten::gelu", "aten::sigmoid", "aten::silu"),
+    "norms": ("aten::native_layer_norm",),
+    "optimizer": ("aten::_fused_adamw", "aten::linalg_vector_norm", "aten::_foreach"),
+    "additions, products and sums": ("aten::add", "aten::mul", "aten::sum", "aten::div", "aten::sub"),
+}  # fmt: skip
 
 # Of run_image_classification_no_trainer.py; it trains in fp32 where nothing else is asked for.
 EXAMPLE_BATCH_SIZE = 8
