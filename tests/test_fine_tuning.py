@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_koa.training.attention import FASTEST_ON_CPU, choose_attention
 from clip_koa.training.averaging import WeightAverage
+from clip_koa.training.cpu_kernels import ATTENTION, choose_kernels
 from clip_koa.training.lora import LORA_PREFIX, add_lora, merged
 from clip_koa.training.optimisation import build_optimizer
 from clip_koa.training.regularisation import DropPath, PatchDropout
@@ -41,17 +41,23 @@ def test_every_trained_parameter_is_in_one_group(make_model):
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_attention_that_trains_fast_learns_the_same_and_is_not_saved(make_model, pixel_values, labels, tmp_path):
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_kernels_that_train_fast_learn_the_same_and_are_not_saved(
+    make_model, pixel_values, labels, tmp_path, precision, tolerance
+):
     gradients = []
     for device in ("meta", "cpu"):  # on another device than a CPU nothing is chosen
         model = make_model().train()
-        choose_attention(model, torch.device(device))
-        model(pixel_values, labels=labels).loss.backward()
-        gradients.append(model.vision_model.encoder.layers[0].self_attn.q_proj.weight.grad)
-    assert model.config.vision_config._attn_implementation == FASTEST_ON_CPU
-    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+        choose_kernels(model, torch.device(device))
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            model(pixel_values, labels=labels).loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.vision_model.parameters()]))
+    assert model.config.vision_config._attn_implementation == ATTENTION
+    assert type(model.vision_model.encoder.layers[0].mlp.activation_fn).__name__ == "_QuickGELU"
+    assert not torch.equal(*gradients)
+    assert (gradients[0] - gradients[1]).norm() < tolerance * gradients[0].norm()
     model.save_pretrained(tmp_path)
-    assert FASTEST_ON_CPU not in (tmp_path / "config.json").read_text()
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
     kept = type(model).from_pretrained(tmp_path)
     assert kept.config.vision_config._attn_implementation == "sdpa"
     # Where no gradient goes, the chosen attention is the kept model's own, to the bit.

@@ -16,7 +16,7 @@ from clip_koa.benchmarking.measure import (
     ratio,
     synchronize,
 )
-from clip_koa.training.attention import choose_attention
+from clip_koa.training.cpu_kernels import choose_kernels
 from clip_koa.training.run_config import RunConfig
 from modeling_clip_koa import CLIPKOAForImageClassification, consistency_loss, symmetry_loss
 
@@ -178,7 +178,7 @@ def _trainer(model, loss: Callable, precision: str, optimizer: bool = True, fuse
 
 def clip_koa_step(model, batch_size: int, precision: str, optimizer: bool = True) -> Callable:
     """Our step: both views in one call, the text tower once on the prompts, the trainer's attention and optimizer."""
-    choose_attention(model, torch.device(device()))
+    choose_kernels(model, torch.device(device()))
     pixel_values, labels = _batch(model, batch_size)
     return _trainer(model, lambda: model(pixel_values, labels=labels).loss, precision, optimizer, fused=True)
 

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from clip_koa.grading.evaluation import CHOOSABLE_METRICS, NEWEST, Predictions, describe_results, evaluate, predict
 from clip_koa.grading.predictions import PredictionFile, write_predictions
-from clip_koa.training.attention import choose_attention
 from clip_koa.training.augmentation import Augmentation
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.checkpoints import (
@@ -24,6 +23,7 @@ from clip_koa.training.checkpoints import (
     save_checkpoint,
     save_model_folder,
 )
+from clip_koa.training.cpu_kernels import choose_kernels
 from clip_koa.training.loader import XrayDataset, build_loader, sample_images
 from clip_koa.training.lora import add_lora
 from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
@@ -150,7 +150,7 @@ def _build_start(config: RunConfig, corpus: DatasetDict, accelerator: Accelerato
     freeze_lower_blocks(start.model, config.freeze_layers)
     if config.lora_rank:
         add_lora(start.model, config.lora_rank)
-    choose_attention(start.model, accelerator.device)
+    choose_kernels(start.model, accelerator.device)
     if config.gradient_checkpointing:
         start.model.gradient_checkpointing_enable({"use_reentrant": False})
     return start
