@@ -8,8 +8,8 @@
 The first prints a line for each X-ray and one for its mirror image. The second writes a table (.csv, .jsonl, .parquet)
 and goes on where it was when it is started again after a stop. The third also lays heat maps over the X-rays, of what
 speaks for their grade. The fourth spreads over processes, each of which writes a Parquet part of the table into the
-folder. The exit status is 0 where every X-ray was graded, 1
-where one was not, 2 where nothing could be done. Research only, no medical device.
+folder. The exit status is 0 where every X-ray was graded, 1 where one was not (of several processes the last tells), 2
+where nothing could be done. Research only, no medical device.
 """
 
 import gc
@@ -95,9 +95,9 @@ def grade_inputs(options: argparse.Namespace) -> int:
     about |= {"backend": options.backend, "precision": options.precision}
     output = part_of(options.output, process, processes) if in_parts else options.output
     if in_parts and output.exists():
-        unread = count_ungraded(output, about)
+        count_ungraded(output, about)
         print(f"{output} is whole already.")
-        return 1 if unread else 0
+        return parts_status(options.output, processes)
 
     table = GradeTable(output, about) if output else None
     grader = Grader(options.model, options.level, _device(processes), options.backend, options.precision)
@@ -107,7 +107,21 @@ def grade_inputs(options: argparse.Namespace) -> int:
     if not grader.is_calibrated:
         print("No confidence sets: the model is not calibrated (calibrate.py does it).")
     print("The grade is read from both views averaged. Research only: not for diagnosis.")
+    if in_parts:
+        return parts_status(options.output, processes)
     return 1 if unread else 0
+
+
+def parts_status(folder: Path, processes: int) -> int:
+    """The exit status of a process whose part is whole: the last to finish tells for all whether one was not graded.
+
+    A launcher stops all processes when one fails, so that none may while another still grades.
+    """
+    parts = [part_of(folder, process, processes) for process in range(processes)]
+    if not all(part.exists() for part in parts):
+        print("Other parts are not whole yet: the last process tells by its exit status whether all were graded.")
+        return 0
+    return 1 if sum(map(count_ungraded, parts)) else 0
 
 
 def _device(processes: int) -> str | None:

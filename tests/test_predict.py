@@ -162,7 +162,10 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
     """Two processes, one of them killed on its way and all started again: every X-ray once, in order."""
     output = tmp_path / "grades"
     command = ("predict.py", "--model", model, "--output", output, knees)
-    run_python(*command, expect=1, RANK="0", WORLD_SIZE="2")
+    alone = run_python(
+        *command, RANK="0", WORLD_SIZE="2"
+    )  # one of its X-rays is broken, but the other part is to come
+    assert "1 not" in alone.stdout and "the last process tells" in alone.stdout
     (first,) = output.glob("*.parquet")
     written = first.stat().st_mtime_ns
     about = json.dumps({"model": str(model), "level": 0.9, "files": 20, "share": [10, 20], **COMPUTED})
@@ -190,6 +193,21 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
     assert "was made with" in fewer.stderr
 
 
+def test_an_xray_that_one_process_cannot_read_does_not_stop_the_others(run_python, model, tmp_path):
+    """A launcher stops all processes when one fails."""
+    xrays = tmp_path / "xrays"
+    xrays.mkdir()
+    (xrays / "00.png").write_text("no image")
+    for number in range(1, 80):  # the first process has the broken and the small ones, and ends long before the other
+        draw_knee(number % 5, "L", number, 64 if number < 40 else 700).save(xrays / f"{number:02d}.png")
+    launch = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
+    command = ("predict.py", "--model", model, "--output", tmp_path / "grades", xrays)
+    for _ in range(2):  # the second time all parts are whole
+        run_python(*launch, *command, expect=1, ACCELERATE_USE_CPU="true")
+        table = pandas.read_parquet(tmp_path / "grades")
+        assert len(table) == 80 and table["grade"].isna().sum() == 1
+
+
 @given(st.integers(0, 1000), st.integers(1, 70))
 def test_shares_are_disjoint_whole_and_in_order(count, processes):
     shares = [share_of(count, process, processes) for process in range(processes)]
@@ -201,9 +219,12 @@ def test_shares_are_disjoint_whole_and_in_order(count, processes):
 def test_one_xray_is_graded_without_the_libraries_of_training(run_python, model, knees):
     """They would cost seconds at each start."""
     program = (
-        "import gc, sys, predict; predict.main(sys.argv[1:]); "
+        # Transformers 4 brings scikit-learn by itself.
+        "import gc, sys, transformers; transformers.CLIPModel, transformers.AutoImageProcessor; "
+        "before = set(sys.modules); "
+        "import predict; predict.main(sys.argv[1:]); "
         "print('loaded', [name for name in ('datasets', 'evaluate', 'matplotlib', 'pandas', 'sklearn', 'tensorboard') "
-        "if name in sys.modules], gc.isenabled())"
+        "if name in set(sys.modules) - before], gc.isenabled())"
     )
     printed = run_python("-c", program, "--model", model, knees / "9000001L.png").stdout
     assert printed.splitlines()[-1] == "loaded [] True"

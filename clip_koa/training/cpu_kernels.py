@@ -42,12 +42,12 @@ def _attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, scaling: float,
     dropout: float = 0.0, **options,
 ):  # fmt: skip
-    """Attention of (N, heads, L, D) to (N, L, heads, D), written out where it is trained.
+    """Attention of (N, heads, L, D) to (N, L, heads, D), written out where it is trained in less than fp32.
 
-    PyTorch's fused kernel has the faster forward pass but a slow backward pass on a CPU. Softmax stays in the scores'
+    There PyTorch's fused kernel has the faster forward pass but a slow backward pass. Softmax stays in the scores'
     precision; its sums are in fp32 inside.
     """
-    if not query.requires_grad or attention_mask is not None or dropout:
+    if not query.requires_grad or query.dtype == torch.float32 or attention_mask is not None or dropout:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
         )
