@@ -28,7 +28,16 @@ from tqdm.auto import tqdm
 
 from clip_koa import RELEASED_MODEL
 from clip_koa.files import write_file
-from clip_koa.grading.grade_table import FORMATS, GradeTable, count_ungraded, part_of, share_of, table_row
+from clip_koa.grading.grade_table import (
+    FORMATS,
+    GradeTable,
+    check_part,
+    count_ungraded,
+    part_of,
+    share_of,
+    table_row,
+    whole_parts,
+)
 from clip_koa.grading.grader import BACKENDS, BATCH_SIZE, GradedXray, Grader, find_xrays
 from clip_koa.memory import keep_freed_memory
 from modeling_clip_koa import PRECISIONS
@@ -95,7 +104,7 @@ def grade_inputs(options: argparse.Namespace) -> int:
     about |= {"backend": options.backend, "precision": options.precision}
     output = part_of(options.output, process, processes) if in_parts else options.output
     if in_parts and output.exists():
-        count_ungraded(output, about)
+        check_part(output, about)
         print(f"{output} is whole already.")
         return parts_status(options.output, processes)
 
@@ -117,8 +126,8 @@ def parts_status(folder: Path, processes: int) -> int:
 
     A launcher stops all processes when one fails, so that none may while another still grades.
     """
-    parts = [part_of(folder, process, processes) for process in range(processes)]
-    if not all(part.exists() for part in parts):
+    parts = whole_parts(folder)
+    if len(parts) < processes:
         print("Other parts are not whole yet: the last process tells by its exit status whether all were graded.")
         return 0
     return 1 if sum(map(count_ungraded, parts)) else 0

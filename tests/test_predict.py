@@ -162,9 +162,8 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
     """Two processes, one of them killed on its way and all started again: every X-ray once, in order."""
     output = tmp_path / "grades"
     command = ("predict.py", "--model", model, "--output", output, knees)
-    alone = run_python(
-        *command, RANK="0", WORLD_SIZE="2"
-    )  # one of its X-rays is broken, but the other part is to come
+    # One of its X-rays is broken, but the other part is to come.
+    alone = run_python(*command, RANK="0", WORLD_SIZE="2")
     assert "1 not" in alone.stdout and "the last process tells" in alone.stdout
     (first,) = output.glob("*.parquet")
     written = first.stat().st_mtime_ns

@@ -79,20 +79,25 @@ def part_of(folder: Path, process: int, processes: int) -> Path:
     return folder / f"part-{process:05d}-of-{processes:05d}.parquet"
 
 
-def count_ungraded(part: Path, about: dict | None = None) -> int:
-    """How many X-rays of a part that is whole were not graded.
-
-    Args:
-        about: what it must have been made of; None: whatever it was.
+def check_part(part: Path, about: dict) -> None:
+    """Holds what a part that is whole was made of against what it should be.
 
     Raises:
         GradeTableError: the part was made of something else.
     """
-    table = pyarrow.parquet.ParquetFile(part)
-    found = (table.schema_arrow.metadata or {}).get(_ABOUT.encode(), b"").decode()
-    if about is not None and found != json.dumps(about):
+    found = (pyarrow.parquet.read_schema(part).metadata or {}).get(_ABOUT.encode(), b"").decode()
+    if found != json.dumps(about):
         raise GradeTableError(f"{part} was made with {found or 'something else'}, now it is {json.dumps(about)}.")
-    return table.read(["grade"])["grade"].null_count
+
+
+def whole_parts(folder: Path) -> list[Path]:
+    """The parts in a folder that are whole, each as `part_of` names it."""
+    return sorted(folder.glob("part-*-of-*.parquet"))
+
+
+def count_ungraded(part: Path) -> int:
+    """How many X-rays of a part that is whole were not graded."""
+    return pyarrow.parquet.ParquetFile(part).read(["grade"])["grade"].null_count
 
 
 def share_of(count: int, process: int, processes: int) -> range:

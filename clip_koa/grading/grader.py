@@ -119,16 +119,15 @@ def find_xrays(inputs: Iterable[str | Path]) -> list[str]:
         path = str(Path(given))
         if os.path.isdir(path):
             found = _search_folder(path)
-        elif not os.path.exists(path) and any(sign in path for sign in "*?["):
+        elif os.path.exists(path):
+            found = [path]
+        elif any(sign in path for sign in "*?["):
             found = [file for file in glob(path, recursive=True) if os.path.isfile(file)]
             if not found:
                 raise FileNotFoundError(f"{path}: no file matches this pattern.")
-        elif os.path.exists(path):
-            found = [path]
         else:
             raise FileNotFoundError(f"{path}: there is no such file or folder.")
-        found.sort()
-        files |= dict.fromkeys(found)
+        files |= dict.fromkeys(sorted(found))
     return list(files)
 
 

@@ -19,7 +19,7 @@ def choose_kernels(model: CLIPKOAForImageClassification, device: torch.device) -
     It is used where a gradient goes through; frozen blocks and evaluation compute what a loaded checkpoint does, to
     the bit. The gradients are the same to rounding (docs/performance.md has the times); what is saved does not tell.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or model.config.vision_config._attn_implementation == ATTENTION:
         return
     AttentionInterface.register(ATTENTION, _attend)
     # The text tower keeps the one that transformers makes its causal mask for: it is a small part of a step.
@@ -56,11 +56,11 @@ def _attend(
         return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-class _QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), with one pass over memory in place of five for its gradient."""
+class _QuickGELU(QuickGELUActivation):
+    """With one pass over memory in place of five for its gradient."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _QuickGELUGradient.apply(x) if x.requires_grad else x * torch.sigmoid(_SLOPE * x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return _QuickGELUGradient.apply(input) if input.requires_grad else super().forward(input)
 
 
 class _QuickGELUGradient(torch.autograd.Function):
