@@ -365,6 +365,28 @@ def test_early_stopping(run_python, tmp_path):
     assert [r["epoch"] for r in _records(folder) if r["kind"] == "evaluation"] == [1, 2, 3, 3]
 
 
+def test_one_view_first_and_evaluation_every_other_epoch(run_python, tmp_path):
+    """The mirror image joins in half-way, and what is saved says how the run ends; with a stop in between as well."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    command = (*SMALL_RUN, "--epochs", 4, "--one_view_until", 0.5, "--random_flip", 0.5, "--evaluation_epochs", 3,
+               "--log_steps", 1, "--best_metric", "last", "--keep_checkpoints", 4)  # fmt: skip
+    run_python("train.py", *command, "--output_dir", whole)
+    records = _records(whole)
+    steps = [record for record in records if record["kind"] == "train"]
+    one_view = [record["consistency_loss"] == 0 for record in steps]
+    assert one_view == [record["step"] <= steps[-1]["step"] / 2 for record in steps]
+    assert [r["epoch"] for r in records if r["kind"] == "evaluation" and r["checkpoint"] == "last"] == [3, 4]
+    config = json.loads((whole / "best/config.json").read_text())
+    assert config["symmetry"] and config["consistency_weight"] == 1.0
+    run_python("train.py", *command, "--output_dir", stopped)
+    shutil.rmtree(stopped / "best")
+    for checkpoint in sorted((stopped / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(checkpoint)
+    run_python("train.py", *command, "--output_dir", stopped, "--resume", "latest")
+    expected, got = (load_file(folder / "best/model.safetensors") for folder in (whole, stopped))
+    assert all(expected[name].equal(got[name]) for name in expected)
+
+
 def test_lora_and_gradient_checkpointing_leave_a_plain_model(run_python, tmp_path):
     pytest.importorskip("peft")
     folder = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,7 +223,8 @@ def train(run: Run) -> None:
                 _train_epoch(run, bar, stop)
                 if state.batches >= len(run.train_loader):
                     state.epoch, state.batches = state.epoch + 1, 0
-                _validate(run, bar)
+                if state.epoch % run.config.evaluation_epochs == 0 or run.finished:
+                    _validate(run, bar)
                 _save(run)
     except Preempted:
         run.recorder.status("interrupted", step=state.step, total_steps=run.total_steps)
@@ -294,7 +296,22 @@ def _forward(run: Run, batch: dict):
     if config.label_smoothing or config.ordinal_smoothing:
         num_labels = run.start.model.config.num_labels
         labels = soft_labels(labels, num_labels, config.label_smoothing, config.ordinal_smoothing)
-    return run.model(pixel_values, labels=labels)
+    with _views_of_step(run):
+        return run.model(pixel_values, labels=labels)
+
+
+@contextmanager
+def _views_of_step(run: Run):
+    """Until `one_view_until` of the steps the model computes the loss of the X-ray alone, then as its config says."""
+    model_config = run.start.model.config
+    symmetry, consistency_weight = model_config.symmetry, model_config.consistency_weight
+    if run.state.step < run.config.one_view_until * run.total_steps:
+        model_config.symmetry, model_config.consistency_weight = False, 0.0
+    try:
+        yield
+    finally:
+        # Evaluation sees both views, and what is saved says how the run ends.
+        model_config.symmetry, model_config.consistency_weight = symmetry, consistency_weight
 
 
 def _clip(run: Run, loss: torch.Tensor, indices: list[torch.Tensor]) -> None:

@@ -55,6 +55,7 @@ class RunConfig:
         "text_flip_averaged.quadratic_weighted_kappa",
         "head.metric on validation that chooses best/ (mae: lower is best); last: best/ is always the newest",
     )
+    evaluation_epochs: int = _run(1, "epochs between evaluations; the end is evaluated always", at_least=1)
     patience: int = _run(0, "epochs without a better best_metric after which to stop; 0: no early stop", at_least=0)
     seed: int = _run(0, "seed of weights, order and augmentation", at_least=0)
 
@@ -69,7 +70,7 @@ class RunConfig:
         1.0, "strength of rotation, shift, scale, brightness and contrast; 0: none", at_least=0
     )
     random_flip: float = _data(
-        0.0, "chance that an X-ray is mirrored before the losses see it; for runs without them", at_least=0, at_most=1
+        0.0, "chance that an X-ray is mirrored before it is seen; for steps with one view", at_least=0, at_most=1
     )
     num_workers: int = _data(0, "processes that decode X-rays", at_least=0)
 
@@ -94,6 +95,9 @@ class RunConfig:
     symmetry: bool = _losses(True, "cross-entropy on the mirror image too (the paper's symmetry loss)")
     consistency: str = _losses("js", "distance between the two views' grade distributions", CONSISTENCY_KINDS)
     consistency_weight: float = _losses(1.0, "weight of the consistency loss; 0: off", at_least=0)
+    one_view_until: float = _losses(
+        0.0, "share of the steps that see the X-ray alone; then its mirror image joins in", at_least=0, at_most=1
+    )
     classifier_weight: float = _losses(1.0, "weight of the linear head's loss beside the text head's", at_least=0)
     label_smoothing: float = _losses(0.0, "share of the label spread evenly over the grades", at_least=0, at_most=1)
     ordinal_smoothing: float = _losses(
@@ -133,6 +137,11 @@ class RunConfig:
                 raise RunConfigError(f"{option.name}={value}: it must be at most {bounds['at_most']}.")
         if self.lora_rank and self.freeze_layers:
             raise RunConfigError("lora_rank keeps the whole vision tower as it is: leave freeze_layers at 0.")
+        if self.one_view_until and not (self.symmetry or self.consistency_weight):
+            raise RunConfigError(
+                f"one_view_until={self.one_view_until}: symmetry and consistency_weight are off, so no step sees the "
+                "mirror image. Leave it at 0."
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise RunConfigError(
                 f"batch_size={self.batch_size} is no multiple of "
