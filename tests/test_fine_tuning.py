@@ -33,10 +33,30 @@ def test_lower_blocks_learn_more_slowly(make_model):
     assert rates["vision_model.pre_layrnorm.weight"] == rates["text_model.embeddings.token_embedding.weight"] == 0.25
 
 
-def test_every_trained_parameter_is_in_one_group(make_model):
+def test_small_layers_learn_more_slowly_with_scaled_rates(make_model):
+    """As where a LayerScale of .1 was folded into a layer: its rate falls by the same factor, its bias's too."""
+    model = make_model()
+    small = "vision_model.encoder.layers.0.mlp.fc2"
+    rates = _rates(model, RunConfig(learning_rate=1.0, scale_rates=True), ("classifier", "text_model"))
+    with torch.no_grad():
+        model.get_submodule(small).weight.mul_(0.1)
+    scaled = _rates(model, RunConfig(learning_rate=1.0, scale_rates=True), ("classifier", "text_model"))
+    assert scaled[f"{small}.weight"] == pytest.approx(0.1 * rates[f"{small}.weight"], rel=0.1)
+    assert scaled[f"{small}.bias"] == scaled[f"{small}.weight"]
+    assert scaled["vision_model.encoder.layers.1.mlp.fc1.weight"] == pytest.approx(1.0, rel=0.5)
+    others = ("vision_model.post_layernorm.weight", "visual_projection.weight", "vision_model.pre_layrnorm.weight")
+    assert {scaled[name] for name in others} == {1.0}
+    assert {rate for name, rate in scaled.items() if name.startswith(("classifier", "text_model"))} == {1e-4}
+    plain = _rates(model, RunConfig(learning_rate=1.0), ("classifier", "text_model"))
+    assert plain[f"{small}.weight"] == 1.0
+
+
+@pytest.mark.parametrize("scale_rates", [False, True])
+def test_every_trained_parameter_is_in_one_group(make_model, scale_rates):
     model = make_model()
     model.vision_model.embeddings.requires_grad_(False)
-    groups = build_optimizer(model, RunConfig(layer_decay=0.7), ("classifier",)).param_groups
+    config = RunConfig(layer_decay=0.7, scale_rates=scale_rates)
+    groups = build_optimizer(model, config, ("classifier",)).param_groups
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in model.parameters())
 

@@ -112,6 +112,7 @@ class RunConfig:
     layer_decay: float = _tuning(
         1.0, "factor on the learning rate of pretrained towers for each block further down", at_least=0, at_most=1
     )
+    scale_rates: bool = _tuning(False, "learning rate of pretrained layers in proportion to the size of their weights")
     weight_decay: float = _tuning(0.05, "AdamW weight decay, on matrices only", at_least=0)
     warmup: float = _tuning(
         0.1, "share of the steps over which the learning rate rises; a cosine follows", at_least=0, at_most=1
