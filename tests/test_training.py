@@ -365,7 +365,7 @@ def test_early_stopping(run_python, tmp_path):
     assert [r["epoch"] for r in _records(folder) if r["kind"] == "evaluation"] == [1, 2, 3, 3]
 
 
-def test_one_view_first_and_evaluation_every_other_epoch(run_python, tmp_path):
+def test_one_view_first_and_evaluation_every_third_epoch(run_python, tmp_path):
     """The mirror image joins in half-way, and what is saved says how the run ends; with a stop in between as well."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     command = (*SMALL_RUN, "--epochs", 4, "--one_view_until", 0.5, "--random_flip", 0.5, "--evaluation_epochs", 3,
@@ -378,7 +378,7 @@ def test_one_view_first_and_evaluation_every_other_epoch(run_python, tmp_path):
     assert [r["epoch"] for r in records if r["kind"] == "evaluation" and r["checkpoint"] == "last"] == [3, 4]
     config = json.loads((whole / "best/config.json").read_text())
     assert config["symmetry"] and config["consistency_weight"] == 1.0
-    run_python("train.py", *command, "--output_dir", stopped)
+    shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "best")
     for checkpoint in sorted((stopped / "checkpoints").iterdir())[1:]:
         shutil.rmtree(checkpoint)

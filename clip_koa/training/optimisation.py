@@ -11,6 +11,8 @@ from clip_koa.training.lora import LORA_PREFIX
 from clip_koa.training.run_config import RunConfig, RunConfigError
 from modeling_clip_koa import CLIPKOAForImageClassification
 
+_TOWERS = ("vision_model", "text_model")
+
 
 def freeze_lower_blocks(model: CLIPKOAForImageClassification, count: int) -> None:
     """Keeps the vision tower's embeddings and lowest `count` blocks as they are; 0 freezes nothing.
@@ -69,7 +71,7 @@ def build_optimizer(
 def _relative_sizes(model: CLIPKOAForImageClassification) -> dict[str, float]:
     """By name of a linear layer in the towers' blocks: root mean square of its weights, by the tower's median."""
     sizes = {}
-    for tower in ("vision_model", "text_model"):
+    for tower in _TOWERS:
         layers = {
             f"{tower}.encoder.layers.{name}": module.weight.detach().square().mean().sqrt().item()
             for name, module in getattr(model, tower).encoder.layers.named_modules()
@@ -83,7 +85,7 @@ def _relative_sizes(model: CLIPKOAForImageClassification) -> dict[str, float]:
 def _blocks_above(name: str, model: CLIPKOAForImageClassification) -> int:
     """How far below its tower's last block a parameter lies; 0 for that block and all that follows it."""
     tower = name.split(".")[0]
-    if tower not in ("vision_model", "text_model"):
+    if tower not in _TOWERS:
         return 0
     blocks = len(getattr(model, tower).encoder.layers)
     if block := re.match(r"\w+\.encoder\.layers\.(\d+)\.", name):
