@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.cpu_kernels import ATTENTION, choose_kernels
 from clip_koa.training.lora import LORA_PREFIX, add_lora, merged
+from clip_koa.training.mirror_symmetry import make_mirror_symmetric
 from clip_koa.training.optimisation import build_optimizer
 from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig
@@ -84,6 +85,27 @@ def test_kernels_that_train_fast_learn_the_same_and_are_not_saved(
     with torch.no_grad():
         logits = [one.eval()(pixel_values).logits for one in (model, kept)]
     assert torch.equal(*logits)
+
+
+def test_a_mirror_symmetric_tower_stays_so_while_it_learns(make_model, pixel_values, labels):
+    """Both heads give the mirror image the X-ray's logits, after an optimizer step too; without it they do not."""
+
+    def difference(model):
+        with torch.no_grad():
+            one, other = (model.eval()(view, flip_average=False) for view in (pixel_values, pixel_values.flip(-1)))
+        return [(getattr(one, name) - getattr(other, name)).abs().max() for name in ("logits", "classifier_logits")]
+
+    model = make_model()
+    assert min(difference(model)) > 1e-3
+    make_mirror_symmetric(model)
+    assert max(difference(model)) < 1e-4
+    before = model.eval()(pixel_values, flip_average=False).logits
+    optimizer = build_optimizer(model, RunConfig(learning_rate=1e-2, new_learning_rate=1e-2), ("classifier",))
+    model.train()(pixel_values, labels=labels).loss.backward()
+    optimizer.step()
+    model.forget_grade_embeds()
+    assert max(difference(model)) < 1e-4
+    assert (model(pixel_values, flip_average=False).logits - before).abs().max() > 0.1
 
 
 def test_drop_path_drops_whole_xrays_with_their_mirror_images(make_model, pixel_values):

@@ -387,6 +387,26 @@ def test_one_view_first_and_evaluation_every_third_epoch(run_python, tmp_path):
     assert all(expected[name].equal(got[name]) for name in expected)
 
 
+def test_the_last_steps_see_all_patches(run_python, tmp_path):
+    losses = []
+    for until in (0.5, 1.0):
+        options = ("--log_steps", 1, "--patch_dropout", 0.5, "--patch_dropout_until", until)
+        run_python("train.py", *SMALL_RUN, *options, "--output_dir", tmp_path / str(until))
+        losses.append([record["loss"] for record in _records(tmp_path / str(until)) if record["kind"] == "train"])
+    half = len(losses[0]) // 2
+    assert losses[0][:half] == losses[1][:half] and losses[0][half] != losses[1][half]
+
+
+def test_a_mirror_symmetric_run_sees_one_view_and_grades_both_alike(run_python, tmp_path):
+    folder = tmp_path / "run"
+    run_python("train.py", *SMALL_RUN, "--mirror_symmetric", "true", "--epochs", 2, "--output_dir", folder)
+    records = _records(folder)
+    assert {record["consistency_loss"] for record in records if record["kind"] == "train"} == {0}
+    assert {record["text"]["flip_agreement"] for record in records if record["kind"] == "evaluation"} == {1}
+    config = json.loads((folder / "best/config.json").read_text())
+    assert config["symmetry"] and config["consistency_weight"] == 1.0
+
+
 def test_lora_and_gradient_checkpointing_leave_a_plain_model(run_python, tmp_path):
     pytest.importorskip("peft")
     folder = tmp_path / "run"

@@ -12,11 +12,12 @@ from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.page import METRIC_NAMES
 
 RECIPE_FIELDS = (
-    "image_size", "prompts", "freeze_layers", "lora_rank", "drop_path", "patch_dropout",
+    "image_size", "prompts", "freeze_layers", "mirror_symmetric", "lora_rank", "drop_path", "patch_dropout",
+    "patch_dropout_until",
     "epochs", "max_steps", "batch_size", "learning_rate",
-    "new_learning_rate", "layer_decay", "weight_decay", "warmup", "max_grad_norm", "ema_decay", "class_balance",
-    "augmentation", "symmetry", "consistency", "consistency_weight", "classifier_weight", "label_smoothing",
-    "ordinal_smoothing", "mixed_precision", "best_metric", "seed", "synthetic_people",
+    "new_learning_rate", "layer_decay", "scale_rates", "weight_decay", "warmup", "max_grad_norm", "ema_decay",
+    "class_balance", "augmentation", "random_flip", "symmetry", "consistency", "consistency_weight", "one_view_until",
+    "classifier_weight", "label_smoothing", "ordinal_smoothing", "mixed_precision", "best_metric", "seed", "synthetic_people",
 )  # fmt: skip
 _PARTS = (*METRIC_NAMES, "recall_per_grade", "f1_per_grade", "confusion_matrix", "num_samples", "num_people")
 _RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}

@@ -27,6 +27,7 @@ from clip_koa.training.checkpoints import (
 from clip_koa.training.cpu_kernels import choose_kernels
 from clip_koa.training.loader import XrayDataset, build_loader, sample_images
 from clip_koa.training.lora import add_lora
+from clip_koa.training.mirror_symmetry import make_mirror_symmetric
 from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
 from clip_koa.training.preemption import Preempted, StopRequest
 from clip_koa.training.recording import Recorder, tracker_names
@@ -149,6 +150,8 @@ def _build_start(config: RunConfig, corpus: DatasetDict, accelerator: Accelerato
             classifier_weight=config.classifier_weight,
         )
     freeze_lower_blocks(start.model, config.freeze_layers)
+    if config.mirror_symmetric:
+        make_mirror_symmetric(start.model)
     if config.lora_rank:
         add_lora(start.model, config.lora_rank)
     choose_kernels(start.model, accelerator.device)
@@ -291,7 +294,10 @@ def _forward(run: Run, batch: dict):
     config, epoch = run.config, run.state.epoch
     pixel_values = run.augmentation(batch["pixel_values"], batch["index"], epoch)
     run.drop_path.draw(batch["index"], epoch)
-    run.patch_dropout.draw(batch["index"], epoch)
+    if run.state.step < config.patch_dropout_until * run.total_steps:
+        run.patch_dropout.draw(batch["index"], epoch)
+    else:
+        run.patch_dropout.keep_all()
     labels = batch["labels"]
     if config.label_smoothing or config.ordinal_smoothing:
         num_labels = run.start.model.config.num_labels
@@ -302,10 +308,14 @@ def _forward(run: Run, batch: dict):
 
 @contextmanager
 def _views_of_step(run: Run):
-    """Until `one_view_until` of the steps the model computes the loss of the X-ray alone, then as its config says."""
+    """Until `one_view_until` of the steps the model computes the loss of the X-ray alone, then as its config says.
+
+    A mirror-symmetric tower sees one view throughout: of both, symmetry loss would be twice the X-ray's cross-entropy and
+    consistency loss 0.
+    """
     model_config = run.start.model.config
     symmetry, consistency_weight = model_config.symmetry, model_config.consistency_weight
-    if run.state.step < run.config.one_view_until * run.total_steps:
+    if run.config.mirror_symmetric or run.state.step < run.config.one_view_until * run.total_steps:
         model_config.symmetry, model_config.consistency_weight = False, 0.0
     try:
         yield

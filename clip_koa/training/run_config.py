@@ -82,6 +82,9 @@ class RunConfig:
     freeze_layers: int = _model(
         0, "lower blocks of the vision tower kept as they are, with its embeddings", at_least=0
     )
+    mirror_symmetric: bool = _model(
+        False, "patches and positions made mirror-symmetric and kept so: the mirror image always gets the X-ray's grade"
+    )
     lora_rank: int = _model(
         0, "train the vision tower by LoRA of this rank (needs peft); 0: all its weights", at_least=0
     )
@@ -90,6 +93,9 @@ class RunConfig:
     )
     patch_dropout: float = _model(
         0.0, "share of the patches left out while training, fewest at the joint", at_least=0, at_most=0.9
+    )
+    patch_dropout_until: float = _model(
+        1.0, "share of the steps that leave patches out; the last ones see all, as grading does", at_least=0, at_most=1
     )
 
     symmetry: bool = _losses(True, "cross-entropy on the mirror image too (the paper's symmetry loss)")
@@ -138,6 +144,11 @@ class RunConfig:
                 raise RunConfigError(f"{option.name}={value}: it must be at most {bounds['at_most']}.")
         if self.lora_rank and self.freeze_layers:
             raise RunConfigError("lora_rank keeps the whole vision tower as it is: leave freeze_layers at 0.")
+        if self.mirror_symmetric and (self.one_view_until or self.random_flip):
+            raise RunConfigError(
+                "mirror_symmetric: the mirror image is the X-ray to such a tower, so no step sees both and flips change "
+                "nothing. Leave one_view_until and random_flip at 0."
+            )
         if self.one_view_until and not (self.symmetry or self.consistency_weight):
             raise RunConfigError(
                 f"one_view_until={self.one_view_until}: symmetry and consistency_weight are off, so no step sees the "
