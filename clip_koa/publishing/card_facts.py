@@ -17,7 +17,8 @@ RECIPE_FIELDS = (
     "epochs", "max_steps", "batch_size", "learning_rate",
     "new_learning_rate", "layer_decay", "scale_rates", "weight_decay", "warmup", "max_grad_norm", "ema_decay",
     "class_balance", "augmentation", "random_flip", "symmetry", "consistency", "consistency_weight", "one_view_until",
-    "classifier_weight", "label_smoothing", "ordinal_smoothing", "mixed_precision", "best_metric", "seed", "synthetic_people",
+    "classifier_weight", "label_smoothing", "ordinal_smoothing", "mixed_precision", "best_metric", "seed",
+    "synthetic_people",
 )  # fmt: skip
 _PARTS = (*METRIC_NAMES, "recall_per_grade", "f1_per_grade", "confusion_matrix", "num_samples", "num_people")
 _RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}

@@ -310,8 +310,8 @@ def _forward(run: Run, batch: dict):
 def _views_of_step(run: Run):
     """Until `one_view_until` of the steps the model computes the loss of the X-ray alone, then as its config says.
 
-    A mirror-symmetric tower sees one view throughout: of both, symmetry loss would be twice the X-ray's cross-entropy and
-    consistency loss 0.
+    A mirror-symmetric tower sees one view throughout: of both, symmetry loss would be twice the X-ray's cross-entropy
+    and consistency loss 0.
     """
     model_config = run.start.model.config
     symmetry, consistency_weight = model_config.symmetry, model_config.consistency_weight

@@ -11,9 +11,9 @@ from modeling_clip_koa import CLIPKOAForImageClassification
 def make_mirror_symmetric(model: CLIPKOAForImageClassification) -> None:
     """Makes the patches' kernels and the positions mirror-symmetric, and keeps them so by not training them.
 
-    Mirroring an X-ray then only reorders its patch tokens. Blocks treat tokens alike whatever their order, the text head
-    reads the class token and the linear head the mean of the patches, so every logit of the mirror image is the X-ray's,
-    to rounding. What is given up is whatever is odd within a patch: a bone edge facing left is one facing right.
+    Mirroring an X-ray then only reorders its patch tokens. Blocks treat tokens alike whatever their order, the text
+    head reads the class token and the linear head the mean of the patches, so every logit of the mirror image is the
+    X-ray's, to rounding. Given up is whatever is odd within a patch: a bone edge facing left is one facing right.
 
     The symmetric kernels and positions are the closest ones to those that were there: means with their mirror image.
     """

@@ -83,7 +83,7 @@ class RunConfig:
         0, "lower blocks of the vision tower kept as they are, with its embeddings", at_least=0
     )
     mirror_symmetric: bool = _model(
-        False, "patches and positions made mirror-symmetric and kept so: the mirror image always gets the X-ray's grade"
+        False, "patches and positions made and kept mirror-symmetric: the mirror image always gets the X-ray's grade"
     )
     lora_rank: int = _model(
         0, "train the vision tower by LoRA of this rank (needs peft); 0: all its weights", at_least=0
@@ -146,8 +146,8 @@ class RunConfig:
             raise RunConfigError("lora_rank keeps the whole vision tower as it is: leave freeze_layers at 0.")
         if self.mirror_symmetric and (self.one_view_until or self.random_flip):
             raise RunConfigError(
-                "mirror_symmetric: the mirror image is the X-ray to such a tower, so no step sees both and flips change "
-                "nothing. Leave one_view_until and random_flip at 0."
+                "mirror_symmetric: to such a tower the mirror image is the X-ray, so no step sees both and flips "
+                "change nothing. Leave one_view_until and random_flip at 0."
             )
         if self.one_view_until and not (self.symmetry or self.consistency_weight):
             raise RunConfigError(
