@@ -1,5 +1,6 @@
 """The release folder: what is in it, what is refused, and that it loads in a fresh process."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,9 +14,11 @@ from transformers import CLIPImageProcessor
 
 import push_to_hub
 from clip_koa.publishing import hub
+from clip_koa.publishing.card_facts import RECIPE_FIELDS
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.release import build_release
 from clip_koa.publishing.release_check import check_folder, check_loading
+from clip_koa.training.run_config import RunConfig
 from modeling_clip_koa import CLIPKOAForImageClassification
 
 
@@ -152,3 +155,13 @@ def test_answers_of_the_hub_are_told_and_passing_ones_tried_again(monkeypatch, s
     with pytest.raises(hub.HubError, match=str(status)) as error:
         hub._retried("uploading", call)
     assert len(calls) == tries and "secret" not in str(error.value)
+
+
+def test_the_card_names_every_field_that_shapes_what_is_learned():
+    """A new field of a run is either on the card or here; `model` has a line of its own there."""
+    shaping = {
+        option.name
+        for option in dataclasses.fields(RunConfig)
+        if option.metadata["section"] in ("data", "model", "losses", "fine-tuning")
+    }
+    assert shaping - set(RECIPE_FIELDS) == {"data_dir", "num_workers", "model"}

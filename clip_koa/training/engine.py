@@ -75,6 +75,10 @@ class Run:
         impatient = config.patience and state.epoch - state.best_epoch >= config.patience
         return impatient or state.epoch >= config.epochs or state.step >= self.total_steps
 
+    def is_within(self, share: float) -> bool:
+        """Whether the next step is one of the first `share` of them."""
+        return self.state.step < share * self.total_steps
+
 
 def build_accelerator(config: RunConfig) -> Accelerator:
     """The accelerator of a run. Batches of the loader are split over processes, so `batch_size` stays global."""
@@ -294,7 +298,7 @@ def _forward(run: Run, batch: dict):
     config, epoch = run.config, run.state.epoch
     pixel_values = run.augmentation(batch["pixel_values"], batch["index"], epoch)
     run.drop_path.draw(batch["index"], epoch)
-    if run.state.step < config.patch_dropout_until * run.total_steps:
+    if run.is_within(config.patch_dropout_until):
         run.patch_dropout.draw(batch["index"], epoch)
     else:
         run.patch_dropout.keep_all()
@@ -315,7 +319,7 @@ def _views_of_step(run: Run):
     """
     model_config = run.start.model.config
     symmetry, consistency_weight = model_config.symmetry, model_config.consistency_weight
-    if run.config.mirror_symmetric or run.state.step < run.config.one_view_until * run.total_steps:
+    if run.config.mirror_symmetric or run.is_within(run.config.one_view_until):
         model_config.symmetry, model_config.consistency_weight = False, 0.0
     try:
         yield

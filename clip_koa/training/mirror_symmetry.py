@@ -20,9 +20,8 @@ def make_mirror_symmetric(model: CLIPKOAForImageClassification) -> None:
     embeddings = model.vision_model.embeddings
     kernels = embeddings.patch_embedding.weight  # (hidden, 3, patch, patch)
     kernels.copy_((kernels + kernels.flip(-1)) / 2)
-    positions = embeddings.position_embedding.weight[1:]  # (patches, hidden), row by row; the class token comes first
-    side = math.isqrt(len(positions))
-    grid = positions.view(side, side, -1)
-    positions.copy_(((grid + grid.flip(1)) / 2).flatten(0, 1))
+    side = math.isqrt(embeddings.num_patches)
+    positions = embeddings.position_embedding.weight[1:].view(side, side, -1)  # the class token comes first
+    positions.copy_((positions + positions.flip(1)) / 2)
     embeddings.patch_embedding.requires_grad_(False)
     embeddings.position_embedding.requires_grad_(False)
