@@ -39,6 +39,7 @@ def test_the_resolved_config_gives_the_same_run(tmp_path):
         ("batch_size: 10\ngradient_accumulation_steps: 3\n", "no multiple"),
         ("symmetry: no\nconsistency_weight: 0\none_view_until: 0.5\n", "one_view_until=0.5"),
         ("mirror_symmetric: yes\nrandom_flip: 0.5\n", "mirror_symmetric"),
+        ("patch_dropout_until: 0.5\n", "patch_dropout is 0"),
         ("- a list\n", "field: value"),
         ("a: [\n", "not valid YAML"),
     ],

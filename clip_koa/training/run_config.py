@@ -154,6 +154,11 @@ class RunConfig:
                 f"one_view_until={self.one_view_until}: symmetry and consistency_weight are off, so no step sees the "
                 "mirror image. Leave it at 0."
             )
+        if self.patch_dropout_until < 1 and not self.patch_dropout:
+            raise RunConfigError(
+                f"patch_dropout_until={self.patch_dropout_until}: patch_dropout is 0, so no step leaves patches out. "
+                "Leave it at 1."
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise RunConfigError(
                 f"batch_size={self.batch_size} is no multiple of "
