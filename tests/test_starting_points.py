@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
+from clip_koa.grading.calibration import fold_temperatures
 from clip_koa.training.starting_points import SMALL_CONFIGURATIONS, load_starting_point
 from clip_koa.training.tokenizer import build_prompt_tokenizer
 from dataset_script.synthetic import draw_knee
@@ -59,11 +60,13 @@ def test_plain_clip_weights_load_in_one_line(clip_folder):
 
 def test_a_clip_koa_checkpoint_goes_on(make_model, tokenizer, tmp_path):
     model = make_model()
+    fold_temperatures(model, 2.0, 4.0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     CLIPImageProcessor().save_pretrained(tmp_path)
     start = load_starting_point(str(tmp_path), PROMPTS, [])
     assert start.new_parameters == ()
+    assert start.model.config.calibration is None  # it was fitted on weights that will be trained on
     assert start.model.classifier.weight.equal(model.classifier.weight)
     assert start.model.config.prompts == PROMPTS  # another prompt set than the checkpoint's
 

@@ -164,7 +164,8 @@ def _dinov2_start(state_dict, num_attention_heads, image_processor, prompts, sam
 
 
 def _clip_start(name: str, prompts, settings) -> StartingPoint:
-    config = CLIPKOAConfig.from_pretrained(name, prompts=prompts, **settings)
+    # A calibration holds for the weights it was fitted on, not for what is trained from them.
+    config = CLIPKOAConfig.from_pretrained(name, prompts=prompts, calibration=None, **settings)
     model, info = CLIPKOAForImageClassification.from_pretrained(
         name, config=config, dtype=torch.float32, output_loading_info=True
     )
