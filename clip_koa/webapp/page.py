@@ -16,8 +16,8 @@ MOST_XRAYS = 50  # of one visit at a time; the oldest go first
 TITLE = "CLIP-KOA: knee osteoarthritis on X-rays"
 _INTRODUCTION = """
 # Knee osteoarthritis, graded
-Drop frontal knee X-rays, each cropped to one knee, and read their Kellgren-Lawrence grade, how sure it is, and what it
-leans on.
+Drop frontal knee X-rays, each cropped to one knee and as it was taken (neither smoothed nor equalised), and read their
+Kellgren-Lawrence grade, how sure it is, and what it leans on.
 
 **Research only.** Not a medical device: its grades must not guide the care of patients. X-rays stay on the computer
 that runs this page, and are gone when you leave.
