@@ -1,9 +1,11 @@
 """Augmentation: gentle, and the same for an X-ray whatever batch it comes in."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from clip_koa.training.augmentation import Augmentation
+from clip_koa.training.augmentation import Augmentation, _sharpen
 from dataset_script.synthetic import draw_knee
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -11,8 +13,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture(scope="module")
 def xrays():
-    import numpy as np
-
     gray = torch.stack([torch.tensor(np.asarray(draw_knee(seed % 5, "L", seed, 96))) for seed in range(8)]) / 255
     return (gray.unsqueeze(1) - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
@@ -45,6 +45,27 @@ def test_it_is_gentle_and_stays_an_xray(xrays):
     torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-4, rtol=0)  # three equal channels
     weak = Augmentation(0.2, MEAN, STD, seed=0)(xrays, torch.arange(8), epoch=0)
     assert (weak - xrays).abs().mean() < (augmented - xrays).abs().mean()
+
+
+def test_xrays_stay_as_sharp_as_they_are_but_for_random_blur_and_sharpening():
+    """A model trained on softened X-rays grades too low those that it meets as they are."""
+    noise = torch.rand(32, 1, 224, 224, generator=torch.Generator().manual_seed(0)).mul(0.2).add(0.4)
+    augmented = Augmentation(0.6, (0.0,), (1.0,), seed=0)(noise, torch.arange(32), epoch=0)
+    inner = (slice(None), 0, slice(8, -8), slice(8, -8))
+    change = augmented[inner].std(dim=(1, 2)) / noise[inner].std(dim=(1, 2))
+    assert change.median() > 0.8  # bilinear sampling alone leaves two thirds
+    assert change.min() < 0.5 and change.max() > 1.05
+
+
+def test_sharpness_goes_from_blur_over_nothing_to_sharpening():
+    gray = (
+        torch.stack([torch.tensor(np.asarray(draw_knee(2, "L", seed, 224))) for seed in range(3)]).unsqueeze(1) / 255
+    )
+    blurred, same, sharpened = _sharpen(gray, torch.tensor([-1.0, 0.0, 1.0]))
+    expected = gaussian_filter(gray[0, 0].numpy(), sigma=0.008 * 224, mode="nearest", truncate=4)
+    torch.testing.assert_close(blurred[0], torch.tensor(expected), atol=5e-3, rtol=0)
+    torch.testing.assert_close(same, gray[1])
+    assert sharpened.diff(dim=-1).abs().mean() > 1.1 * gray[2].diff(dim=-1).abs().mean()
 
 
 def test_it_does_not_mirror(xrays):

@@ -67,7 +67,7 @@ class RunConfig:
         0.0, "0: X-rays as they come; 1: every grade as often as any other", at_least=0, at_most=1
     )
     augmentation: float = _data(
-        1.0, "strength of rotation, shift, scale, brightness and contrast; 0: none", at_least=0
+        1.0, "strength of rotation, shift, scale, brightness, contrast, blur and sharpening; 0: none", at_least=0
     )
     random_flip: float = _data(
         0.0, "chance that an X-ray is mirrored before it is seen; for steps with one view", at_least=0, at_most=1
