@@ -1,8 +1,9 @@
-"""Evaluate a CLIP-KOA checkpoint on a split of knee X-rays, or compare two sets of predictions.
+"""Evaluate a CLIP-KOA checkpoint on a split of knee X-rays, or compare or average sets of predictions.
 
     python evaluate_checkpoint.py --model runs/small/best --data_dir FOLDER --split validation --output evaluation
     python evaluate_checkpoint.py --model runs/small/best --data_dir FOLDER --output evaluation --stock --perturb all
     python evaluate_checkpoint.py --compare FIRST/predictions_test.jsonl SECOND/predictions_test.jsonl
+    python evaluate_checkpoint.py --average_seeds SEED0/predictions_test.jsonl SEED1/predictions_test.jsonl
 
 The first writes predictions, metrics.json, pictures and one page, index.html. It runs under torchrun and accelerate
 launch too. docs/evaluation.md says what the figures mean. Research only, no medical device.
@@ -26,6 +27,7 @@ from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_spli
 from clip_koa.grading.perturbation import PerturbationError, check_perturbations
 from clip_koa.grading.predictions import PredictionFile, PredictionsError, write_predictions
 from clip_koa.grading.robustness import measure_robustness, predict_perturbed
+from clip_koa.grading.seeds import average_files, describe_average
 from clip_koa.grading.stock import StockError, measure_stock, predict_stock
 from clip_koa.publishing.evaluation_report import write_evaluation
 from clip_koa.training.loader import XrayDataset
@@ -35,10 +37,13 @@ from dataset_script.radiograph import RadiographError
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
-    parser = argparse.ArgumentParser(description="Evaluate a CLIP-KOA checkpoint, or compare two sets of predictions.")
+    parser = argparse.ArgumentParser(description="Evaluate a CLIP-KOA checkpoint, or compare sets of predictions.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="model folder, such as runs/demo/best, or Hub id")
     what.add_argument("--compare", nargs=2, metavar="PREDICTIONS", help="two prediction files of the same X-rays")
+    what.add_argument(
+        "--average_seeds", nargs="+", metavar="PREDICTIONS", help="prediction files of runs that differ in their seed"
+    )
     parser.add_argument("--data_dir", help="folder of knee X-rays (default: the environment's KNEE_XRAY_DIR)")
     parser.add_argument(
         "--split", default="validation", type=split_name,
@@ -65,6 +70,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.model and not options.output:
         parser.error("--model needs --output, a folder for what is found.")
+    if options.average_seeds and len(options.average_seeds) < 2:
+        parser.error("--average_seeds needs two prediction files or more, one of each seed.")
     if options.batch_size < 1 or options.num_workers < 0:
         parser.error("--batch_size must be at least 1, and --num_workers at least 0.")
     return options
@@ -123,16 +130,21 @@ def _about(options: argparse.Namespace, model, digest: str, accelerator: Acceler
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluates or compares; returns the exit status."""
+    """Evaluates, compares or averages; returns the exit status."""
     options = parse_options(arguments)
     if options.model:
         evaluate_model(options)
         return 0
-    comparison = compare_files(*options.compare, options.head, options.second_head)
-    print(describe_comparison(comparison))
+    if options.compare:
+        found = compare_files(*options.compare, options.head, options.second_head)
+        print(describe_comparison(found))
+    else:
+        found = average_files(options.average_seeds)
+        print(describe_average(found))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        write_file(options.output / "comparison.json", json.dumps(comparison, indent=2).encode())
+        name = "comparison.json" if options.compare else "seeds.json"
+        write_file(options.output / name, json.dumps(found, indent=2).encode())
     return 0
 
 

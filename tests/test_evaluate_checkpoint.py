@@ -181,6 +181,19 @@ def test_comparing(evaluated, tmp_path, capsys):
     assert comparison["intervals"]["log_loss"] == pytest.approx(change["intervals"]["log_loss"])
 
 
+def test_averaging_seeds(evaluated, tmp_path, capsys):
+    files = [evaluated / "predictions_validation.jsonl"]
+    files.append(evaluated / "perturbed" / "predictions_validation_rotate_left.jsonl")
+    assert _evaluate("--average_seeds", *files, "--output", tmp_path / "new") == 0
+    average = json.loads((tmp_path / "new" / "seeds.json").read_text())
+    change = _metrics(evaluated)["robustness"]["rotate_left"]["linear"]["change"]["mae"]
+    assert average["linear"]["mae"]["mean"] == pytest.approx(_metrics(evaluated)["linear"]["mae"] + change / 2)
+    assert "2 files, 13 X-rays of 7 people" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        _evaluate("--average_seeds", files[0])
+    assert "two prediction files or more" in capsys.readouterr().err
+
+
 def test_a_page_without_pictures_of_xrays(trained, corpus, tmp_path):
     _evaluate("--model", trained / "best", "--data_dir", corpus, "--output", tmp_path, "--no_thumbnails")
     page = (tmp_path / "index.html").read_text()

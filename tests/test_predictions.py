@@ -1,7 +1,8 @@
-"""Prediction files, and the comparison of two of them."""
+"""Prediction files, and the comparison and average of several."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -15,6 +16,7 @@ from clip_koa.grading.predictions import (
     read_predictions,
     write_predictions,
 )
+from clip_koa.grading.seeds import average_files, describe_average
 
 
 def _graded(seed=0, size=12):
@@ -136,6 +138,44 @@ def test_two_heads_of_one_file(files):
     assert results["second"]["log_loss"] == pytest.approx(measured["linear"]["log_loss"])
 
 
+def test_an_average_is_of_the_figures_of_each_file(files):
+    average = average_files(files)
+    measured = [measure_heads(_graded(seed).predictions) for seed in (0, 1)]
+    for head in measured[0]:
+        for name in ("quadratic_weighted_kappa", "expected_calibration_error", "recall_per_grade"):
+            values = np.array([one[head][name] for one in measured])
+            assert average[head][name]["mean"] == pytest.approx(values.mean(0).tolist())
+            # With two files the standard deviation is their distance over the root of 2.
+            distance = np.abs(values[1] - values[0]) / 2**0.5
+            assert average[head][name]["standard_deviation"] == pytest.approx(distance.tolist())
+    text = describe_average(average)
+    assert "2 files, 12 X-rays of 6 people" in text and "| recall_per_grade KL4 |" in text
+    figure = average["text"]["mae"]
+    assert f"| mae | {figure['mean']:.3f} ± {figure['standard_deviation']:.3f} ({figure['interval'][0]:.3f} to" in text
+
+
+def test_the_average_of_one_file_in_two_orders_is_the_file(tmp_path):
+    """The interval too: the same people are drawn for all files."""
+    paths = [tmp_path / "plain.jsonl", tmp_path / "shuffled.jsonl"]
+    graded = _graded(0)
+    write_predictions(paths[0], graded)
+    write_predictions(paths[1], _shuffled(graded, torch.randperm(12).tolist()))
+    average = average_files(paths)["text"]
+    measured = measure_heads(graded.predictions, graded.people)["text"]
+    for name in ("accuracy", "auroc_osteoarthritis", "flip_divergence"):
+        assert average[name]["mean"] == pytest.approx(measured[name])
+        assert average[name]["standard_deviation"] == pytest.approx(0, abs=1e-12)
+        assert average[name]["interval"] == pytest.approx(measured["intervals"][name])
+
+
+def test_a_figure_without_a_value_is_said_to_be_none(tmp_path):
+    graded = _graded(0, size=4)  # no X-ray of KL4
+    write_predictions(tmp_path / "p.jsonl", graded)
+    average = average_files([tmp_path / "p.jsonl"] * 2)
+    assert average["text"]["recall_per_grade"]["mean"][4] is None
+    assert "| recall_per_grade KL4 | none | none | none |" in describe_average(average)
+
+
 def test_files_of_other_xrays_are_refused(files):
     first, second = files
     write_predictions(second, _graded(1, size=11))
@@ -143,6 +183,8 @@ def test_files_of_other_xrays_are_refused(files):
         compare_files(first, second, "text")
     with pytest.raises(PredictionsError, match=r"second\.jsonl lacks val/1/9000005R\.png of .*first"):
         compare_files(second, first, "text")
+    with pytest.raises(PredictionsError, match=r"second\.jsonl lacks val/1/9000005R\.png of .*first"):
+        average_files([first, first, second])
     relabelled = _graded(1)
     relabelled.predictions.labels[2] = 4
     write_predictions(second, relabelled)

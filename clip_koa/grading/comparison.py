@@ -22,7 +22,7 @@ def compare_files(first: str | Path, second: str | Path, head: str, second_head:
             people; the message names the first difference.
     """
     one, other = read_predictions(first), read_predictions(second)
-    places = _same_xrays(one, other, str(first), str(second))
+    places = same_xrays(one, other, str(first), str(second))
     theirs = {name: values[places] for name, values in grading(other.predictions, second_head or head).items()}
     return compare_kl_gradings(grading(one.predictions, head), theirs, one.predictions.labels.tolist(), one.people)
 
@@ -46,8 +46,12 @@ def describe_comparison(comparison: dict) -> str:
     return "\n".join(lines)
 
 
-def _same_xrays(one: PredictionFile, other: PredictionFile, first: str, second: str) -> list[int]:
-    """Where the second file holds each X-ray of the first."""
+def same_xrays(one: PredictionFile, other: PredictionFile, first: str, second: str) -> list[int]:
+    """Where the second file holds each X-ray of the first.
+
+    Raises:
+        PredictionsError: as `compare_files`.
+    """
     for graded, path in ((one, first), (other, second)):
         if len(set(graded.files)) < len(graded.files):
             twice = next(file for file in graded.files if graded.files.count(file) > 1)
