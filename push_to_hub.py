@@ -48,7 +48,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="new folder for the release (default: a temporary one)")
     parser.add_argument(
         "--run", type=Path, action="append", default=[],
-        help="run folder, for the card; again for each run that went on from it (default: the one around CHECKPOINT)",
+        help="run folder, for the card; again for each run that went on from it, and for each of several whose "
+        "weights were averaged (default: the one around CHECKPOINT)",
     )  # fmt: skip
     parser.add_argument(
         "--evaluation", type=Path, action="append", default=[], help="folder of evaluate_checkpoint.py"

@@ -83,6 +83,19 @@ def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_pa
         build_release(checkpoint, tmp_path / "other", "anna/knees", runs=(*runs, tmp_path / "nowhere"))
 
 
+def test_the_card_tells_the_runs_whose_weights_were_averaged(checkpoint, tmp_path):
+    runs = [checkpoint.parent]
+    for seed in (0, 1):
+        runs.append(tmp_path / f"seed{seed}")
+        runs[-1].mkdir()
+        (runs[-1] / "config.yaml").write_text(f"model: run/best\nseed: {seed}\n")
+    card = (
+        build_release(checkpoint, tmp_path / "release", "anna/knees", runs=tuple(runs)).folder / "README.md"
+    ).read_text()
+    assert "In 3 runs, of which runs 2 and 3 started from the same weights; released is the mean of theirs." in card
+    assert "going on from the one before" not in card and "| `seed` |  | 0 | 1 |" in card
+
+
 def test_half_precision_is_stored_and_not_computed(checkpoint, tmp_path):
     release = build_release(checkpoint, tmp_path / "release", "anna/knees", dtype="float16")
     stored = load_file(release.folder / "model.safetensors")

@@ -37,6 +37,7 @@ class CardFacts:
 
     results: dict[str, dict] = field(default_factory=dict)  # of each split, by head
     stages: list[dict] = field(default_factory=list)  # the recipe of each run, in their order
+    averaged: list[int] = field(default_factory=list)  # numbers of the runs whose weights were averaged, if any were
     base_model: str | None = None
     origin: str = ""  # of the weights that training started from, and their licence
     dataset: str = "knee X-rays that the run does not name"
@@ -63,7 +64,8 @@ def collect_facts(
     """Reads the runs that a checkpoint comes from, and evaluations, which count before the last run's own figures.
 
     Args:
-        runs: their folders, each of which went on from the one before; default: the one around the checkpoint.
+        runs: their folders, each of which went on from the one before, but that the last ones may have started alike:
+            then the checkpoint is the mean of their weights. Default: the one around the checkpoint.
 
     Raises:
         ReleaseError: no such run, an evaluation without metrics.json, of an unknown split or of another checkpoint.
@@ -76,7 +78,10 @@ def collect_facts(
     facts = CardFacts()
     configs = [_read(stage / "config.yaml") for stage in runs]
     facts.stages = [{name: config[name] for name in RECIPE_FIELDS if name in config} for config in configs if config]
-    start = str(configs[0].get("model", ""))
+    starts = [str(config.get("model", "")) for config in configs]
+    if starts.count(starts[-1]) > 1:
+        facts.averaged = [number for number, start in enumerate(starts, start=1) if start == starts[-1]]
+    start = starts[0]
     facts.base_model = base_model or _base_model(start)
     facts.origin = _WHEEL_ORIGIN if start.endswith(_WHEEL_FILE) else ""
     record = _read(run / "run.json")

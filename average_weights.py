@@ -1,0 +1,74 @@
+"""The mean of the weights of CLIP-KOA checkpoints of the same start, such as several seeds, as one checkpoint.
+
+    python average_weights.py runs/seed0/best runs/seed1/best --output runs/averaged
+
+Runs that go on from the same weights end close enough to each other that the mean of their weights is a good model
+too, often a better one, at the cost of one (model soup, Wortsman et al. 2022, arXiv 2203.05482). Runs of other starts
+do not: evaluate what comes out. Research only, no medical device.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from clip_koa.grading.loading import CheckpointError, load_checkpoint
+from clip_koa.training.checkpoints import SaveError, save_model_folder
+from modeling_clip_koa import CLIPKOAForImageClassification
+
+# What two checkpoints of one model may differ in.
+_INCIDENTAL = {"_name_or_path", "transformers_version"}
+
+
+def average(names: list[str]) -> CLIPKOAForImageClassification:
+    """The model whose every weight is the mean of those of the named checkpoints, in their precision.
+
+    Raises:
+        CheckpointError: one that cannot be loaded, is calibrated already, or is of another model than the first.
+    """
+    mean = config = None
+    for count, name in enumerate(names, start=1):
+        model, _ = load_checkpoint(name)
+        if model.config.calibration:
+            raise CheckpointError(
+                f"{name} is calibrated already, and the mean's calibration is another: name what train.py wrote, then "
+                "run calibrate.py on the mean."
+            )
+        settings = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
+        if mean is None:
+            mean, config = model, settings
+            continue
+        for key in config | settings:
+            if config.get(key) != settings.get(key):
+                raise CheckpointError(
+                    f"{name} and {names[0]} differ in {key} of their config.json: name checkpoints of one recipe."
+                )
+        others = model.state_dict()
+        with torch.no_grad():
+            for key, weight in mean.state_dict().items():
+                if weight.is_floating_point():
+                    weight.lerp_(others[key], 1 / count)
+    return mean
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Averages and saves; returns the exit status."""
+    parser = argparse.ArgumentParser(description="The mean of the weights of CLIP-KOA checkpoints, as one checkpoint.")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="two model folders or more, or Hub ids")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    options = parser.parse_args(arguments)
+    if len(options.models) < 2:
+        parser.error("name two checkpoints or more.")
+    model, first = average(options.models), options.models[0]
+    save_model_folder(options.output, model, load_checkpoint(first)[1], AutoTokenizer.from_pretrained(first))
+    print(f"Model:  {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (CheckpointError, SaveError) as error:
+        sys.exit(f"average_weights.py: {error}")

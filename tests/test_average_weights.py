@@ -1,0 +1,56 @@
+"""average_weights.py as a user runs it, and what it refuses."""
+
+import pytest
+import torch
+
+import average_weights
+from clip_koa.grading.calibration import fold_temperatures
+from clip_koa.grading.loading import CheckpointError
+from clip_koa.training.checkpoints import save_model_folder
+from modeling_clip_koa import CLIPKOAForImageClassification
+
+
+@pytest.fixture
+def checkpoint(make_model, tiny_start, tokenizer, tmp_path):
+    """Saves a tiny model of a seed under a name."""
+
+    def save(name, seed, change=lambda model: None, **settings):
+        model = make_model(seed=seed, **settings)
+        change(model)
+        save_model_folder(tmp_path / name, model, tiny_start.image_processor, tokenizer)
+        return str(tmp_path / name)
+
+    return save
+
+
+def test_every_weight_is_the_mean_of_all(checkpoint, run_python, tmp_path):
+    folders = [checkpoint(f"seed{seed}", seed) for seed in range(3)]
+    assert "averaged" in run_python("average_weights.py", *folders, "--output", tmp_path / "averaged").stdout
+    parts = [CLIPKOAForImageClassification.from_pretrained(folder).state_dict() for folder in folders]
+    mean = CLIPKOAForImageClassification.from_pretrained(tmp_path / "averaged").state_dict()
+    assert mean.keys() == parts[0].keys()
+    for name, weight in mean.items():
+        torch.testing.assert_close(weight.float(), sum(part[name].float() for part in parts) / 3, rtol=1e-5, atol=1e-6)
+    assert not mean["classifier.weight"].equal(parts[0]["classifier.weight"])
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"prompts": "standard"}, "other and .*first differ in prompts"),
+        ({"change": lambda model: fold_temperatures(model, 1.5, 1.5)}, "other is calibrated already"),
+    ],
+)
+def test_checkpoints_that_do_not_belong_together_are_refused(checkpoint, tmp_path, other, message):
+    folders = [checkpoint("first", 0), checkpoint("other", 1, **other)]
+    with pytest.raises(CheckpointError, match=message):
+        average_weights.main([*folders, "--output", str(tmp_path / "averaged")])
+    assert not (tmp_path / "averaged").exists()
+
+
+def test_wrong_use_is_a_line_or_two(checkpoint, run_python, tmp_path):
+    first = checkpoint("first", 0)
+    output = ("--output", tmp_path / "averaged")
+    missing = run_python("average_weights.py", first, tmp_path / "missing", *output, expect=1).stderr
+    assert "missing cannot be loaded" in missing and "Traceback" not in missing
+    assert "two checkpoints or more" in run_python("average_weights.py", first, *output, expect=2).stderr
