@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
+from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_koa.grading.loading import CheckpointError, load_checkpoint
 from clip_koa.training.checkpoints import SaveError, save_model_folder
@@ -22,15 +23,17 @@ from modeling_clip_koa import CLIPKOAForImageClassification
 _INCIDENTAL = {"_name_or_path", "transformers_version"}
 
 
-def average(names: list[str]) -> CLIPKOAForImageClassification:
+def average(names: list[str]) -> tuple[CLIPKOAForImageClassification, BaseImageProcessor]:
     """The model whose every weight is the mean of those of the named checkpoints, in their precision.
+
+    Its image processor is that of the first.
 
     Raises:
         CheckpointError: one that cannot be loaded, is calibrated already, or is of another model than the first.
     """
-    mean = config = None
+    mean = image_processor = config = None
     for count, name in enumerate(names, start=1):
-        model, _ = load_checkpoint(name)
+        model, processor = load_checkpoint(name)
         if model.config.calibration:
             raise CheckpointError(
                 f"{name} is calibrated already, and the mean's calibration is another: name what train.py wrote, then "
@@ -38,7 +41,7 @@ def average(names: list[str]) -> CLIPKOAForImageClassification:
             )
         settings = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
         if mean is None:
-            mean, config = model, settings
+            mean, image_processor, config = model, processor, settings
             continue
         for key in config | settings:
             if config.get(key) != settings.get(key):
@@ -50,7 +53,7 @@ def average(names: list[str]) -> CLIPKOAForImageClassification:
             for key, weight in mean.state_dict().items():
                 if weight.is_floating_point():
                     weight.lerp_(others[key], 1 / count)
-    return mean
+    return mean, image_processor
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,8 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if len(options.models) < 2:
         parser.error("name two checkpoints or more.")
-    model, first = average(options.models), options.models[0]
-    save_model_folder(options.output, model, load_checkpoint(first)[1], AutoTokenizer.from_pretrained(first))
+    model, image_processor = average(options.models)
+    save_model_folder(options.output, model, image_processor, AutoTokenizer.from_pretrained(options.models[0]))
     print(f"Model:  {options.output}")
     return 0
 

@@ -136,14 +136,13 @@ def main(arguments: list[str] | None = None) -> int:
         evaluate_model(options)
         return 0
     if options.compare:
-        found = compare_files(*options.compare, options.head, options.second_head)
+        name, found = "comparison.json", compare_files(*options.compare, options.head, options.second_head)
         print(describe_comparison(found))
     else:
-        found = average_files(options.average_seeds)
+        name, found = "seeds.json", average_files(options.average_seeds)
         print(describe_average(found))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        name = "comparison.json" if options.compare else "seeds.json"
         write_file(options.output / name, json.dumps(found, indent=2).encode())
     return 0
 

@@ -60,7 +60,7 @@ def _sample(file, head: str) -> GradedSample:
 
 
 def _average(samples: list[GradedSample], resamples: int) -> dict[str, dict]:
-    figures = [{n: values[0] for n, values in sample.figures(np.ones((1, sample.size))).items()} for sample in samples]
+    figures = [sample.unweighted_figures() for sample in samples]
     # The same seed draws the same people for every file, whatever the order of its lines.
     spreads = [sample.bootstrap(resamples, seed=0) for sample in samples]
     averages = {}

@@ -92,7 +92,7 @@ def kl_grading_metrics(
     sample = GradedSample(
         predictions, references, flipped_predictions, num_grades, probabilities, flipped_probabilities, people
     )
-    figures = {name: values[0] for name, values in sample.figures(np.ones((1, sample.size))).items()}
+    figures = sample.unweighted_figures()
     results = {"num_samples": sample.size, **{name: plain(value) for name, value in figures.items()}}
     results["confusion_matrix"] = sample.confusion(np.ones((1, sample.size)))[0].astype(int).tolist()
     if people is not None:
@@ -239,6 +239,10 @@ class GradedSample:
             figures["auroc_osteoarthritis"] = self._auroc(weights)
             figures["expected_calibration_error"] = np.abs(weights @ self.bin_gaps).sum(axis=1) / total
         return {**figures, **means}
+
+    def unweighted_figures(self) -> dict[str, np.ndarray]:
+        """Every figure of the X-rays as they are: a number, or (K,) per grade; NaN where it has no value."""
+        return {name: values[0] for name, values in self.figures(np.ones((1, self.size))).items()}
 
     def _auroc(self, weights: np.ndarray) -> np.ndarray:
         """Weighted share of pairs (grade >= 2, below it) that the score orders rightly; a tie counts half (R,)."""

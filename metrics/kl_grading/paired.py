@@ -1,6 +1,5 @@
 """Paired comparison of two gradings of the same X-rays."""
 
-import numpy as np
 from scipy.stats import binomtest
 
 from .kl_grading import RESAMPLES, GradedSample, interval, plain
@@ -42,9 +41,7 @@ def compare_kl_gradings(
         )
         for side in (first, second)
     ]
-    size = samples[0].size
-    ones = np.ones((1, size))
-    figures = [{name: values[0] for name, values in sample.figures(ones).items()} for sample in samples]
+    figures = [sample.unweighted_figures() for sample in samples]
     # The same seed draws the same people for both.
     spreads = [sample.bootstrap(resamples, seed) for sample in samples]
     shared = [name for name in figures[0] if name in figures[1]]
@@ -53,7 +50,7 @@ def compare_kl_gradings(
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     discordant = only_first + only_second
     return {
-        "num_samples": size,
+        "num_samples": samples[0].size,
         "num_people": samples[0].num_people,
         "first": {name: plain(figures[0][name]) for name in shared},
         "second": {name: plain(figures[1][name]) for name in shared},
