@@ -48,11 +48,10 @@ def average(names: list[str]) -> tuple[CLIPKOAForImageClassification, BaseImageP
                 raise CheckpointError(
                     f"{name} and {names[0]} differ in {key} of their config.json: name checkpoints of one recipe."
                 )
-        others = model.state_dict()
         with torch.no_grad():
-            for key, weight in mean.state_dict().items():
-                if weight.is_floating_point():
-                    weight.lerp_(others[key], 1 / count)
+            for weight, other in zip(mean.parameters(), model.parameters(), strict=True):
+                weight.lerp_(other, 1 / count)
+    mean.forget_grade_embeds()  # those of the mean's text tower are not the mean of the embeddings
     return mean, image_processor
 
 

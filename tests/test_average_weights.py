@@ -26,12 +26,17 @@ def checkpoint(make_model, tiny_start, tokenizer, tmp_path):
 def test_every_weight_is_the_mean_of_all(checkpoint, run_python, tmp_path):
     folders = [checkpoint(f"seed{seed}", seed) for seed in range(3)]
     assert "averaged" in run_python("average_weights.py", *folders, "--output", tmp_path / "averaged").stdout
-    parts = [CLIPKOAForImageClassification.from_pretrained(folder).state_dict() for folder in folders]
-    mean = CLIPKOAForImageClassification.from_pretrained(tmp_path / "averaged").state_dict()
+    parts = [dict(CLIPKOAForImageClassification.from_pretrained(folder).named_parameters()) for folder in folders]
+    model = CLIPKOAForImageClassification.from_pretrained(tmp_path / "averaged")
+    mean = dict(model.named_parameters())
     assert mean.keys() == parts[0].keys()
     for name, weight in mean.items():
-        torch.testing.assert_close(weight.float(), sum(part[name].float() for part in parts) / 3, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weight, sum(part[name] for part in parts) / 3, rtol=1e-5, atol=1e-6)
     assert not mean["classifier.weight"].equal(parts[0]["classifier.weight"])
+    # The embeddings that are kept beside the weights follow from them.
+    torch.testing.assert_close(model.grade_prompts.embeds, model.get_grade_embeds().detach(), rtol=1e-5, atol=1e-6)
+    first = CLIPKOAForImageClassification.from_pretrained(folders[0])
+    assert model.state_dict().keys() == first.state_dict().keys()
 
 
 @pytest.mark.parametrize(
