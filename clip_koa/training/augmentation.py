@@ -6,25 +6,30 @@ mirror image itself.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# Bounds at strength 1.
-MAX_ROTATION = math.radians(7)
-MAX_SHIFT = 0.04  # of the side
-MAX_SCALE = 0.08
-MAX_BRIGHTNESS = 0.10  # of full white
-MAX_CONTRAST = 0.20
-MAX_LOG_GAMMA = 0.20
 MAX_BLUR = 0.008  # standard deviation of the Gaussian, of the side
 MAX_SHARPENING = 1.0  # amount of the unsharp mask
 UNSHARP_RADIUS = 0.005  # standard deviation of its Gaussian, of the side
-_BOUNDS = torch.tensor(
-    [MAX_ROTATION, MAX_SHIFT, MAX_SHIFT, MAX_SCALE, MAX_BRIGHTNESS, MAX_CONTRAST, MAX_LOG_GAMMA, 1.0],
-    dtype=torch.float32,
-)
+
+
+class AugmentationBounds(NamedTuple):
+    """How far an X-ray is changed at most, either way, at strength 1."""
+
+    rotation: float = math.radians(7)
+    shift: float = 0.04  # of the side
+    scale: float = 0.08
+    brightness: float = 0.10  # of full white
+    contrast: float = 0.20
+    log_gamma: float = 0.20
+    sharpness: float = 1.0  # share of `MAX_BLUR` and of `MAX_SHARPENING`
+
+
+DEFAULT_BOUNDS = AugmentationBounds()
 
 
 class Augmentation:
@@ -37,10 +42,21 @@ class Augmentation:
         image_mean, image_std: the normalisation of the image processor, three channels.
         seed: of the run.
         flip: chance that an X-ray is mirrored, for runs whose losses do not look at the mirror image.
+        bounds: of the changes.
     """
 
-    def __init__(self, strength: float, image_mean, image_std, seed: int, flip: float = 0.0):
+    def __init__(
+        self,
+        strength: float,
+        image_mean,
+        image_std,
+        seed: int,
+        flip: float = 0.0,
+        bounds: AugmentationBounds = DEFAULT_BOUNDS,
+    ):
         self.strength = strength
+        rotation, shift, *others = bounds
+        self.bounds = torch.tensor([rotation, shift, shift, *others], dtype=torch.float32)  # (8,)
         self.flip = flip
         self.mean = torch.tensor(image_mean).view(1, -1, 1, 1)
         self.std = torch.tensor(image_std).view(1, -1, 1, 1)
@@ -73,8 +89,8 @@ class Augmentation:
         """Uniform draws within the bounds, (N, 8), each row from a generator of its own."""
         rows = []
         for index in indices.tolist():
-            rows.append(np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, len(_BOUNDS)))
-        return torch.tensor(np.stack(rows), dtype=torch.float32) * _BOUNDS * self.strength
+            rows.append(np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, len(self.bounds)))
+        return torch.tensor(np.stack(rows), dtype=torch.float32) * self.bounds * self.strength
 
     def _draw_flips(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
         """Which X-rays are mirrored, (N,), from generators that the other draws do not share."""
@@ -84,6 +100,8 @@ class Augmentation:
 
 def _sharpen(gray: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
     """Blurs (N, 1, H, W) X-rays where `sharpness` (N,) is below 0, by `MAX_BLUR` at -1; sharpens where above."""
+    if not sharpness.any():
+        return gray
     side = max(gray.shape[-2:])
     deviation = torch.where(sharpness < 0, -sharpness * MAX_BLUR, UNSHARP_RADIUS) * side  # (N,), in pixels
     radius = math.ceil(3 * MAX_BLUR * side)  # the same in any batch
