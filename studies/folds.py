@@ -10,6 +10,7 @@ def assign_folds(people: Sequence[str], labels: Sequence[int], count: int, seed:
 
     The people of each stratum are shuffled and dealt out in turn, each stratum from where the one before it ended. So
     folds differ by one person at most, in each stratum and in all. The order of the X-rays changes nothing.
+    (`split_by_person` balances the grades one by one, for shares of any size, but not who has which two.)
 
     Args:
         people: whose X-ray it is, N names.

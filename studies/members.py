@@ -15,8 +15,9 @@ from pathlib import Path
 from clip_koa.memory import keep_freed_memory
 from dataset_script.knee_xray import CorpusError
 from studies.folds import assign_folds
-from studies.member_files import FOLDER, member_table, write_member_file
+from studies.member_files import FOLDER, member_table, read_members, write_member_file
 from studies.networks import ARCHITECTURES, StudyError
+from studies.report import describe_members, find_people
 from studies.training import MemberSettings, MemberTraining
 from studies.xrays import load_splits, read_xrays
 
@@ -61,6 +62,19 @@ def train_member(options: argparse.Namespace) -> Path:
     return path
 
 
+def report(options: argparse.Namespace) -> None:
+    """Prints what all member files say, alone and together."""
+    members = read_members(Path(options.members))
+    people = find_people(options.data_dir, members) if options.data_dir else None
+    print(describe_members(members, people, options.against or members[0].name))
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="studies.members", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -72,8 +86,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     train.add_argument("--output", required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint, where there is one")
     train.add_argument("--seed", type=int, default=0, help="of the order, the augmentation and the new head")
-    train.add_argument("--epochs", type=int, help="default: what the model's recipe says")
-    train.add_argument("--members", default=FOLDER, help="folder of the member files; default: studies/members")
+    train.add_argument("--epochs", type=_positive, help="default: what the model's recipe says")
+    table = commands.add_parser("report", help="print the figures of all members, alone and together")
+    table.set_defaults(run=report)
+    table.add_argument("--data_dir", help="the corpus; with it the figures have intervals over people")
+    table.add_argument("--against", help="the member that the others are compared with; default: the first by name")
+    for command in (train, table):
+        command.add_argument("--members", default=FOLDER, help="folder of member files; default: studies/members")
     return parser.parse_args(arguments)
 
 

@@ -94,8 +94,8 @@ class MemberTraining:
         """Of the whole training."""
         return self.settings.epochs * self.steps_per_epoch
 
-    def train(self, validation: Xrays, until: int | None = None) -> None:
-        """Trains from where it is to the end, or `until` a step, and writes a checkpoint every `CHECKPOINT_STEPS`.
+    def train(self, validation: Xrays) -> None:
+        """Trains from where it is to the end, and writes a checkpoint every `CHECKPOINT_STEPS` and after each epoch.
 
         Args:
             validation: graded by the averaged weights after each epoch.
@@ -104,7 +104,7 @@ class MemberTraining:
             StudyError: the loss is no finite number.
         """
         started, first, recent = time.monotonic(), self.step, []
-        while self.step < min(until or self.total_steps, self.total_steps):
+        while self.step < self.total_steps:
             recent.append(self._train_step())
             if self.step % PROGRESS_STEPS == 0 or self.step == self.total_steps:
                 rate = (time.monotonic() - started) / (self.step - first)

@@ -1,13 +1,17 @@
 """The X-rays of a split, decoded once and held in memory, each with the key that member files know it by."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import datasets
 import numpy as np
 import torch
-from datasets import Dataset, Image
+from PIL import Image
 
 from clip_koa.grading.predictions import pseudonyms
+from clip_koa.training.corpus import NEEDED_SPLITS
+from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor
 from dataset_script.knee_xray import CorpusError, load_knee_xray
 from dataset_script.radiograph import read_stored_image
 
@@ -42,7 +46,7 @@ class Xrays:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def xray_key(image) -> str:
+def xray_key(image: Image.Image) -> str:
     """SHA-256 of an X-ray's pixels, row by row, as `read_radiograph` gives them (a PIL image in mode L).
 
     Whatever keeps the pixels keeps the key: another name, another place, a lossless format.
@@ -50,39 +54,57 @@ def xray_key(image) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def load_splits(data_dir: str | None) -> dict[str, Dataset]:
+def load_splits(data_dir: str | None) -> dict[str, datasets.Dataset]:
     """The train and the validation split of a corpus, `data_dir` or the environment's KNEE_XRAY_DIR.
 
     Raises:
         CorpusError: no corpus, a damaged one, or one without these splits.
     """
     corpus = load_knee_xray(data_dir)
-    for split in ("train", "validation"):
-        if split not in corpus:
-            raise CorpusError(
-                f"{data_dir or 'KNEE_XRAY_DIR'} has no {split} split: members need train and validation."
-            )
-    return {split: corpus[split].cast_column("image", Image(decode=False)) for split in ("train", "validation")}
+    missing = [split for split in NEEDED_SPLITS if split not in corpus]
+    if missing:
+        raise CorpusError(f"{data_dir or 'KNEE_XRAY_DIR'} has no {missing[0]} split: members need one.")
+    return {split: corpus[split].cast_column("image", datasets.Image(decode=False)) for split in NEEDED_SPLITS}
 
 
-def read_xrays(split: Dataset, image_size: int) -> Xrays:
+def read_xrays(split: datasets.Dataset, image_size: int) -> Xrays:
     """Decodes a split of `load_splits`, each X-ray at `image_size` pixels a side.
 
     Raises:
         CorpusError: two X-rays of the same pixels, which one key can't tell apart.
     """
     gray = torch.empty(len(split), image_size, image_size, dtype=torch.uint8)
-    places = {}
-    for index, row in enumerate(split):
+    processor = build_image_processor(image_size, IMAGENET_MEAN, IMAGENET_STD)
+    keys = []
+    for index, (key, image) in enumerate(_decode(split)):
+        keys.append(key)
+        if image.size != (image_size, image_size):
+            prepared = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+            image = Image.fromarray(prepared[0, 0])
+        gray[index] = torch.from_numpy(np.array(image))
+    return Xrays(gray, torch.tensor(split["label"]), keys, _people(split))
+
+
+def read_keys(split: datasets.Dataset) -> dict[str, str]:
+    """By key of each X-ray of a split of `load_splits`, the pseudonym of whose it is.
+
+    Raises:
+        CorpusError: as `read_xrays`.
+    """
+    return dict(zip((key for key, _ in _decode(split)), _people(split), strict=True))
+
+
+def _decode(split: datasets.Dataset) -> Iterator[tuple[str, Image.Image]]:
+    """Each X-ray of a split, with its key."""
+    files = {}
+    for row in split:
         image = read_stored_image(row["image"])
         key = xray_key(image)
-        if key in places:
-            raise CorpusError(
-                f"{row['file']} has the same pixels as {split[places[key]]['file']}: remove one of them."
-            )
-        places[key] = index
-        if image.size != (image_size, image_size):
-            image = image.resize((image_size, image_size), resample=3)
-        gray[index] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image_size, image_size)
-    people = pseudonyms(list(split["file"]), list(split["person_id"]))
-    return Xrays(gray, torch.tensor(split["label"]), list(places), people)
+        if key in files:
+            raise CorpusError(f"{row['file']} has the same pixels as {files[key]}: remove one of them.")
+        files[key] = row["file"]
+        yield key, image
+
+
+def _people(split: datasets.Dataset) -> list[str]:
+    return pseudonyms(list(split["file"]), list(split["person_id"]))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from clip_koa.training.augmentation import Augmentation, _sharpen
+from clip_koa.training.augmentation import DEFAULT_BOUNDS, Augmentation, AugmentationBounds, _sharpen
 from dataset_script.synthetic import draw_knee
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,6 +35,22 @@ def test_epochs_seeds_and_xrays_differ(xrays):
 
 def test_strength_zero_changes_nothing(xrays):
     assert Augmentation(0.0, MEAN, STD, seed=0)(xrays, torch.arange(8), epoch=0) is xrays
+
+
+@pytest.mark.parametrize("changed", AugmentationBounds._fields)
+def test_each_bound_is_of_its_own_change(xrays, changed):
+    """With all bounds 0 an X-ray stays as it is; each alone changes it, and is as drawn with the others."""
+    nothing = AugmentationBounds(*[0.0] * len(AugmentationBounds._fields))
+    indices = torch.arange(8)
+    kept = Augmentation(1.0, MEAN, STD, seed=0, bounds=nothing)(xrays, indices, epoch=0)
+    torch.testing.assert_close(kept, xrays, atol=1e-4, rtol=0)
+    alone = Augmentation(
+        1.0, MEAN, STD, seed=0, bounds=nothing._replace(**{changed: getattr(DEFAULT_BOUNDS, changed)})
+    )
+    assert (alone(xrays, indices, epoch=0) - xrays).abs().mean() > 0.01
+    drawn = alone._draw(indices, 0)
+    together = Augmentation(1.0, MEAN, STD, seed=0)._draw(indices, 0)
+    assert torch.equal(drawn[drawn != 0], together[drawn != 0]) and (drawn != 0).any()
 
 
 def test_it_is_gentle_and_stays_an_xray(xrays):
