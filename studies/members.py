@@ -10,6 +10,7 @@ of the X-rays that it never saw to studies/members/. docs/studies.md tells more.
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from clip_koa.memory import keep_freed_memory
@@ -43,11 +44,11 @@ def train_member(options: argparse.Namespace) -> Path:
     if (folder / "checkpoint").exists() and not options.resume:
         raise StudyError(f"{folder} holds a run: pass --resume to go on with it, or another --output.")
     splits = load_splits(options.data_dir)
-    people, validation = (read_xrays(splits[name], architecture.image_size) for name in ("train", "validation"))
-    fold = assign_folds(people.people, people.labels.tolist(), FOLDS)
-    unseen = people.take(fold == options.fold)
+    xrays, validation = (read_xrays(splits[name], architecture.image_size) for name in ("train", "validation"))
+    fold = assign_folds(xrays.people, xrays.labels.tolist(), FOLDS)
+    unseen = xrays.take(fold == options.fold)
     folder.mkdir(parents=True, exist_ok=True)
-    training = MemberTraining(settings, people.take(fold != options.fold), folder)
+    training = MemberTraining(settings, xrays.take(fold != options.fold), folder)
     if options.resume and training.load():
         print(f"{folder}: goes on after step {training.step}.", flush=True)
     training.train(validation)
@@ -69,9 +70,9 @@ def report(options: argparse.Namespace) -> None:
     print(describe_members(members, people, options.against or members[0].name))
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+def _whole(text: str, least: int = 0) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
     return int(text)
 
 
@@ -85,8 +86,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     train.add_argument("--data_dir", help="the corpus; default: the environment's KNEE_XRAY_DIR")
     train.add_argument("--output", required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint, where there is one")
-    train.add_argument("--seed", type=int, default=0, help="of the order, the augmentation and the new head")
-    train.add_argument("--epochs", type=_positive, help="default: what the model's recipe says")
+    train.add_argument("--seed", type=_whole, default=0, help="of the order, the augmentation and the new head")
+    train.add_argument("--epochs", type=partial(_whole, least=1), help="default: what the model's recipe says")
     table = commands.add_parser("report", help="print the figures of all members, alone and together")
     table.set_defaults(run=report)
     table.add_argument("--data_dir", help="the corpus; with it the figures have intervals over people")

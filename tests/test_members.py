@@ -265,10 +265,10 @@ def test_what_can_not_be_trained_says_why(train, corpus, tmp_path, capsys):
     train("run", "--data_dir", str(corpus / "train"), status=1)
     assert not (tmp_path / "run").exists()
     assert len(capsys.readouterr().err.splitlines()) <= 2
-    for epochs in ("0", "-1", "many"):
+    for option, value, least in (("--epochs", "0", 1), ("--epochs", "many", 1), ("--seed", "1.5", 0)):
         with pytest.raises(SystemExit):
-            train("run", "--epochs", epochs)
-        assert f"argument --epochs: '{epochs}' is no whole number above 0" in capsys.readouterr().err
+            train("run", option, value)
+        assert f"argument {option}: '{value}' is no whole number from {least} on" in capsys.readouterr().err
 
 
 # The report
