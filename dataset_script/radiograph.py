@@ -88,7 +88,7 @@ def read_radiograph(source: str | Path | bytes, *, name: str | None = None, firs
     except UnidentifiedImageError as error:
         raise RadiographError(f"{name} is not a {', '.join(FORMATS)} or DICOM image.") from error
     except Exception as error:  # the decoders raise nearly every kind there is on damaged files
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RadiographError(f"{name} is damaged or cannot be read: {reason}") from error
     person_id, laterality = parse_name(os.path.basename(name))
     return Radiograph(image, name, laterality, person_id, inverted=inverted)

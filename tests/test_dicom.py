@@ -46,6 +46,9 @@ def test_the_gray_scale_is_that_of_dcmtk(name):
         ("signed", 0),
         ("jpeg_ls_near", 2),
         ("jpeg_extended", 12),
+        ("jpeg_spectral_selection", 12),
+        ("jpeg_progressive", 12),
+        ("htj2k", 0),
     ],
 )
 def test_every_transfer_syntax_gives_the_same_xray(name, tolerance):

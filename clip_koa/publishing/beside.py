@@ -11,7 +11,7 @@ _PAGE = (
     "app.py", "LICENSE", "clip_koa/__init__.py", "clip_koa/grading/__init__.py", "clip_koa/grading/grader.py",
     "clip_koa/grading/onnx_network.py",
     "clip_koa/webapp/*.py", "clip_koa/webapp/templates/*", "modeling_clip_koa/*.py", "dataset_script/__init__.py",
-    "dataset_script/radiograph.py", "dataset_script/pixels.py", "dataset_script/dicom.py",
+    "dataset_script/radiograph.py", "dataset_script/pixels.py", "dataset_script/dicom*.py",
     "dataset_script/synthetic.py",
 )  # fmt: skip
 _REQUIREMENTS = ("torch", "transformers", "safetensors", "pillow", "numpy", "pydicom", "Jinja2")

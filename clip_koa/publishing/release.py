@@ -21,7 +21,10 @@ from modeling_clip_koa import CLIPKOAForImageClassification
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What calibration leaves beside the weights; optional.
 OPTIONAL_FILES = ("calibration.json", "typicality.safetensors")
-_READER = ("__init__.py", "radiograph.py", "pixels.py", "dicom.py")
+_READER = (
+    "__init__.py", "radiograph.py", "pixels.py", "dicom.py", "dicom_decoding.py", "dicom_elements.py",
+    "dicom_gray_scale.py",
+)  # fmt: skip
 _LOCAL_FIELDS = ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 _HANDLER = Path(__file__).parent / "templates" / "handler.py"
 _PROJECT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ MODEL_FILES = (
     "metrics.json", "calibration.json", "typicality.safetensors", "handler.py", "requirements.txt",
     "figures/*.png", "examples/*.png",
     "dataset_script/__init__.py", "dataset_script/radiograph.py", "dataset_script/pixels.py",
-    "dataset_script/dicom.py",
+    "dataset_script/dicom*.py",
 )  # fmt: skip
 NEEDED_FILES = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 TOLERANCE = 1e-4

@@ -3,7 +3,9 @@
     apt-get install dcmtk libgdcm-tools
     python tests/data/make_dicom.py
 
-The .pgm files are what dcmtk's own renderer makes of some of them. No patient is in any of these files.
+The .pgm files are what dcmtk's own renderer makes of some of them; those in gray_scale are of the files that
+tests/dicom_files.py writes. htj2k.dcm needs `pip install imagecodecs` too, whose encoder is OpenJPH; without it that
+file stays as it is. No patient is in any of these files.
 """
 
 import subprocess
@@ -14,7 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+from dicom_files import CASES, write_dicom  # noqa: E402
+
 from dataset_script.synthetic import draw_knee  # noqa: E402
 
 OUTPUT = Path(__file__).parent / "dicom"
@@ -89,6 +93,8 @@ def main() -> None:
     run("dcmcjpeg", "+e1", window, OUTPUT / "jpeg_lossless_sv1.dcm")
     run("dcmcjpeg", "+el", window, OUTPUT / "jpeg_lossless.dcm")
     run("dcmcjpeg", "+ee", "+q", 95, window, OUTPUT / "jpeg_extended.dcm")
+    run("dcmcjpeg", "+es", "+q", 95, window, OUTPUT / "jpeg_spectral_selection.dcm")
+    run("dcmcjpeg", "+ep", "+q", 95, window, OUTPUT / "jpeg_progressive.dcm")
     run("dcmcjpls", window, OUTPUT / "jpeg_ls.dcm")
     run("dcmcjpls", "+en", window, OUTPUT / "jpeg_ls_near.dcm")
     run("dcmcrle", window, OUTPUT / "rle.dcm")
@@ -109,6 +115,30 @@ def main() -> None:
     for name, option in {"window": "+Wi", "monochrome1": "+Wi", "rescale": "+Wi", "voi_lut": "+Wl"}.items():
         run("dcm2pnm", "+op", option, 1, OUTPUT / f"{name}.dcm", OUTPUT / f"{name}.pgm")
     run("dcm2pnm", "+op", "+Wi", 1, "+Wfs", OUTPUT / "sigmoid.dcm", OUTPUT / "sigmoid.pgm")
+    render_cases()
+    encode_htj2k(deep)
+
+
+def render_cases() -> None:
+    folder = OUTPUT / "gray_scale"
+    folder.mkdir(exist_ok=True)
+    for name, (content, options) in CASES.items():
+        with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+            file.write(content)
+            file.flush()
+            run("dcm2pnm", "+op", *options, file.name, folder / f"{name}.pgm")
+
+
+def encode_htj2k(deep: np.ndarray) -> None:
+    try:
+        import imagecodecs
+    except ImportError:
+        return
+    frame = imagecodecs.htj2k_encode(deep.astype(np.uint16))
+    content = write_dicom(
+        deep.astype(np.uint16), "1.2.840.10008.1.2.4.201", frame, BitsStored=12, WindowCenter=1500, WindowWidth=2000
+    )
+    (OUTPUT / "htj2k.dcm").write_bytes(content)
 
 
 if __name__ == "__main__":
