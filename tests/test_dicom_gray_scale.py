@@ -40,7 +40,7 @@ def test_what_is_easily_got_wrong_is_as_dcmtk_shows_it(name):
 
 
 @needs_dcmtk
-@pytest.mark.parametrize("start", range(0, 100, 10))
+@pytest.mark.parametrize("start", range(0, 60, 10))
 def test_any_gray_scale_is_as_dcmtk_shows_it(start, tmp_path):
     """Bits stored, high bits, signs, modality and VOI tables and windows, shapes: all combined."""
     for seed in range(start, start + 10):
