@@ -18,6 +18,7 @@ import numpy as np
 from dataset_script.layouts import GRADES, CorpusError, Xray, list_files, resolve_data_dir
 
 SPLITS = ("train", "validation", "test")
+_UNKNOWN = ("", "None", "nan", "NaN", "NaT", "<NA>")  # as the metric has it: None, NaN, pandas' NA, blank text
 COLUMNS = ("file", "label", "person_id", "laterality", "split")
 
 
@@ -46,7 +47,7 @@ def split_by_person(
         raise ValueError(f"{len(person_ids)} person ids, but {len(grades)} grades.")
     if shares.size < 2 or not (np.isfinite(shares).all() and (shares > 0).all()):
         raise ValueError(f"shares {shares.tolist()}: at least two, each above 0.")
-    unknown = sum(person is None or person == "" for person in person_ids)
+    unknown = sum(str(person).strip() in _UNKNOWN for person in person_ids)
     if unknown:
         raise ValueError(f"{unknown} X-rays are of unknown people: they cannot be kept in one split.")
     people = {}  # person -> X-rays of each grade, (K,)

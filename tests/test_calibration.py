@@ -53,6 +53,18 @@ def test_calibration_is_measured_on_people_it_was_not_fitted_on():
         cross_fitted(logits[:8], labels[:8], people[:8], 0.9)
 
 
+def test_unknown_people_are_drawn_into_folds_one_by_one():
+    logits, labels = _drawn(60, 2, sharpness=2.0)
+    known = [f"z{index // 2}" for index in range(30)]
+    expected = cross_fitted(logits, labels, known + [f"X-ray {index}" for index in range(30, 60)], 0.9)
+    for nobody in (None, "", " ", float("nan")):
+        fitted = cross_fitted(logits, labels, known + [nobody] * 30, 0.9)
+        np.testing.assert_array_equal(fitted.pop("probabilities"), expected["probabilities"])
+        assert fitted == {name: value for name, value in expected.items() if name != "probabilities"}
+    with pytest.raises(CalibrationError, match="9 people are too few"):
+        cross_fitted(logits[:10], labels[:10], ["a", "a"] + [None] * 8, 0.9)
+
+
 _PROBABILITIES = arrays(np.float64, (7, 5), elements=st.floats(0.001, 1)).map(lambda a: a / a.sum(1, keepdims=True))
 
 

@@ -7,6 +7,7 @@ import time
 
 import evaluate
 import numpy as np
+import pandas
 import pytest
 from conftest import ROOT
 from hypothesis import given
@@ -15,7 +16,7 @@ from scipy.spatial.distance import jensenshannon
 from sklearn import metrics as sklearn_metrics
 
 from metrics.kl_grading import kl_grading
-from metrics.kl_grading.kl_grading import GradedSample, kl_grading_metrics
+from metrics.kl_grading.kl_grading import GradedSample, kl_grading_metrics, person_numbers
 from metrics.kl_grading.paired import compare_kl_gradings
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
@@ -72,6 +73,12 @@ def test_one_grade_throughout():
         (([1], [1], [1, 2]), "2 flipped_predictions"),
         (([1.5], [1]), "whole numbers"),
         (([float("nan")], [1]), "whole numbers"),
+        (([1, float("nan")], [1, 2]), r"predictions\[1\] is nan"),
+        (([1, 2], [1, None]), r"references\[1\] is None"),
+        (([1], [1], [None]), r"flipped_predictions\[0\] is None"),
+        (([1, 2], pandas.Series([1, pandas.NA])), r"references\[1\] is <NA>"),
+        (([True], [1]), r"predictions\[0\] is True"),
+        (([[1], [2, 3]], [1, 2]), "flat list"),
         (([float("inf")], [1]), "predictions hold the grade inf"),
         (([None], [1]), "whole numbers"),
         ((["2"], [1]), "whole numbers"),
@@ -97,6 +104,8 @@ SURE = [0.0, 1.0, 0.0, 0.0, 0.0]
         ({"flipped_probabilities": [SURE]}, "without probabilities"),
         ({"probabilities": [SURE], "flipped_probabilities": [[2.0, 0, 0, 0, 0]]}, "flipped_probabilities.* up to 2"),
         ({"people": ["a", "b"]}, "2 people for 1 references"),
+        ({"people": "a"}, "people is a str"),
+        ({"people": {"a"}}, "people is a set"),
         ({"people": ["a"], "resamples": 0}, "resamples=0"),
     ],
 )
@@ -196,6 +205,43 @@ def test_the_bootstrap_draws_people():
     assert alone == pytest.approx([0.402, 0.598], abs=0.02)
 
 
+NOBODY = [None, float("nan"), np.float32("nan"), np.nan, pandas.NA, pandas.NaT, "", "  ", "\t\n", b"", "nan", "<NA>"]
+IN_EVERY_FORM = {
+    "list": list,
+    "array of objects": lambda people: np.array(people, dtype=object),
+    "pandas": lambda people: pandas.Series(people, index=range(100, 100 + len(people)), dtype=object),
+    "array of text": lambda people: np.array([p.decode() if isinstance(p, bytes) else str(p) for p in people]),
+}
+
+
+@pytest.mark.parametrize("form", IN_EVERY_FORM)
+@pytest.mark.parametrize("nobody", NOBODY, ids=repr)
+def test_an_unknown_person_is_a_person_of_their_own(nobody, form):
+    """Figures and intervals are those of names that all differ; no name, however odd, meets another."""
+    predictions, references = [1, 0, 2, 2, 4, 1, 0, 3], [1, 1, 2, 3, 4, 1, 2, 3]
+    people = IN_EVERY_FORM[form](["X-ray 1", nobody, "a", "a", nobody, nobody, "person a", nobody])
+    results = kl_grading_metrics(predictions, references, people=people)
+    assert results["num_people"] == 7
+    named = ["X-ray 1", "", "a", "a", "", "", "person a", ""]
+    assert results == kl_grading_metrics(predictions, references, people=named)
+    side = {"predictions": predictions}
+    compared = compare_kl_gradings(side, {"predictions": references}, references, people)
+    assert compared["num_people"] == 7 and compared["intervals"]["accuracy"][0] < 0.625
+
+
+@pytest.mark.parametrize("nobody", NOBODY, ids=repr)
+def test_unknown_people_alone_give_the_interval_over_xrays(nobody):
+    given_ = _grading(60, 60)
+    unknown = kl_grading_metrics(**{**given_, "people": [nobody] * 60})
+    assert unknown["num_people"] == 60
+    # Drawn in the order of the keys, which is that of these names.
+    assert unknown == kl_grading_metrics(**{**given_, "people": [f"{place}" for place in range(60)]})
+
+
+def test_a_name_is_the_same_with_and_without_blanks():
+    assert person_numbers(["a ", "a", " b", b"b", np.str_("b"), 7, "7"]).tolist() == [1, 1, 2, 2, 2, 0, 0]
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """Both knees of a person right or both wrong: intervals over people hold the truth, over images not."""
     generator = np.random.default_rng(0)
@@ -284,10 +330,19 @@ def test_loads_with_evaluate_offline():
     assert results == kl_grading_metrics([0, 1, 2, 4], [0, 2, 2, 4], **settings)
 
 
-def test_evaluate_does_not_round_silently():
+@pytest.mark.parametrize("wrong", [2.7, None, float("nan"), "2"], ids=repr)
+def test_evaluate_takes_no_grade_for_another(wrong):
     metric = evaluate.load(str(ROOT / "metrics" / "kl_grading"))
-    with pytest.raises(ValueError, match="whole numbers"):
-        metric.compute(predictions=[2.7, 1], references=[2, 1])
+    for name, other in (("predictions", "references"), ("references", "predictions")):
+        with pytest.raises(ValueError, match=rf"^{name} must be .* whole numbers; {name}\[1\] is {wrong!r}\.$"):
+            metric.compute(**{name: [1, wrong], other: [2, 1]})
+
+
+def test_evaluate_takes_columns_of_a_table():
+    metric = evaluate.load(str(ROOT / "metrics" / "kl_grading"))
+    table = pandas.DataFrame({"named": [0, 1, 2], "true": [0, 2, 2], "who": ["anna", None, None]}, index=[5, 6, 7])
+    results = metric.compute(predictions=table["named"], references=table["true"], people=table["who"])
+    assert results == kl_grading_metrics([0, 1, 2], [0, 2, 2], people=["anna", "", ""]) and results["num_people"] == 3
 
 
 def test_example_in_the_description():

@@ -1,6 +1,7 @@
 """Prediction files, and the comparison and average of several."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from clip_koa.grading.comparison import compare_files, describe_comparison
+from clip_koa.grading.error_groups import measure_groups
 from clip_koa.grading.evaluation import Predictions, evaluate, measure_heads
 from clip_koa.grading.predictions import (
     PredictionFile,
@@ -50,6 +52,25 @@ def test_pseudonyms():
     names = pseudonyms(["a.png", "b.png", "c.png", "d.png"], ["9000001", "9000001", "", ""])
     assert names[0] == names[1] == pseudonyms(["other.png"], ["9000001"])[0] == "5df1f8f70c69"
     assert len(set(names)) == 3  # an X-ray of nobody known is a person of its own
+    for nobody in (None, " ", float("nan")):
+        assert pseudonyms(["a.png", "b.png"], [nobody, nobody]) == pseudonyms(["a.png", "b.png"], ["", ""])
+
+
+@pytest.mark.parametrize("nobody", ['""', "null", '" "', "NaN"])
+def test_a_file_that_names_nobody_is_read_as_of_a_person_for_each_xray(tmp_path, nobody):
+    """In every place where people are grouped: heads, groups of errors, averages of seeds, comparisons."""
+    paths = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    for path, seed in zip(paths, (0, 1), strict=True):
+        write_predictions(path, _graded(seed))
+        path.write_text(re.sub('"person": "[^"]*"', f'"person": {nobody}', path.read_text()))
+    read = read_predictions(paths[0])
+    assert read.people == pseudonyms(read.files, [""] * 12)
+    groups = {"all": np.ones(12, dtype=bool)}
+    [figures] = measure_groups(read, groups, "text").values()
+    assert figures["interval"] is not None
+    assert average_files(paths)["num_people"] == 12
+    compared = compare_files(*paths, "text")
+    assert compared["num_people"] == 12 and compared["intervals"]["accuracy"] is not None
 
 
 def test_predictions_of_a_split_are_of_each_xray_once():

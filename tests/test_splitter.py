@@ -72,7 +72,7 @@ def test_seeds_differ_and_repeat():
         ((["a", "b", "c"], [0, 1, 2], (0.5, 0.5, 0)), "each above 0"),
         ((["a", "b", "c"], [0, 1, 2], (1, np.nan)), "each above 0"),
         ((["a", "a", "b"], [0, 1, 2]), "2 people cannot fill 3 splits"),
-        ((["a", "", "b", None], [0, 1, 2, 2]), "2 X-rays are of unknown people"),
+        ((["a", "", "b", None, " ", float("nan")], [0, 1, 2, 2, 3, 4]), "4 X-rays are of unknown people"),
     ],
 )
 def test_what_cannot_be_split_is_refused(arguments, reason):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
-from metrics.kl_grading.kl_grading import kl_grading_metrics
+from metrics.kl_grading.kl_grading import kl_grading_metrics, person_numbers
 from modeling_clip_koa import GRADE_LABELS, CalibrationError, CLIPKOAForImageClassification
 from modeling_clip_koa.grader_clip_koa import LEVELS, confidence_sets, grown_intervals
 from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
@@ -75,7 +75,8 @@ def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], 
     """What calibration gives on people it was not fitted on: each tenth of the people by a fit on the others.
 
     Args:
-        logits: (N, K). labels: (N,). people: N names; X-rays of equal name are one person's.
+        logits: (N, K). labels: (N,). people: N names; X-rays of equal name are one person's, and each unknown one is a
+            person of its own.
 
     Returns:
         `probabilities` (N, K); `before` and `after` with `expected_calibration_error` (15 bins), `log_loss` and
@@ -84,12 +85,13 @@ def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], 
     Raises:
         CalibrationError: fewer people than folds.
     """
-    names = sorted(set(people))
-    if len(names) < FOLDS:
-        raise CalibrationError(f"{len(names)} people are too few to calibrate on: it takes at least {FOLDS}.")
-    shuffled = np.random.default_rng(0).permutation(len(names))
-    fold_of = {names[place]: number % FOLDS for number, place in enumerate(shuffled)}
-    folds = np.array([fold_of[person] for person in people])
+    person = person_numbers(people)
+    count = int(person.max()) + 1
+    if count < FOLDS:
+        raise CalibrationError(f"{count} people are too few to calibrate on: it takes at least {FOLDS}.")
+    fold_of = np.empty(count, dtype=int)
+    fold_of[np.random.default_rng(0).permutation(count)] = np.arange(count) % FOLDS
+    folds = fold_of[person]
     probabilities = np.zeros(tuple(logits.shape))
     sets: list[tuple[int, ...]] = [()] * len(people)
     for fold in range(FOLDS):

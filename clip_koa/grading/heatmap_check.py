@@ -23,6 +23,7 @@ from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_spli
 from clip_koa.grading.predictions import pseudonyms
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError, read_stored_image
+from metrics.kl_grading.kl_grading import person_numbers
 from modeling_clip_koa import CLIPKOAForImageClassification
 from modeling_clip_koa.grader_clip_koa import patch_relevance
 
@@ -103,9 +104,9 @@ def _painted(pixel_values: torch.Tensor, ranking: torch.Tensor, share: float) ->
 def _summary(values, people: list[str]) -> dict:
     """Mean and 95 % interval, by bootstrap over people."""
     values = np.asarray(values, dtype=float)
-    names, member = np.unique(people, return_inverse=True)
+    member = person_numbers(people)
     sums, counts = np.bincount(member, values), np.bincount(member)
-    drawn = np.random.default_rng(0).integers(0, len(names), (_RESAMPLES, len(names)))
+    drawn = np.random.default_rng(0).integers(0, len(sums), (_RESAMPLES, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     return {"mean": float(values.mean()), "interval": np.percentile(means, [2.5, 97.5]).tolist()}
 

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 from clip_koa.grading.evaluation import Predictions
+from metrics.kl_grading.kl_grading import known_person
 
 # The columns of logits; a row holds `file`, `person`, `label` and these.
 LOGITS = ("logits", "flipped_logits", "classifier_logits", "flipped_classifier_logits")
@@ -48,7 +49,8 @@ def pseudonyms(files: list[str], person_ids: list[str]) -> list[str]:
     An X-ray without a person id counts as a person of its own. The name groups X-rays and hides nothing: the id may
     stand in the file's name beside it.
     """
-    keys = [f"person {person}" if person else f"file {file}" for file, person in zip(files, person_ids, strict=True)]
+    names = [known_person(person) for person in person_ids]
+    keys = [f"file {file}" if name is None else f"person {name}" for file, name in zip(files, names, strict=True)]
     return [hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys]
 
 
@@ -67,7 +69,7 @@ def write_predictions(path: str | Path, graded: PredictionFile) -> None:
 
 
 def read_predictions(path: str | Path) -> PredictionFile:
-    """Reads a prediction file.
+    """Reads a prediction file; an X-ray whose person is empty or null is a person of its own.
 
     Raises:
         PredictionsError: no such file, an empty one, or a line that lacks a column or holds no numbers.
@@ -80,7 +82,10 @@ def read_predictions(path: str | Path) -> PredictionFile:
         try:
             row = json.loads(line)
             logits = [torch.tensor(row[name], dtype=torch.float32) for name in LOGITS]
-            rows.append((str(row["file"]), str(row["person"]), int(row["label"]), *logits))
+            file = str(row["file"])
+            # As `pseudonyms`: a file that another program wrote may name nobody.
+            person = known_person(row["person"]) or pseudonyms([file], [None])[0]
+            rows.append((file, person, int(row["label"]), *logits))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise PredictionsError(
                 f"{path}, line {number} is no prediction ({type(error).__name__}: {error}): "

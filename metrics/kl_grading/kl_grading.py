@@ -11,6 +11,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 1000
 _SUM_TOLERANCE = 1e-3  # how far probabilities may be from adding up to 1
 _CHUNK = 4_000_000  # weights held at once, X-rays times resamples
+_UNKNOWN = ("", "None", "nan", "NaN", "NaT", "<NA>")  # names of nobody
 
 _DESCRIPTION = "Metrics of knee X-ray grading on the Kellgren-Lawrence scale, 0 to 4, with intervals over people."
 
@@ -29,7 +30,8 @@ Args:
     num_grades (int): defaults to 5.
     probabilities (list of list of float, optional): of each grade, for each X-ray; each row adds up to 1.
     flipped_probabilities (list of list of float, optional): those of the mirror images.
-    people (list of str or int, optional): whose X-ray it is; asks for the intervals.
+    people (list of str or int, optional): whose X-ray it is; asks for the intervals. None, NaN and empty names are
+        unknown people, each of them a person of their own.
     resamples (int): of the bootstrap, defaults to 1000.
     seed (int): of the bootstrap, defaults to 0.
 Returns:
@@ -78,7 +80,7 @@ def kl_grading_metrics(
         flipped_predictions: grades of the mirror images, N.
         num_grades: K; grades are 0 to this less one.
         probabilities, flipped_probabilities: of the X-rays and of their mirror images, (N, K).
-        people: N names; X-rays of equal name are one person's.
+        people: N names, as `person_numbers` takes them; X-rays of equal name are one person's.
         resamples, seed: of the bootstrap.
 
     Returns:
@@ -100,6 +102,36 @@ def kl_grading_metrics(
         spread = sample.bootstrap(resamples, seed)
         results["intervals"] = {name: interval(spread[name], value) for name, value in figures.items()}
     return results
+
+
+def known_person(person) -> str | None:
+    """A person's name as text, without the blanks around it; None for whoever is not known.
+
+    Unknown is what stands for nothing in Python, numpy and pandas, or in a file: None, NaN, NaT, pandas' NA, text that
+    is empty or blank, and what `str` makes of the former, as numpy does in a list of texts that holds a NaN.
+    """
+    if isinstance(person, bytes):
+        person = person.decode("utf-8", "backslashreplace")
+    # Only text is compared with text: pandas' NA answers no comparison.
+    text = str(person).strip()
+    return None if text in _UNKNOWN else text
+
+
+def person_numbers(people) -> np.ndarray:
+    """Numbers of N people, (N,), from 0 on and each in use; X-rays of equal name have the same.
+
+    Args:
+        people: N names, as text or numbers, in a list, array or column. Each X-ray whose name is unknown, as
+            `known_person` tells, is a person of its own: nothing says that two of them are one person's.
+
+    Raises:
+        ValueError: one text, or a set or dictionary, in place of a list of names.
+    """
+    if isinstance(people, str | bytes | set | frozenset | dict):
+        raise ValueError(f"people is a {type(people).__name__}: give a list with a name for each X-ray.")
+    names = [known_person(person) for person in people]
+    keys = [f"X-ray {place}" if name is None else f"person {name}" for place, name in enumerate(names)]
+    return np.unique(np.asarray(keys), return_inverse=True)[1]
 
 
 def interval(spread: np.ndarray, figure: np.ndarray) -> list | None:
@@ -161,7 +193,7 @@ class GradedSample:
             self.means["flip_divergence"] = _jensen_shannon(self.probabilities, flipped)
         if people is not None:
             self._check_length(people, "people")
-            self.person = np.unique(np.asarray([str(person) for person in people]), return_inverse=True)[1]
+            self.person = person_numbers(people)
             self.num_people = int(self.person.max()) + 1
 
     def _check_length(self, values, name: str) -> None:
@@ -303,11 +335,27 @@ def plain(value: np.ndarray):
     return None if np.isnan(value) else float(value)
 
 
-def _grades(values, name: str, num_grades: int) -> np.ndarray:
-    grades = np.asarray(values)
+def _whole_numbers(values, name: str) -> np.ndarray:
+    """A flat list of whole numbers as an array (N,); else a ValueError that names the first other value."""
+    wanted = f"{name} must be a flat list of whole numbers"
+    try:
+        grades = np.asarray(values)
+    except ValueError:  # lists of unequal length
+        grades = np.empty((0, 0))
+    if grades.ndim != 1:
+        raise ValueError(f"{wanted}, one for each X-ray.")
     # Letters "iuf" are the numeric kinds of numpy; NaN equals nothing, so it fails the comparison.
-    if grades.ndim != 1 or grades.dtype.kind not in "iuf" or not (grades == np.floor(grades)).all():
-        raise ValueError(f"{name} must be a flat list of whole numbers, 0 to {num_grades - 1}.")
+    if grades.dtype.kind in "iuf" and (grades == np.floor(grades)).all():
+        return grades
+    for place, value in enumerate(values):
+        whole = np.asarray(value)
+        if whole.ndim or whole.dtype.kind not in "iuf" or not whole == np.floor(whole):
+            raise ValueError(f"{wanted}; {name}[{place}] is {value!r:.60}.")
+    return grades.astype(float)  # numbers in an array of objects
+
+
+def _grades(values, name: str, num_grades: int) -> np.ndarray:
+    grades = _whole_numbers(values, name)
     wrong = grades[(grades < 0) | (grades >= num_grades)]
     if wrong.size:
         raise ValueError(f"{name} hold the grade {wrong[0]:g}: grades are 0 to {num_grades - 1}.")
@@ -326,6 +374,16 @@ class KLGrading(evaluate.Metric):
             # Floats, since an integer column would round 2.7 down without a word; `_grades` refuses it.
             features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64"))),
         )
+
+    def add_batch(self, *, predictions=None, references=None, **settings):
+        """Takes grades as lists, arrays or columns of a table.
+
+        Raises:
+            ValueError: grades that are missing, text or not whole, which `evaluate` would turn into others or fail at.
+        """
+        grades = {"predictions": predictions, "references": references}
+        listed = {name: _whole_numbers(v, name).tolist() for name, v in grades.items() if v is not None}
+        super().add_batch(**{**grades, **listed}, **settings)
 
     def _compute(self, predictions, references, **settings):
         return kl_grading_metrics(predictions, references, **settings)

@@ -20,7 +20,7 @@ def compare_kl_gradings(
             `flipped_predictions`, `probabilities`, `flipped_probabilities`; figures that only one can give are left
             out.
         references: true grades, N.
-        people: N names; X-rays of equal name are one person's.
+        people: N names; X-rays of equal name are one person's, and each unknown one a person of its own.
         resamples, seed: of the bootstrap.
 
     Returns:
