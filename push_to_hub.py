@@ -10,12 +10,11 @@ The token comes from `hf auth login` or HF_TOKEN. docs/publishing.md tells more.
 """
 
 import argparse
-import shutil
+import signal
 import sys
-import tempfile
+import traceback
 from pathlib import Path
 
-from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from clip_koa.publishing.beside import (
@@ -28,9 +27,12 @@ from clip_koa.publishing.beside import (
     build_space,
 )
 from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.forms import find_form, redact
 from clip_koa.publishing.hub import HubError, upload, validate_online
+from clip_koa.publishing.private import tokens, traces
 from clip_koa.publishing.release import DTYPES, Release, build_release
 from clip_koa.publishing.release_check import MODEL_FILES, check_folder, check_loading
+from clip_koa.publishing.workplace import Stopped, Workplace, signals_as_exceptions
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -66,9 +68,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         try:
             validate_repo_id(name)
         except HFValidationError as error:
-            parser.error(str(error))
+            parser.error(redact(str(error), tokens()))
         if "/" not in name:
-            parser.error(f"{name}: name the repository as USER/NAME.")
+            parser.error(redact(f"{name}: name the repository as USER/NAME.", tokens()))
     for kind, folder in (("dataset", "dataset_script"), ("metric", "metrics/kl_grading")):
         if getattr(options, kind) and Path(options.subject).resolve() != PROJECT / folder:
             parser.error(f"--{kind} publishes {folder}: give that in place of {options.subject}.")
@@ -90,11 +92,11 @@ def repo_type(options: argparse.Namespace) -> str:
     return {"metric": "space"}.get(repo_kind(options), repo_kind(options))
 
 
-def secrets_of(options: argparse.Namespace) -> tuple[str, ...]:
-    """What no file may hold: the token, and paths of this machine."""
-    machine = [f"{path}/" for path in (Path.home(), Path.cwd()) if path != Path(path.anchor)]
-    checkpoint = str(Path(options.subject).resolve()) if repo_kind(options) == "model" else ""
-    return (get_token() or "", checkpoint, *machine)
+def private_of(options: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """What no file may hold, and what it is: tokens, and what names this machine and its folders."""
+    subject = (Path(options.subject),) if repo_kind(options) == "model" else ()
+    public = " ".join(map(str, (options.repo_id, options.base_model, options.trained_on)))
+    return {**tokens(), **traces(folder, *subject, public=public)}
 
 
 def build(options: argparse.Namespace, folder: Path) -> Release | None:
@@ -113,22 +115,27 @@ def build(options: argparse.Namespace, folder: Path) -> Release | None:
     return None
 
 
-def publish(options: argparse.Namespace, folder: Path) -> None:
+def publish(options: argparse.Namespace, place: Workplace) -> None:
     """Builds, checks, shows and uploads."""
-    release = build(options, folder)
-    files = check_folder(folder, ALLOWED[repo_kind(options)], secrets=secrets_of(options))
+    for name in ("message", "tag"):
+        if found := find_form(getattr(options, name) or ""):
+            raise ReleaseError(f"--{name} holds {found}.")
+    release = build(options, place.release)
+    files = check_folder(place.release, ALLOWED[repo_kind(options)], private_of(options, place.folder))
     if release:
         for python in (sys.executable, *options.python):
-            for way, difference in check_loading(folder, release.expected, python).items():
+            for way, difference in check_loading(place.release, release.expected, python).items():
                 print(f"loads with {way}: largest difference {difference:.1g}")
-    for path in files:
-        print(f"{path.stat().st_size:>12,}  {path.relative_to(folder).as_posix()}")
-    print(f"{sum(path.stat().st_size for path in files):>12,}  bytes in {len(files)} files for {options.repo_id}")
+    folder = place.keep(place.release)
+    for file in files:
+        print(f"{file.size:>12,}  {file.name}")
+    print(f"{sum(file.size for file in files):>12,}  bytes in {len(files)} files for {options.repo_id}")
     if options.dry_run:
-        print(f"Nothing was uploaded; the release is in {folder}.")
+        print(f"Nothing was uploaded; the release is in {options.output}.")
         return
-    validate_online(folder / "README.md", repo_type(options))
+    validate_online(folder, repo_type(options))
     sdk = {"space": "gradio", "metric": "static"}.get(repo_kind(options))
+    print(f"Uploading to {options.repo_id}", flush=True)
     oid = upload(
         folder, files, options.repo_id, repo_type=repo_type(options), private=options.private, tag=options.tag,
         message=options.message, space_sdk=sdk,
@@ -136,30 +143,27 @@ def publish(options: argparse.Namespace, folder: Path) -> None:
     print(f"Published as {options.repo_id} at revision {oid}" + (f", tag {options.tag}." if options.tag else "."))
 
 
-def publish_from(options: argparse.Namespace) -> None:
-    """Publishes by the folder that --output names; what fails its checks does not stay there."""
-    if options.output.exists() and any(options.output.iterdir()):
-        raise ReleaseError(f"{options.output} is not empty: name a new folder.")
-    try:
-        publish(options, options.output)
-    except ReleaseError:
-        shutil.rmtree(options.output, ignore_errors=True)
-        raise
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Publishes; returns the exit status, 2 where it can't."""
+    """Publishes; returns the exit status: 2 where it can't, 128 and its number after a signal."""
     options = parse_options(arguments)
     try:
-        if options.output:
-            publish_from(options)
-            return 0
-        with tempfile.TemporaryDirectory() as folder:
-            publish(options, Path(folder) / "release")
+        with signals_as_exceptions(), Workplace(options.output) as place:
+            publish(options, place)
+        return 0
+    except Stopped as stop:
+        name = signal.Signals(stop.args[0]).name
+        _tell(f"stopped by {name}. What was not yet published is not; push again to publish it.")
+        return 128 + stop.args[0]
     except (HubError, OSError, ReleaseError) as error:
-        print(f"push_to_hub.py: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
-    return 0
+    except Exception:  # a fault of ours: told in full, but for what nobody may read
+        _tell(traceback.format_exc())
+        return 1
+
+
+def _tell(text: str) -> None:
+    print(f"push_to_hub.py: {redact(text, tokens())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

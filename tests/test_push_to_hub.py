@@ -6,26 +6,31 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from hub_server import HubServer
+from safetensors.numpy import save
 from transformers import CLIPImageProcessor
 
 import push_to_hub
+from clip_koa.publishing import hub
 from clip_koa.publishing.beside import build_space
-from clip_koa.publishing.release_check import compare_probe, run_probe
+from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.release_check import check_folder, compare_probe, run_probe
 from dataset_script.synthetic import draw_knee
 
 TOKEN = "hf_" + "testtoken" * 4
+WEIGHTS = save({"a": np.zeros(4)})
 UPLOAD = """
 import sys
 from pathlib import Path
 from clip_koa.publishing import hub
+from clip_koa.publishing.release_check import check_folder
 hub.WAITS = (0.01,)
 folder = Path(sys.argv[1])
 try:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    print(hub.upload(folder, files, "anna/knees", tag=sys.argv[2] or None))
+    print(hub.upload(folder, check_folder(folder), "anna/knees", tag=sys.argv[2] or None))
 except hub.HubError as error:
     sys.exit(str(error))
 """
@@ -51,7 +56,7 @@ def push(server, tmp_path):
     folder = tmp_path / "release"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\ncard")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
 
     def run(tag=""):
         result = subprocess.run(
@@ -106,7 +111,7 @@ def test_a_killed_upload_changes_nothing_and_the_next_completes_it(server, push)
 def test_a_broken_put_is_sent_again(server, push):
     server.fail = {"/lfs/": [500]}
     assert push().returncode == 0
-    assert server.files("main")["model.safetensors"] == b"weights"
+    assert server.files("main")["model.safetensors"] == WEIGHTS
 
 
 def test_too_many_requests_wait_as_asked_and_trouble_is_told(server, push):
@@ -252,8 +257,58 @@ def test_what_fails_its_checks_does_not_stay(server, checkpoint, tmp_path):
 
 
 def test_a_home_at_the_root_is_no_secret(monkeypatch, tmp_path):
-    """As in some containers; every file holds a slash."""
+    """As in some containers; every file holds a slash. Nor is the name of whoever publishes under it."""
     monkeypatch.setenv("HOME", "/")
+    monkeypatch.setenv("LOGNAME", "anna1234")
     monkeypatch.chdir(tmp_path)
-    secrets = push_to_hub.secrets_of(push_to_hub.parse_options(["runs/best", "anna/knees"]))
-    assert "/" not in secrets and "//" not in secrets and f"{tmp_path}/" in secrets
+    private = push_to_hub.private_of(push_to_hub.parse_options(["runs/best", "anna/knees"]), tmp_path)
+    assert "/" not in private and "//" not in private and f"{tmp_path}/" in private and "anna1234" in private
+    own = push_to_hub.private_of(push_to_hub.parse_options(["runs/best", "anna1234/knees"]), tmp_path)
+    assert "anna1234" not in own
+
+
+def test_tokens_of_the_environment_are_found_and_never_shown(monkeypatch, tmp_path):
+    monkeypatch.setenv("MY_CLOUD_TOKEN", "plain-words-only")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nSee plain-words-only.\n")
+    private = push_to_hub.private_of(push_to_hub.parse_options(["runs/best", "anna/knees"]), tmp_path)
+    with pytest.raises(ReleaseError, match="README.md holds the value of MY_CLOUD_TOKEN") as refused:
+        check_folder(tmp_path, private=private)
+    assert "plain-words" not in str(refused.value)
+
+
+def test_a_token_is_not_shown_by_a_fault_nor_where_it_was_typed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def fail(*_):
+        raise ZeroDivisionError(f"Authorization: Bearer {TOKEN}")
+
+    monkeypatch.setattr(push_to_hub, "build_metric", fail)
+    arguments = [str(ROOT / "metrics/kl_grading"), "anna/knees", "--metric"]
+    assert push_to_hub.main(arguments) == 1
+    for given in ([*arguments[:1], TOKEN], [*arguments[:1], f"anna/{TOKEN}/x"]):
+        with pytest.raises(SystemExit):
+            push_to_hub.main(given)
+    monkeypatch.undo()
+    assert push_to_hub.main([*arguments, "--message", f"with {TOKEN}"]) == 2
+    shown = capsys.readouterr()
+    assert TOKEN not in shown.out + shown.err
+    assert "ZeroDivisionError" in shown.err and "--message holds an access token" in shown.err
+
+
+def test_the_bytes_that_were_checked_are_those_that_are_uploaded(monkeypatch, tmp_path):
+    """A file that changes after the check ends the upload, small or large."""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    files = check_folder(tmp_path)
+    for held in (10**7, 0):
+        monkeypatch.setattr(hub, "_HELD", held)
+        for file in files:
+            content = hub._content(tmp_path, file)
+            kept = (tmp_path / file.name).read_bytes()
+            assert isinstance(content, bytes) == bool(held) and hub._addition(file, content).path_in_repo == file.name
+            (tmp_path / file.name).write_bytes(kept[:-1] + b"!")
+            with pytest.raises(ReleaseError, match=f"{file.name} was changed after it was checked"):
+                hub._addition(file, hub._content(tmp_path, file))
+            if held:  # what was read before is what is sent
+                assert b"".join(hub._addition(file, content).as_file()) == kept
+            (tmp_path / file.name).write_bytes(kept)

@@ -1,9 +1,8 @@
 """What is published beside a model: a Space with the page, the corpus's card and builder, the metric."""
 
-import shutil
 from pathlib import Path
 
-from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.plain_files import copy_plain
 
 PROJECT = Path(__file__).parents[2]
 # Folders and files of the project that each is made of, and names that its release may hold.
@@ -51,9 +50,9 @@ def build_space(folder: Path, repo_id: str, model: str) -> None:
         model: its Hub id; the page finds it in the card's `models`.
 
     Raises:
-        ReleaseError: a folder that is not empty.
+        ReleaseError: a file of the project that is a link.
     """
-    _begin(folder)
+    folder.mkdir()
     _copy(folder, _PAGE)
     pins = dict(line.split("==") for line in (PROJECT / "constraints.txt").read_text().split() if "==" in line)
     pins = {name.lower(): version for name, version in pins.items()}
@@ -67,21 +66,20 @@ def build_metric(folder: Path) -> None:
     """Writes the metric as `evaluate.load("USER/NAME")` takes it.
 
     Raises:
-        ReleaseError: a folder that is not empty.
+        ReleaseError: a file of the project that is a link.
     """
-    _begin(folder)
+    folder.mkdir()
     for name in METRIC_FILES:
-        source = PROJECT / name if name == "LICENSE" else PROJECT / "metrics" / "kl_grading" / name
-        shutil.copyfile(source, folder / name)
+        copy_plain(PROJECT if name == "LICENSE" else PROJECT / "metrics" / "kl_grading", name, folder / name)
 
 
 def build_dataset(folder: Path) -> None:
     """Writes the corpus's card and builder, without any X-ray.
 
     Raises:
-        ReleaseError: a folder that is not empty.
+        ReleaseError: a file of the project that is a link.
     """
-    _begin(folder)
+    folder.mkdir()
     _copy(folder, ("LICENSE", "dataset_script/*.py"))
     card = (PROJECT / "dataset_script" / "README.md").read_text(encoding="utf-8")
     card = card.replace("[docs/corpus.md](../docs/corpus.md)", "docs/corpus.md of the project")
@@ -104,15 +102,9 @@ viewer: false
 """
 
 
-def _begin(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise ReleaseError(f"{folder} is not empty: name a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 def _copy(folder: Path, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         for source in sorted(PROJECT.glob(pattern)):
-            target = folder / source.relative_to(PROJECT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            name = source.relative_to(PROJECT)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            copy_plain(PROJECT, str(name), folder / name)

@@ -1,7 +1,6 @@
 """The model card: metadata that the Hub reads, and a page that people do, both from the same figures."""
 
 import json
-import shutil
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -9,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from clip_koa.publishing import figures
 from clip_koa.publishing.card_facts import CardFacts
+from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.page import MAIN_HEAD, METRIC_NAMES, TEMPLATES, figure_text, interval_text, save_picture
 from modeling_clip_koa import CALIBRATION_FILE, GRADE_LABELS, CLIPKOAConfig
 
@@ -29,7 +29,7 @@ def write_card(
     if facts.results or facts.pictures:
         (folder / "figures").mkdir(exist_ok=True)
     for name, picture in facts.pictures.items():
-        shutil.copyfile(picture, folder / "figures" / f"{name}.png")
+        (folder / "figures" / f"{name}.png").write_bytes(picture)
     for split, results in facts.results.items():
         for name, draw in (("confusion_matrix", figures.confusion_matrices), ("recall", figures.recall_per_grade)):
             save_picture(folder / "figures" / f"{name}_{split}.png", "", "", draw, results)
@@ -49,10 +49,15 @@ def _calibration(path: Path) -> dict | None:
     """The figures that calibrate.py measured on people it did not fit on, of the text head; None without them."""
     if not path.is_file():
         return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    text = report["heads"]["text"]
-    error = {side: text[side]["expected_calibration_error"] for side in ("before", "after")}
-    return {"split": report["split"], **{name: text[name] for name in _SET_FIGURES}, **error}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        text = report["heads"]["text"]
+        error = {side: text[side]["expected_calibration_error"] for side in ("before", "after")}
+        return {"split": report["split"], **{name: text[name] for name in _SET_FIGURES}, **error}
+    except (ValueError, KeyError, TypeError) as damage:
+        raise ReleaseError(
+            f"{path.name} of the checkpoint is damaged ({type(damage).__name__}): run calibrate.py anew."
+        ) from damage
 
 
 def _data(repo_id: str, facts: CardFacts, scores) -> ModelCardData:

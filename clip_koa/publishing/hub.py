@@ -1,14 +1,22 @@
 """Uploading a checked folder to the Hub: one atomic commit, then its tag, with errors that say what to do."""
 
+import hashlib
 import time
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.utils import get_session, hf_raise_for_status
+
+from clip_koa.publishing.content_check import CheckedFile
+from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.forms import redact
+from clip_koa.publishing.plain_files import read_plain
+from clip_koa.publishing.private import tokens
 
 # Seconds before each further try after 429, 5xx or a lost connection.
 WAITS = (1, 5, 20, 60)
 _LONGEST_WAIT = 300.0
+_HELD = 10_000_000  # bytes of a file that is sent from memory; the Hub takes more as a large file only
 _ADVICE = {
     400: "it refuses what was sent, such as a card with wrong metadata",
     401: "the Hub does not take the token: log in with `hf auth login`, or set HF_TOKEN",
@@ -25,18 +33,23 @@ class HubError(RuntimeError):
 
 
 def upload(
-    folder: Path, files: list[Path], repo_id: str, *, repo_type: str = "model", private: bool = False,
+    folder: Path, files: list[CheckedFile], repo_id: str, *, repo_type: str = "model", private: bool = False,
     tag: str | None = None, message: str = "Release", space_sdk: str | None = None,
 ) -> str:  # fmt: skip
     """Uploads the files in one commit, removes what the repository holds besides them, and tags the commit.
 
-    Unchanged files are not sent. Not `upload_folder`, which may commit in parts.
+    What is sent are the bytes that were checked: small files from memory; a large one by its digest, under which the
+    Hub takes no other bytes. Unchanged files are not sent. Not `upload_folder`, which may commit in parts.
+
+    Args:
+        files: what `check_folder` found in `folder`.
 
     Returns:
         The commit's id.
 
     Raises:
         HubError: the Hub refuses, or stays unreachable. Before the commit, what is published is as it was.
+        ReleaseError: a file that is no longer the one that was checked.
     """
     api = HfApi()
 
@@ -47,14 +60,14 @@ def upload(
     info = _retried(f"reading {repo_id}", lambda: api.repo_info(repo_id, repo_type=repo_type))
     if tag and tag in _retried(f"reading {repo_id}", lambda: _tags(api, repo_id, repo_type)):
         raise HubError(f"{repo_id} has the tag {tag} already: choose another.")
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    kept = {*names, ".gitattributes"}
+    contents = {file.name: _content(folder, file) for file in files}
+    kept = {*contents, ".gitattributes"}
     stale = [sibling.rfilename for sibling in info.siblings or [] if sibling.rfilename not in kept]
 
     def commit():
         # Built anew for each try: operations remember how far they came.
         operations = [CommitOperationDelete(name) for name in stale]
-        operations += [CommitOperationAdd(name, str(path)) for name, path in names.items()]
+        operations += [_addition(file, contents[file.name]) for file in files]
         return api.create_commit(
             repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=info.sha
         ).oid
@@ -65,19 +78,43 @@ def upload(
     return oid
 
 
-def validate_online(card: Path, repo_type: str) -> None:
-    """Has the Hub look at a card's metadata.
+def _content(folder: Path, file: CheckedFile) -> bytes | Path:
+    """What is uploaded of a file: its bytes, or where they lie, if they are many."""
+    if file.size > _HELD:
+        return folder / file.name
+    content = read_plain(folder, file.name)
+    if content is None or hashlib.sha256(content).hexdigest() != file.sha256:
+        raise _changed(file)
+    return content
+
+
+def _addition(file: CheckedFile, content: bytes | Path) -> CommitOperationAdd:
+    operation = CommitOperationAdd(file.name, content if isinstance(content, bytes) else str(content))
+    if operation.upload_info.sha256.hex() != file.sha256:
+        raise _changed(file)
+    return operation
+
+
+def _changed(file: CheckedFile) -> ReleaseError:
+    return ReleaseError(f"{file.name} was changed after it was checked: nothing was committed; publish anew.")
+
+
+def validate_online(folder: Path, repo_type: str) -> None:
+    """Has the Hub look at the metadata of a release's card.
 
     Raises:
         HubError: the Hub finds a fault in it, or cannot be asked.
     """
+    card = folder / "README.md"
 
     def ask():
         # Not RepoCard.validate, which asks another address than HF_ENDPOINT before huggingface_hub 1.
         content = {"repoType": repo_type, "content": card.read_text(encoding="utf-8")}
         answer = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=content)
         if answer.status_code == 400:
-            raise HubError(f"{card.name}: the Hub refuses its metadata: {' '.join(answer.text.split())[:300]}")
+            raise HubError(
+                f"{card.name}: the Hub refuses its metadata: {redact(' '.join(answer.text.split()), tokens())[:300]}"
+            )
         hf_raise_for_status(answer)
 
     _retried("validating the card", ask)
@@ -92,13 +129,13 @@ def _retried(what: str, call):
     for wait in (*WAITS, None):
         try:
             return call()
-        except HubError:
+        except (HubError, ReleaseError):
             raise
         except Exception as error:
             status, lost = _reason(error)
             asked = _wait_asked_for(error)
             if status is None and not lost:
-                raise HubError(f"{what}: {_without_token(error)}") from None
+                raise HubError(f"{what}: {_told(error)}") from None
             if wait is None or not (lost or status == 429 or status >= 500):
                 advice = _ADVICE.get(status, "the Hub has trouble: push again later")
                 answer = f"answered {status}" if status else "could not be reached"
@@ -129,7 +166,5 @@ def _wait_asked_for(error: BaseException | None) -> float:
     return 0.0
 
 
-def _without_token(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    token = get_token()
-    return text.replace(token, "***") if token else text
+def _told(error: Exception) -> str:
+    return redact(" ".join(str(error).split()), tokens())[:300]

@@ -1,32 +1,39 @@
 """Builds the folder that is published out of a checkpoint; nothing of the training machine gets into it."""
 
 import json
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
+from clip_koa.grading.typicality import typicality_file
 from clip_koa.publishing.card import write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.plain_files import copy_plain
 from clip_koa.publishing.release_check import NEEDED_FILES
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CLIPKOAForImageClassification
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, CLIPKOAForImageClassification
+from modeling_clip_koa.grader_clip_koa import read_typicality
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# What calibration leaves beside the weights; optional.
-OPTIONAL_FILES = ("calibration.json", "typicality.safetensors")
+# What is read of a checkpoint; what else lies there stays there.
+CHECKPOINT_FILES = (
+    "config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    CALIBRATION_FILE, TYPICALITY_FILE,
+)  # fmt: skip
 _READER = (
     "__init__.py", "radiograph.py", "pixels.py", "dicom.py", "dicom_decoding.py", "dicom_elements.py",
     "dicom_gray_scale.py",
 )  # fmt: skip
 _LOCAL_FIELDS = ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "special_tokens_map_file")
-_HANDLER = Path(__file__).parent / "templates" / "handler.py"
+_TEMPLATES = Path(__file__).parent / "templates"
 _PROJECT = Path(__file__).parents[2]
 
 
@@ -45,7 +52,8 @@ def build_release(
 ) -> Release:  # fmt: skip
     """Writes the release of a checkpoint into `folder`, new or empty.
 
-    Weights in half precision are stored so and computed in fp32, so that every way to load them agrees.
+    The checkpoint is read once, into a copy that is gone afterwards; never through a link. Weights in half precision
+    are stored so and computed in fp32, so that every way to load them agrees.
 
     Args:
         checkpoint: a model folder.
@@ -57,30 +65,30 @@ def build_release(
         trained_on: Hub id of the dataset, for the card.
 
     Raises:
-        ReleaseError: no checkpoint, a folder that is not empty, or weights that the dtype can't hold.
+        ReleaseError: no checkpoint, a damaged one, one with a link in it, a folder that is not empty, or weights that
+            the dtype can't hold.
     """
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"):
-        if not (checkpoint / name).is_file():
-            raise ReleaseError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder} is not empty: name a new folder.")
-    facts = collect_facts(checkpoint, runs, evaluations, base_model)
-    facts.dataset_id = trained_on
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = dtype or _stored_dtype(checkpoint)
-    model = CLIPKOAForImageClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    image_processor = AutoImageProcessor.from_pretrained(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=folder.parent) as place:
+        source = Path(place)
+        found = {name for name in CHECKPOINT_FILES if copy_plain(checkpoint, name, source / name)}
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"):
+            if name not in found:
+                raise ReleaseError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
+        facts = collect_facts(checkpoint, runs, evaluations, base_model, weights=source)
+        facts.dataset_id = trained_on
+        dtype = dtype or _stored_dtype(checkpoint, source)
+        model, image_processor, tokenizer = _load(checkpoint, source)
+        folder.mkdir(exist_ok=True)
+        _add_calibration(checkpoint, source, folder)
     _save_model(model, folder, dtype)
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
     image_processor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _clean_configs(folder)
-    for name in OPTIONAL_FILES:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
     _add_handler(folder)
-    shutil.copyfile(_PROJECT / "LICENSE", folder / "LICENSE")
+    copy_plain(_PROJECT, "LICENSE", folder / "LICENSE")
     examples = _draw_examples(folder / "examples", model.config.vision_config.image_size)
     logits, scores = _grade_examples(model, image_processor, examples)
     write_card(folder, repo_id, model.config, facts, dtype, model.num_parameters(), scores)
@@ -90,10 +98,44 @@ def build_release(
     return Release(folder, logits if dtype == "float32" else None)
 
 
-def _stored_dtype(checkpoint: Path) -> str:
-    with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
-        name = tensors.get_slice("visual_projection.weight").get_dtype()
-    return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[name]
+def _load(checkpoint: Path, source: Path) -> tuple:
+    """Model, image processor and tokenizer of the copy of a checkpoint."""
+    try:
+        model, report = CLIPKOAForImageClassification.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True
+        )
+        image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # damaged files end in errors of every kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(f"{source}", f"{checkpoint}")
+        raise ReleaseError(f"{checkpoint} does not load, it is damaged or of another kind: {reason[:200]}") from error
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise ReleaseError(f"{checkpoint}/model.safetensors lacks {len(names)} weights, such as {names[0]}.")
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ReleaseError(f"{checkpoint}/model.safetensors: {name} holds NaN or infinite weights.")
+    return model.eval(), image_processor, tokenizer
+
+
+def _stored_dtype(checkpoint: Path, source: Path) -> str:
+    try:
+        with safe_open(source / "model.safetensors", "pt") as tensors:
+            name = tensors.get_slice("visual_projection.weight").get_dtype()
+        return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[name]
+    except (SafetensorError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ReleaseError(f"{checkpoint}/model.safetensors holds no weights of CLIP-KOA: {reason}.") from error
+
+
+def _add_calibration(checkpoint: Path, source: Path, folder: Path) -> None:
+    """What calibrate.py left beside the weights; the tensors are written anew, so that no others come along."""
+    if (source / CALIBRATION_FILE).is_file():
+        copy_plain(source, CALIBRATION_FILE, folder / CALIBRATION_FILE)
+    try:
+        if typicality := read_typicality(str(source)):
+            (folder / TYPICALITY_FILE).write_bytes(typicality_file(typicality))
+    except CalibrationError as error:
+        raise ReleaseError(f"{checkpoint}/{TYPICALITY_FILE} is damaged: run calibrate.py anew.") from error
 
 
 def _save_model(model, folder: Path, dtype: str) -> None:
@@ -137,10 +179,10 @@ def _clean_configs(folder: Path) -> None:
 
 
 def _add_handler(folder: Path) -> None:
-    shutil.copyfile(_HANDLER, folder / "handler.py")
+    copy_plain(_TEMPLATES, "handler.py", folder / "handler.py")
     (folder / "dataset_script").mkdir()
     for name in _READER:
-        shutil.copyfile(_PROJECT / "dataset_script" / name, folder / "dataset_script" / name)
+        copy_plain(_PROJECT, f"dataset_script/{name}", folder / "dataset_script" / name)
     (folder / "requirements.txt").write_text("numpy>=1.26\npydicom>=3.0\n", encoding="utf-8")
 
 

@@ -2,19 +2,21 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from fnmatch import fnmatch
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from safetensors import SafetensorError, safe_open
 
+from clip_koa.publishing.card_facts import CARD_PICTURES, CARD_SPLITS
+from clip_koa.publishing.content_check import CheckedFile, check_file
 from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.forms import redact
+from clip_koa.publishing.private import is_token
 
 PROBE = Path(__file__).with_name("release_probe.py")
 # Names, relative to the folder, that a release may hold; anything else is refused.
@@ -24,127 +26,70 @@ MODEL_FILES = (
     "prompts_clip_koa.py", "configuration_clip_koa.py", "losses_clip_koa.py", "modeling_clip_koa.py",
     "grader_clip_koa.py",
     "metrics.json", "calibration.json", "typicality.safetensors", "handler.py", "requirements.txt",
-    "figures/*.png", "examples/*.png",
+    "figures/learning_curves.png",
+    *(f"figures/{picture}_{split}.png" for picture in CARD_PICTURES for split in CARD_SPLITS),
+    "examples/generated_KL[0-4].png",
     "dataset_script/__init__.py", "dataset_script/radiograph.py", "dataset_script/pixels.py",
     "dataset_script/dicom*.py",
 )  # fmt: skip
 NEEDED_FILES = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 TOLERANCE = 1e-4
 
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
-_MACHINE_PATH = re.compile(
-    r"(?<![\w.:/>~-])(?:/(?:home|root|tmp|work|mnt|data|Users|scratch|var|media|srv|workspace|content|private)/[\w.]"
-    r"|[A-Za-z]:\\\\?[\w.])"
-)
-# The corpus names a person by seven digits, and an X-ray by these and a side.
-_PERSON = re.compile(r"(?<![\w.-])\d{7}[LR]?(?![\w.])")
-_PERSON_KEYS = {"person", "person_id", "people", "file", "files"}
 
-
-def check_folder(folder: Path, allowed: tuple[str, ...] = MODEL_FILES, secrets: tuple[str, ...] = ()) -> list[Path]:
-    """The files of a release, each looked into.
+def check_folder(
+    folder: Path, allowed: tuple[str, ...] = MODEL_FILES, private: Mapping[str, str] | None = None
+) -> list[CheckedFile]:
+    """The files of a release, each looked into, in the order of their names.
 
     Args:
         allowed: names that the folder may hold.
-        secrets: strings that no file may hold: the token, paths of this machine.
+        private: what no file may hold, and what that is: the token, paths of this machine.
 
     Raises:
-        ReleaseError: a file that has no place there, or one with a token, a path, a person's id or a wrong format.
+        ReleaseError: a file that has no place there, a link, or one with something that `FORMS` lists or that is
+            damaged.
     """
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    for path in files:
+    checked = []
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not path.is_file():
             raise ReleaseError(f"{name} is a link or no plain file: a release holds plain files only.")
-        if not any(fnmatch(name, pattern) for pattern in allowed):
+        if not any(_matches(name, pattern) for pattern in allowed):
             raise ReleaseError(f"{name} has no place in a release: remove it.")
-        _check_content(path, name, tuple(secret for secret in secrets if secret))
-    return files
+        checked.append(check_file(folder, name, private or {}))
+    return checked
 
 
-def _check_content(path: Path, name: str, secrets: tuple[str, ...]) -> None:
-    content = path.read_bytes()
-    for secret in secrets:
-        if secret.encode() in content:
-            raise ReleaseError(f"{name} holds a token or a path of this machine: build the release anew.")
-    if path.suffix == ".safetensors":
-        _check_text(name, json.dumps(_tensors_metadata(path, name)))
-    elif path.suffix == ".png":
-        _check_picture(path, name)
-    else:
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ReleaseError(f"{name} is no text: a release holds text, PNG and safetensors.") from error
-        # The project's own code and a vocabulary hold numbers that only look like ids.
-        _check_text(name, text, people=path.suffix not in (".py",) and name not in ("tokenizer.json", "vocab.json"))
-        if path.suffix == ".json":
-            _check_json(name, text)
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a name is that of a pattern, whose * stands for no folder."""
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
-def _check_text(name: str, text: str, people: bool = True) -> None:
-    if _TOKEN.search(text):
-        raise ReleaseError(f"{name} holds an access token: revoke it, and build the release anew.")
-    if found := _MACHINE_PATH.search(text):
-        raise ReleaseError(f"{name} holds a path of a machine ({text[found.start() : found.start() + 40]!r}).")
-    if people and (found := _PERSON.search(text)):
-        raise ReleaseError(f"{name} holds {found[0]}, which looks like a person's id.")
+def run_probe(
+    name: str, images: list[Path], python: str = sys.executable, place: Path | None = None, **environment: str
+) -> dict:
+    """What a fresh process with an empty cache and no token finds on loading `name`; see `release_probe.py`.
 
-
-def _check_json(name: str, text: str) -> None:
-    try:
-        values = [json.loads(text)]
-    except json.JSONDecodeError as error:
-        raise ReleaseError(f"{name} is not valid JSON: {error}.") from error
-    if name == "tokenizer.json":
-        return
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            for key, part in value.items():
-                if key in _PERSON_KEYS and not isinstance(part, int | float):
-                    raise ReleaseError(f"{name} has {key!r}: names of people and files stay at home.")
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
-        elif name == "calibration.json" and isinstance(value, str) and re.search(r"[/\\]|\.png|\.dcm", value):
-            raise ReleaseError(f"{name} holds {value!r}: it may hold no file's name.")
-
-
-def _tensors_metadata(path: Path, name: str) -> dict:
-    try:
-        with safe_open(path, "pt") as tensors:
-            return {"metadata": tensors.metadata(), "names": list(tensors.keys())}
-    except (SafetensorError, OSError) as error:
-        raise ReleaseError(f"{name} is no safetensors file: {error}.") from error
-
-
-def _check_picture(path: Path, name: str) -> None:
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()
-            extra = set(picture.info) - {"dpi", "Software", "transparency", "gamma"}
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"{name} is no PNG picture: {error}.") from error
-    if extra:
-        raise ReleaseError(f"{name} carries metadata ({', '.join(sorted(extra))}): save it without.")
-
-
-def run_probe(name: str, images: list[Path], python: str = sys.executable, **environment: str) -> dict:
-    """What a fresh process with an empty cache finds on loading `name`; see `release_probe.py`.
+    Args:
+        place: the folder that the cache lies in meanwhile; default: the system's.
 
     Raises:
         ReleaseError: it does not load; with the last line of what the process said.
     """
-    with tempfile.TemporaryDirectory() as home:
+    inherited = {key: value for key, value in os.environ.items() if not is_token(key)}
+    with tempfile.TemporaryDirectory(dir=place) as home:
         result = subprocess.run(
             [python, "-I", str(PROBE), name, *map(str, images)],
             cwd=home, capture_output=True, text=True,
-            env={**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_XET": "1", **environment},
+            env={**inherited, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_XET": "1", **environment},
         )  # fmt: skip
-    if result.returncode:
-        raise ReleaseError(f"The release does not load with {python}: {result.stderr.strip().splitlines()[-1][:300]}")
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    try:
+        if result.returncode == 0:
+            return json.loads(result.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        pass
+    reason = (result.stderr.strip() or f"it ended with status {result.returncode}").splitlines()[-1]
+    raise ReleaseError(f"The release does not load with {python}: {redact(reason)[:300]}")
 
 
 def check_loading(folder: Path, expected: np.ndarray | None = None, python: str = sys.executable) -> dict[str, float]:
@@ -163,7 +108,7 @@ def check_loading(folder: Path, expected: np.ndarray | None = None, python: str 
     folder, python = folder.resolve(), os.path.abspath(shutil.which(python) or python)
     with tempfile.TemporaryDirectory(dir=folder.parent) as elsewhere:
         copy = shutil.copytree(folder, Path(elsewhere) / "moved", copy_function=_link)
-        found = run_probe(str(copy), sorted((copy / "examples").glob("*.png")), python)
+        found = run_probe(str(copy), sorted((copy / "examples").glob("*.png")), python, Path(elsewhere))
     return compare_probe(found, expected)
 
 
