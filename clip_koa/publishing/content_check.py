@@ -185,7 +185,7 @@ def _walk(value, skipped: tuple[str, ...], key="") -> Iterator[tuple]:
 def _check_tensors(path: Path, name: str, file: BinaryIO) -> None:
     """The header as it is written, since a reader does not show a key that is given twice."""
     try:
-        with safe_open(path, "pt"):
+        with safe_open(path, "np"):
             pass
         size = int.from_bytes(file.read(8), "little")  # which the reader found to be that of a header
         header = _parse_json(name, file.read(size).decode("utf-8"))

@@ -52,6 +52,11 @@ FORMS = (
         r"(?<![\w-])(?:gsk_[A-Za-z0-9]{20,}|nvapi-[\w-]{20,}|r8_[A-Za-z0-9]{30,}|dapi[0-9a-f]{32}|dop_v1_[0-9a-f]{40,}"
         r"|SG\.[\w-]{22}\.[\w-]{43}|wandb_v1_\w{20,}|KGAT_[0-9a-f]{20,})",
     ),
+    _form(
+        "a token of a service", SECRET,  # Telegram, Discord, Twilio, Mailchimp, Square, Artifactory
+        r"\b(?:\d{8,10}:AA[\w-]{33}|[MNO][\w-]{23,25}\.[\w-]{6}\.[\w-]{27,}|(?:AC|SK)[0-9a-f]{32}\b"
+        r"|[0-9a-f]{32}-us\d{1,2}\b|sq0[a-z]{3}-[\w-]{22,}|AKC[A-Za-z0-9]{40,})",
+    ),
     _form("an account key of Azure", SECRET, r"AccountKey=[\w+/=]{40,}|[?&]sig=[\w%+/=-]{20,}"),
     _form("a signed address", SECRET, r"X-(?:Amz|Goog)-(?:Signature|Credential)=\w", _I),
     _form("a JSON web token", SECRET, r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*"),

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_koa.publishing.card_facts import CARD_PICTURES, CARD_SPLITS
 from clip_koa.publishing.content_check import CheckedFile, check_file
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import redact
 from clip_koa.publishing.private import is_token
 
 PROBE = Path(__file__).with_name("release_probe.py")
+CARD_SPLITS = ("train", "validation", "test", "auto_test")
+REPORT_PICTURES = ("reliability", "roc", "flip_scatter")  # of a report, for each split
+CARD_PICTURES = (*REPORT_PICTURES, "confusion_matrix", "recall")  # the last two are drawn for the card
 # Names, relative to the folder, that a release may hold; anything else is refused.
 MODEL_FILES = (
     "README.md", "LICENSE", "config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json",
