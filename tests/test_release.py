@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save, save_file
 from transformers import CLIPImageProcessor
 
 import push_to_hub
+from clip_koa.grading.evaluation import HEADS
 from clip_koa.publishing import hub
 from clip_koa.publishing.card_facts import RECIPE_FIELDS
 from clip_koa.publishing.errors import ReleaseError
@@ -169,6 +170,7 @@ def test_a_pipe_is_not_waited_for(checkpoint, tmp_path):
         build_release(checkpoint, tmp_path / "release", "anna/knees")
 
 
+STRANGE = json.dumps({"test": {head: {"accuracy": "high", "num_samples": []} for head in HEADS}}).encode()
 DAMAGED = {
     "config.json": [b"{", b"[]", b'{"model_type": "clip", "text_config": 7}', b"\xff", b""],
     "model.safetensors": [b"", b"\x80\x04pickle", 300, save({"a": torch.zeros(1)}), None],
@@ -177,8 +179,14 @@ DAMAGED = {
     "calibration.json": [b"{", b"{}", b"[1]", b'{"heads": {"text": 3}, "split": "x"}', b"\xff"],
     "typicality.safetensors": [b"", b"x" * 99, save({"a": torch.zeros(1)})],
     "../config.yaml": [b"a: [", b"7", b"\xff\xff"],
-    "../run.json": [b"{"],
-    "../report/metrics.json": [b"{", b'{"validation": 7}', b'{"validation": {"text": {}}}', b'[{"validation": 1}]'],
+    "../run.json": [b"{", b'{"launches": [3]}', b'{"data": 7}'],
+    "../report/metrics.json": [
+        b"{",
+        b'{"validation": 7}',
+        b'{"validation": {"text": {}}}',
+        b'[{"validation": 1}]',
+        STRANGE,
+    ],
 }
 
 

@@ -2,6 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +78,8 @@ def build_release(
         for name in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"):
             if name not in found:
                 raise ReleaseError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
-        facts = collect_facts(checkpoint, runs, evaluations, base_model, weights=source)
+        with _damage_told("run.json and metrics.json of the runs and evaluations"):
+            facts = collect_facts(checkpoint, runs, evaluations, base_model, weights=source)
         facts.dataset_id = trained_on
         dtype = dtype or _stored_dtype(checkpoint, source)
         model, image_processor, tokenizer = _load(checkpoint, source)
@@ -91,11 +94,24 @@ def build_release(
     copy_plain(_PROJECT, "LICENSE", folder / "LICENSE")
     examples = _draw_examples(folder / "examples", model.config.vision_config.image_size)
     logits, scores = _grade_examples(model, image_processor, examples)
-    write_card(folder, repo_id, model.config, facts, dtype, model.num_parameters(), scores)
+    with _damage_told("metrics.json of the runs and evaluations"):
+        write_card(folder, repo_id, model.config, facts, dtype, model.num_parameters(), scores)
     missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
     if missing:
         raise ReleaseError(f"{folder} lacks {', '.join(missing)}.")
     return Release(folder, logits if dtype == "float32" else None)
+
+
+@contextmanager
+def _damage_told(files: str) -> Iterator[None]:
+    """Values of other kinds than this project writes end in errors of Python's own."""
+    try:
+        yield
+    except ReleaseError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ReleaseError(f"One of {files} holds other values than this project writes: {reason}.") from error
 
 
 def _load(checkpoint: Path, source: Path) -> tuple:
