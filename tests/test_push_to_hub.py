@@ -310,5 +310,6 @@ def test_the_bytes_that_were_checked_are_those_that_are_uploaded(monkeypatch, tm
             with pytest.raises(ReleaseError, match=f"{file.name} was changed after it was checked"):
                 hub._addition(file, hub._content(tmp_path, file))
             if held:  # what was read before is what is sent
-                assert b"".join(hub._addition(file, content).as_file()) == kept
+                with hub._addition(file, content).as_file() as sent:
+                    assert sent.read() == kept
             (tmp_path / file.name).write_bytes(kept)
