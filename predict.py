@@ -5,11 +5,11 @@
     python predict.py --explain maps XRAY_OR_FOLDER...
     accelerate launch predict.py --output FOLDER 'archive/**/*.dcm'
 
-The first prints a line for each X-ray and one for its mirror image. The second writes a table (.csv, .jsonl, .parquet)
-and goes on where it was when it is started again after a stop. The third also lays heat maps over the X-rays, of what
-speaks for their grade. The fourth spreads over processes, each of which writes a Parquet part of the table into the
-folder. The exit status is 0 where every X-ray was graded, 1 where one was not (of several processes the last tells), 2
-where nothing could be done. Research only, no medical device.
+The first prints a line for each X-ray and one for its mirror image. The second writes a table (.csv, .jsonl,
+.parquet). Started again after a stop it goes on where it was; on a folder that has grown it grades what is new. The
+third also lays heat maps over the X-rays, of what speaks for their grade. The fourth spreads over processes, each of
+which writes a Parquet part of the table into the folder. The exit status is 0 where every X-ray was graded, 1 where
+one was not (of several processes the last tells), 2 where nothing could be done. Research only, no medical device.
 """
 
 import gc
@@ -18,6 +18,7 @@ import gc
 gc.disable()
 
 import argparse
+import hashlib
 import io
 import os
 import sys
@@ -27,23 +28,27 @@ import torch
 from tqdm.auto import tqdm
 
 from clip_koa import RELEASED_MODEL
-from clip_koa.files import write_file
+from clip_koa.files import as_text, path_of, write_file
+from clip_koa.grading import provenance
 from clip_koa.grading.grade_table import (
     FORMATS,
-    GradeTable,
-    check_part,
     count_ungraded,
+    is_being_made,
+    list_parts,
     part_of,
+    read_about,
     share_of,
     table_row,
-    whole_parts,
 )
 from clip_koa.grading.grader import BACKENDS, BATCH_SIZE, GradedXray, Grader, find_xrays
+from clip_koa.grading.growing_table import GrowingTable
 from clip_koa.memory import keep_freed_memory
 from modeling_clip_koa import PRECISIONS
 
 gc.freeze()
 gc.enable()
+
+_STEM_BYTES = 180  # of a heat map's name, which may hold 255
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -56,7 +61,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="+", metavar="XRAY_OR_FOLDER", help="files, folders of them, or patterns")
     parser.add_argument(
         "--output", type=Path,
-        help="table to write: .csv, .jsonl, .parquet, or a folder for parts (default: print)",
+        help="table to write or bring up to date: .csv, .jsonl, .parquet, or a folder for parts (default: print)",
     )  # fmt: skip
     parser.add_argument(
         "--level", type=float, default=0.9,
@@ -78,10 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Grades; returns the exit status."""
     options = parse_options(arguments)
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name may hold what the terminal's encoding does not
     try:
         return grade_inputs(options)
     except (FileNotFoundError, ImportError, OSError, ValueError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
+        # Bytes of a name that are no UTF-8 are shown as `as_text` shows them.
+        print(f"predict.py: {os.fsencode(str(error)).decode('utf-8', 'backslashreplace')}", file=sys.stderr)
         return 2
 
 
@@ -100,33 +108,47 @@ def grade_inputs(options: argparse.Namespace) -> int:
             f"--output {options.output}: {processes} processes write their parts into a folder; name one."
         )
     share = share_of(len(files), process, processes)
-    about = {"model": options.model, "level": options.level, "files": len(files), "share": [share.start, share.stop]}
-    about |= {"backend": options.backend, "precision": options.precision}
-    output = part_of(options.output, process, processes) if in_parts else options.output
-    if in_parts and output.exists():
-        check_part(output, about)
-        print(f"{output} is whole already.")
-        return parts_status(options.output, processes)
-
-    table = GradeTable(output, about) if output else None
-    grader = Grader(options.model, options.level, _device(processes), options.backend, options.precision)
-    maps = HeatMaps(grader, options.explain, share.start) if options.explain else None
-    files = files[share.start : share.stop]
-    unread = write_table(grader, files, table, maps) if table else print_grades(grader, files, options.level, maps)
+    if not options.output:
+        grader, maps = load(options, processes)
+        ungraded = print_grades(grader, [files[number] for number in share], options.level, maps)
+    else:
+        output = part_of(options.output, process, processes) if in_parts else options.output
+        with GrowingTable(output) as table:
+            grader, maps = load(options, processes)
+            others = [part for part in list_parts(options.output) if part != output] if in_parts else []
+            table.begin(files, made_by(options, grader), share, others, maps.is_there if maps else None)
+            ungraded = write_table(grader, table, maps)
     if not grader.is_calibrated:
         print("No confidence sets: the model is not calibrated (calibrate.py does it).")
     print("The grade is read from both views averaged. Research only: not for diagnosis.")
-    if in_parts:
-        return parts_status(options.output, processes)
-    return 1 if unread else 0
+    if options.output and in_parts:
+        return parts_status(options.output, processes, table.about)
+    return 1 if ungraded else 0
 
 
-def parts_status(folder: Path, processes: int) -> int:
+def load(options: argparse.Namespace, processes: int) -> tuple[Grader, "HeatMaps | None"]:
+    """The grader, and what writes heat maps where they are asked for."""
+    grader = Grader(options.model, options.level, _device(processes), options.backend, options.precision)
+    return grader, HeatMaps(grader, options.explain) if options.explain else None
+
+
+def made_by(options: argparse.Namespace, grader: Grader) -> str:
+    """What the rows of a table depend on besides the X-rays."""
+    return provenance.describe(
+        model=provenance.model_digest(options.model), code=provenance.code_digest(), level=options.level,
+        backend=options.backend, precision=grader.precision,
+    )  # fmt: skip
+
+
+def parts_status(folder: Path, processes: int, about: str) -> int:
     """The exit status of a process whose part is whole: the last to finish tells for all whether one was not graded.
 
     A launcher stops all processes when one fails, so that none may while another still grades.
+
+    Args:
+        about: what the parts of these inputs say of themselves.
     """
-    parts = whole_parts(folder)
+    parts = [part for part in list_parts(folder) if read_about(part) == about and not is_being_made(part)]
     if len(parts) < processes:
         print("Other parts are not whole yet: the last process tells by its exit status whether all were graded.")
         return 0
@@ -141,57 +163,70 @@ def _device(processes: int) -> str | None:
 
 
 class HeatMaps:
-    """Writes X-rays under their heat maps, numbered in the order of the input, so that equal names do not collide."""
+    """Writes X-rays under their heat maps, each under a name of its own that stays as the archive grows."""
 
-    def __init__(self, grader: Grader, folder: Path, first: int):
-        self.grader, self.folder, self.first = grader, folder, first
+    def __init__(self, grader: Grader, folder: Path):
+        self.grader, self.folder = grader, folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, number: int, xray: GradedXray) -> None:
-        """Writes the picture of the X-ray of that number in the process's share, unless it could not be graded."""
+    def path(self, file: str, label: str) -> Path:
+        """Where the map of a file with that grade's label lies; equal names in different folders do not collide."""
+        stem = as_text(Path(file).stem).encode()[:_STEM_BYTES].decode(errors="ignore")
+        digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
+        return self.folder / f"{stem}-{digest}-{label.split()[0]}.png"
+
+    def is_there(self, row: dict) -> bool:
+        """Whether the X-ray of a table's row has its map."""
+        return self.path(path_of(row["file"]), row["name"]).exists()
+
+    def write(self, xray: GradedXray) -> None:
+        """Writes the picture of an X-ray in place of that of an earlier grade, unless it could not be graded."""
         if xray.error:
             return
         picture = io.BytesIO()
         self.grader.explain(xray).overlay().save(picture, "PNG")
-        name = f"{self.first + number:06d}-{Path(xray.file).stem}-{xray.grade.name.split()[0]}.png"
-        write_file(self.folder / name, picture.getvalue())
+        path = write_file(self.path(xray.file, xray.grade.name), picture.getvalue())
+        for label in self.grader.labels:
+            if self.path(xray.file, label) != path:
+                self.path(xray.file, label).unlink(missing_ok=True)
 
 
-def write_table(grader: Grader, files: list[str], table: GradeTable, maps: HeatMaps | None) -> int:
-    """Writes the table of all files; returns how many were not graded.
-
-    Raises:
-        ValueError: the rows that are there are not of these files.
-    """
-    for row, file in zip(table.read(), files, strict=False):
-        if row["file"] != file:
-            raise ValueError(f"{table.rows} holds {row['file']} where {file} should be: remove it to begin anew.")
-    with tqdm(total=len(files), initial=table.done, desc="grading", unit="X-ray") as bar:
-        for start in range(table.done, len(files), BATCH_SIZE):
-            batch = list(grader.grade(files[start : start + BATCH_SIZE]))
-            for number, xray in enumerate(batch if maps else (), start + 1):
-                maps.write(number, xray)
-            table.add(map(table_row, batch))
-            bar.update(len(batch))
-    unread = sum(row["grade"] is None for row in table.read())
-    print(f"{table.finish()}: {len(files) - unread} X-rays graded, {unread} not.")
-    return unread
+def write_table(grader: Grader, table: GrowingTable, maps: HeatMaps | None = None) -> int:
+    """Grades what the table has no row of, and puts it in its place; returns how many X-rays were not graded."""
+    if table.gone:
+        named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
+        print(f"{table.gone} X-rays of the table are no longer named, and leave it: {named}")
+    if table.is_current:
+        ungraded = table.finish()
+        print(f"{as_text(table.path)} is up to date: {len(table.share)} X-rays.")
+        return ungraded
+    with tqdm(total=len(table.share), initial=table.kept, desc="grading", unit="X-ray") as bar:
+        for waiting in table.batches(BATCH_SIZE):
+            graded = list(grader.grade([xray.file for xray in waiting]))
+            for xray in graded if maps else ():
+                maps.write(xray)
+            table.add(waiting, map(table_row, graded))
+            bar.update(len(waiting))
+    ungraded, total = table.finish(), len(table.share)
+    earlier = f" ({table.kept} of them before, {table.changed} again as the file had changed)" if table.kept else ""
+    print(f"{as_text(table.path)}: {total - ungraded} X-rays graded{earlier}, {ungraded} not.")
+    return ungraded
 
 
 def print_grades(grader: Grader, files: list[str], level: float, maps: HeatMaps | None) -> int:
     """Prints a line for each X-ray and one for its mirror image; returns how many were not graded."""
-    width = max(len(file) for file in files)
+    width = max(len(as_text(file)) for file in files)
     print(
         f"{'file':{width}}  {'grade':12}  {f'set {level:.0%}':8}  {'view':6}  "
         + "  ".join(f"{label:>12}" for label in grader.labels)
     )
     unread = 0
-    for number, xray in enumerate(grader.grade(files), 1):
+    for xray in grader.grade(files):
         if maps:
-            maps.write(number, xray)
+            maps.write(xray)
         if xray.error:
             unread += 1
-            print(f"{xray.file:{width}}  not graded: {xray.error}")
+            print(f"{as_text(xray.file):{width}}  not graded: {as_text(xray.error)}")
         else:
             _print_views(xray, width)
             for warning in xray.warnings:
@@ -202,7 +237,7 @@ def print_grades(grader: Grader, files: list[str], level: float, maps: HeatMaps 
 def _print_views(xray: GradedXray, width: int) -> None:
     grade = xray.grade
     for view, probabilities in (("image", grade.image_probabilities), ("mirror", grade.mirror_probabilities)):
-        first = (xray.file, grade.name, _range(grade.confidence_set)) if view == "image" else ("", "", "")
+        first = (as_text(xray.file), grade.name, _range(grade.confidence_set)) if view == "image" else ("", "", "")
         print(
             f"{first[0]:{width}}  {first[1]:12}  {first[2]:8}  {view:6}  "
             + "  ".join(f"{probability:12.3f}" for probability in probabilities)

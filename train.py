@@ -3,21 +3,31 @@
     accelerate launch train.py --config configs/small.yaml --data_dir FOLDER
     python train.py --config configs/demo.yaml --output_dir runs/demo
 
-`python train.py --help` lists every field. Exit status: 0 finished, 1 an error, 75 stopped by SIGTERM or SIGUSR1 with
-a checkpoint saved: start it again with `--resume latest`.
+`python train.py --help` lists every field. Exit status: 0 finished, 1 an error, 2 another process writes the run
+folder, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved: start it again with `--resume latest`. How a run
+stands, `python -m clip_koa.training.status RUN` tells.
 """
 
 import sys
+from pathlib import Path
 
+from clip_koa.files import WriteError
+from clip_koa.locks import InUseError
 from clip_koa.memory import keep_freed_memory
 from clip_koa.publishing.report import write_report
 from clip_koa.training.checkpoints import SaveError
 from clip_koa.training.corpus import load_corpus
 from clip_koa.training.engine import build_accelerator, evaluate_best, prepare_run, train
 from clip_koa.training.preemption import RESUME_ME, Preempted
+from clip_koa.training.recording import only_writer
 from clip_koa.training.run_config import RunConfigError, parse_run_config
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
+
+IN_USE = 2
+EXPECTED = (
+    RunConfigError, CorpusError, RadiographError, FloatingPointError, SaveError, WriteError, InUseError, Preempted,
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,12 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse_run_config(arguments)
     keep_freed_memory()
     accelerator = build_accelerator(config)
-    corpus = load_corpus(config, accelerator)
-    run = prepare_run(config, corpus, accelerator)
-    train(run)
-    evaluate_best(run, corpus)
-    if accelerator.is_main_process:
-        print(f"Report: {write_report(run.folder, corpus)}\nModel:  {run.folder / 'best'}")
+    with only_writer(Path(config.output_dir), accelerator):
+        corpus = load_corpus(config, accelerator)
+        run = prepare_run(config, corpus, accelerator)
+        train(run)
+        evaluate_best(run, corpus)
+        if accelerator.is_main_process:
+            print(f"Report: {write_report(run.folder, corpus)}\nModel:  {run.folder / 'best'}")
     # The last collective must carry no tensor: gloo frees its tensors in a thread of its own that needs Python's lock,
     # which ending the process group may hold while it waits for that thread.
     accelerator.wait_for_everyone()
@@ -43,11 +54,11 @@ def report_and_exit(error: Exception) -> None:
     print(f"train.py: {error}", file=sys.stderr)
     if isinstance(error, Preempted):
         print("Start it again with --resume latest.", file=sys.stderr)
-    sys.exit(RESUME_ME if isinstance(error, Preempted) else 1)
+    sys.exit(RESUME_ME if isinstance(error, Preempted) else IN_USE if isinstance(error, InUseError) else 1)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (RunConfigError, CorpusError, RadiographError, FloatingPointError, SaveError, Preempted) as error:
+    except EXPECTED as error:
         report_and_exit(error)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Where a file system knows no locks; the first two are also what a server without a lock service says.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_HELD_ELSEWHERE = (errno.EAGAIN, errno.EACCES)
+_TRIES = 100
 
 
 class InUseError(OSError):
@@ -44,11 +46,15 @@ class WriterLock:
             InUseError: another process, or another part of this one, writes the target.
             OSError: the folder cannot be written.
         """
+        tries = 0
         while self._descriptor is None:
             self._made += _make_folders(self.file.parent)
             try:
                 descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:  # the writer before took away the folder that it had made
+                tries += 1
+                if tries == _TRIES:  # a folder such as /proc, where nothing can be made
+                    raise
                 continue
             self._lock(descriptor)
             # The writer before takes its lock file away, so the one that was just locked may be no longer there.
@@ -73,19 +79,38 @@ class WriterLock:
                 self._made.pop().rmdir()
 
     def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                print(f"{self.target}: no locks there ({error.strerror}). Run no second writer.", file=sys.stderr)
+        for last in (False, False, False, True):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            content = os.pread(descriptor, 4096, 0)
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    print(f"{self.target}: no locks there ({error.strerror}). Run no second writer.", file=sys.stderr)
+                    return
+                if error.errno not in _HELD_ELSEWHERE:
+                    os.close(descriptor)
+                    raise
+            if not last:
+                time.sleep(0.05)  # who asks by `is_held` has it for a moment
+        content = os.pread(descriptor, 4096, 0)
+        os.close(descriptor)
+        raise InUseError(f"{self.target} is being written by {_describe(content)}: wait for its end, or stop it.")
+
+    def is_held(self) -> bool | None:
+        """Whether a process writes the target now; None where the file system knows no locks."""
+        try:
+            descriptor = os.open(self.file, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD_ELSEWHERE:
+                return True
+            return None
+        finally:
             os.close(descriptor)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise InUseError(
-                f"{self.target} is being written by {_describe(content)}: wait for its end, or stop it."
-            ) from None
+        return False
 
     def _close(self) -> None:
         _HELD.discard(self)

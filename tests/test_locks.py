@@ -1,5 +1,6 @@
 """One writer: the second is told who writes, and a writer that dies keeps nobody out."""
 
+import fcntl
 import json
 import os
 import re
@@ -36,8 +37,10 @@ def test_the_second_writer_is_told_who_writes(tmp_path, inside):
         begun = json.loads(first.file.read_text())["since"]
         with pytest.raises(InUseError) as refused:
             WriterLock(target, inside).acquire()
+        assert WriterLock(target, inside).is_held() is True
     expected = f"{target} is being written by process {os.getpid()} on {socket.gethostname()} since {begun}:"
     assert str(refused.value).startswith(expected) and "\n" not in str(refused.value)
+    assert WriterLock(target, inside).is_held() is False
     assert list(tmp_path.iterdir()) == []  # neither the lock's file nor the folder that was made for it
     with WriterLock(target, inside):
         (target.parent / "written").touch()
@@ -70,6 +73,19 @@ def test_a_killed_writer_keeps_nobody_out_though_its_child_lives(tmp_path, insid
         WriterLock(target, inside).acquire().release()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_folder_where_nothing_can_be_made():
+    with pytest.raises(FileNotFoundError):
+        WriterLock("/proc/table.csv").acquire()
+
+
+def test_who_asks_keeps_no_writer_out(tmp_path):
+    lock = WriterLock(tmp_path / "table.csv")
+    descriptor = os.open(lock.file, os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    threading.Timer(0.07, os.close, [descriptor]).start()
+    lock.acquire().release()
 
 
 def test_never_two_at_once(tmp_path):

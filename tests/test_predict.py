@@ -1,8 +1,12 @@
 """predict.py's table: every X-ray once and in order, whole or not there, and gone on with after a stop."""
 
 import csv
+import hashlib
 import json
 import math
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pandas
@@ -11,15 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_koa.grading.grade_table import COLUMNS, GradeTable, GradeTableError, share_of, table_row
+from clip_koa.files import path_of
+from clip_koa.grading.grade_table import COLUMNS, share_of, table_row
 from clip_koa.grading.grader import GradedXray, find_xrays
+from clip_koa.grading.growing_table import stamp
+from clip_koa.locks import WriterLock
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import Grade
-
-ABOUT = {"model": "m", "level": 0.9}
-# How predict.py computes unless told otherwise, which its tables keep.
-COMPUTED = {"backend": "pytorch", "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -56,43 +59,6 @@ def test_a_row_says_how_sure_the_model_is():
     assert {name for name, value in unread.items() if value is not None} == {"file", "error"}
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_all_formats_hold_the_same_rows(tmp_path, ending):
-    table = GradeTable(tmp_path / f"grades{ending}", ABOUT)
-    rows = [table_row(_xray("ä, b.png")), table_row(GradedXray("c.png", error='not "read"'))]
-    table.add(rows)
-    assert not table.path.exists()
-    table.finish()
-    assert [path.name for path in tmp_path.iterdir()] == [f"grades{ending}"]
-    if ending == ".csv":
-        found = list(csv.DictReader(table.path.open(encoding="utf-8")))
-        expected = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
-    elif ending == ".jsonl":
-        found, expected = [json.loads(line) for line in table.path.read_text().splitlines()], rows
-    else:
-        found, expected = pandas.read_parquet(table.path), pandas.DataFrame(rows)
-        assert list(found["file"]) == list(expected["file"]) and found["grade"].isna().tolist() == [False, True]
-        assert found["entropy"][0] == expected["entropy"][0]
-        return
-    assert found == expected
-
-
-def test_a_half_written_row_is_cut_off_and_another_table_is_not_gone_on_with(tmp_path):
-    table = GradeTable(tmp_path / "grades.csv", ABOUT)
-    table.add([table_row(_xray("a.png")), table_row(_xray("b.png"))])
-    with open(table.rows, "a") as file:
-        file.write('{"file": "c.pn')
-    again = GradeTable(tmp_path / "grades.csv", ABOUT)
-    assert again.done == 2 and [row["file"] for row in again.read()] == ["a.png", "b.png"]
-    with pytest.raises(GradeTableError, match="was begun with"):
-        GradeTable(tmp_path / "grades.csv", {"model": "other", "level": 0.9})
-    again.finish()
-    with pytest.raises(GradeTableError, match="exists: remove it"):
-        GradeTable(tmp_path / "grades.csv", ABOUT)
-    with pytest.raises(GradeTableError, match="must end in .csv, .jsonl, .parquet"):
-        GradeTable(tmp_path / "grades.xlsx", ABOUT)
-
-
 def test_patterns_name_files_and_each_file_counts_once(knees):
     files = find_xrays([knees / "900001*.png", knees / "9000010L.png"])
     assert [Path(file).name for file in files] == [f"90000{number}L.png" for number in range(10, 20)]
@@ -121,25 +87,78 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
     assert "19 X-rays graded, 1 not" in printed and "not for diagnosis" in printed
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
     assert [row["file"] for row in rows] == find_xrays([knees])
+    assert {row["made_by"].split()[2] for row in rows} == {"level=0.9"}
     assert "9000007L.png" in rows[7]["error"] and rows[7]["grade"] is None
     assert rows[0]["laterality"] == "L"
 
-    table = GradeTable(stopped, {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20], **COMPUTED})
-    table.add(rows[:16])
+    (tmp_path / ".stopped.jsonl.rows").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows[:16]) + '{"file": "ha'
+    )
     run_python("predict.py", "--model", model, "--output", stopped, knees, expect=1)
     again = [json.loads(line) for line in stopped.read_text().splitlines()]
     assert again[:16] == rows[:16]
     assert [row["grade"] for row in again] == [row["grade"] for row in rows]
     assert again[19]["entropy"] == pytest.approx(rows[19]["entropy"], abs=1e-5)
 
-    refused = run_python("predict.py", "--model", model, "--output", whole, knees, expect=2)
-    assert "exists: remove it" in refused.stderr
-    table = GradeTable(
-        tmp_path / "other.csv", {"model": str(model), "level": 0.9, "files": 20, "share": [0, 20], **COMPUTED}
-    )
-    table.add([{**rows[0], "file": "elsewhere.png"}])
-    mixed = run_python("predict.py", "--model", model, "--output", tmp_path / "other.csv", knees, expect=2)
-    assert "holds elsewhere.png where" in mixed.stderr
+
+def test_the_table_of_an_archive_that_grows(model, knees, run_python, tmp_path):
+    """The same command each day; the model is known by its weights, not by its name."""
+    output, copied = tmp_path / "grades.csv", tmp_path / "elsewhere"
+    shutil.copytree(model, copied)
+    (knees / "9000007L.png").unlink()
+    run_python("predict.py", "--model", model, "--output", output, knees)
+    before = list(csv.DictReader(output.open()))
+    draw_knee(1, "L", 99, 48).save(knees / "8000000L.png")
+    printed = run_python("predict.py", "--model", copied, "--output", output, knees).stdout
+    assert "20 X-rays graded (19 of them before, 0 again as the file had changed), 0 not." in printed
+    after = list(csv.DictReader(output.open()))
+    assert after[1:] == before and after[0]["file"].endswith("8000000L.png")
+    assert "is up to date: 20" in run_python("predict.py", "--model", copied, "--output", output, knees).stdout
+
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    for options, differing in (
+        (("--model", copied), "was made with model="),
+        (("--model", model, "--level", ".8"), "level=0.9, now level=0.8"),
+    ):
+        refused = run_python("predict.py", *options, "--output", output, knees, expect=2)
+        assert differing in refused.stderr and "remove it to begin anew" in refused.stderr
+        assert list(csv.DictReader(output.open())) == after
+
+
+def test_a_name_that_is_not_utf8_is_graded_and_found_again(model, run_python, tmp_path):
+    folder = tmp_path / "knees"
+    folder.mkdir()
+    for name in (b"knee \xff\xe9.png", b"broken \xff.png"):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            draw_knee(1, "L", 1, 48).save(file, "PNG")
+            file.truncate(0 if name[:1] == b"b" else None)
+    for output in (tmp_path / "grades.csv", tmp_path / "parts"):
+        run_python("predict.py", "--model", model, "--output", output, folder, expect=1)
+        table = pandas.read_csv(output) if output.suffix else pandas.read_parquet(output)
+        assert list(table["file"]) == [f"{folder}/broken \\xff.png", f"{folder}/knee \\xff\\xe9.png"]
+        assert table["error"][0].startswith(f"{folder}/broken \\xff.png is") and table["grade"][1] >= 0
+        assert os.path.getsize(path_of(table["file"][1])) > 0
+    maps = ("--explain", tmp_path / "maps")
+    printed = run_python("predict.py", "--model", model, *maps, folder, expect=1, PYTHONIOENCODING="ascii").stdout
+    assert "knee \\xff\\xe9.png" in printed and re.search(r"broken \\xff.png +not graded: ", printed)
+    (picture,) = (tmp_path / "maps").iterdir()
+    assert picture.name.startswith("knee \\xff\\xe9-")
+    named = os.fsencode(folder) + b"/gone \xff.png"
+    missing = run_python("predict.py", "--model", model, os.fsdecode(named), expect=2)
+    assert "gone \\xff.png: there is no such file" in missing.stderr
+
+
+def test_two_at_once_and_a_folder_that_cannot_be_written(model, knees, run_python, tmp_path):
+    output = tmp_path / "grades.csv"
+    with WriterLock(output):
+        second = run_python("predict.py", "--model", model, "--output", output, knees, expect=2)
+    assert f"{output} is being written by process {os.getpid()} on " in second.stderr
+    assert len(second.stderr.splitlines()) == 1 and not output.exists()
+    refused = run_python("predict.py", "--model", model, "--output", "/proc/grades.csv", knees, expect=2)
+    assert refused.stderr.splitlines() == [
+        "predict.py: /proc/grades.csv could not be written: No such file or directory."
+    ]
 
 
 def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
@@ -148,14 +167,22 @@ def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
     maps = tmp_path / "maps"
     run_python("predict.py", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    graded = [row for row in rows if not row["error"]]
     expected = {
-        f"{number:06d}-{Path(row['file']).stem}-KL{row['grade']}.png"
-        for number, row in enumerate(rows, 1)
-        if not row["error"]
+        f"{Path(row['file']).stem}-{hashlib.sha256(row['file'].encode()).hexdigest()[:8]}-KL{row['grade']}.png"
+        for row in graded
     }
     assert {file.name for file in maps.iterdir()} == expected and len(expected) == 20
     with Image.open(maps / sorted(expected)[0]) as picture:
         assert picture.size == (48, 48) and picture.mode == "RGB"
+
+    # A map that is missing is made, the others stay; that of an earlier grade goes.
+    times = {file.name: file.stat().st_mtime_ns for file in maps.iterdir()}
+    lost, *_ = sorted(expected)
+    (maps / lost).rename(maps / lost.replace(lost[-7:], "KL9.png" if lost[-5] == "0" else "KL0.png"))
+    run_python("predict.py", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
+    assert {file.name for file in maps.iterdir()} - {lost[:-7] + "KL9.png"} == expected
+    assert all((maps / name).stat().st_mtime_ns == times[name] for name in expected - {lost})
 
 
 def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
@@ -166,15 +193,19 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
     alone = run_python(*command, RANK="0", WORLD_SIZE="2")
     assert "1 not" in alone.stdout and "the last process tells" in alone.stdout
     (first,) = output.glob("*.parquet")
-    written = first.stat().st_mtime_ns
-    about = json.dumps({"model": str(model), "level": 0.9, "files": 20, "share": [10, 20], **COMPUTED})
-    done = [json.dumps(table_row(_xray(str(knees / f"{9000000 + number}L.png")))) for number in (10, 11)]
+    made = pandas.read_parquet(first)
+    done = [
+        dict.fromkeys(COLUMNS) | {"file": str(knees / f"{9000000 + number}L.png"), "grade": 2} for number in (10, 11)
+    ]
+    for row in done:
+        size, modified = stamp(row["file"])
+        row |= {"made_by": made["made_by"][0], "file_bytes": size, "file_modified": modified, "name": "KL2"}
     rows = output / ".part-00001-of-00002.parquet.rows"
-    rows.write_text("\n".join([about, *done, '{"file": "half a ro']))  # as a kill leaves it
+    rows.write_text("\n".join([*map(json.dumps, done), '{"file": "half a ro']))  # as a kill leaves it
 
     launch = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
     run_python(*launch, *command, expect=1, ACCELERATE_USE_CPU="true")
-    assert first.stat().st_mtime_ns == written
+    assert list(pandas.read_parquet(first)["file"]) == list(made["file"])
     assert sorted(path.name for path in output.iterdir()) == [
         "part-00000-of-00002.parquet",
         "part-00001-of-00002.parquet",
@@ -188,8 +219,15 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
     assert "of another number of processes than 3" in other.stderr
     one_file = run_python(*command[:-2], tmp_path / "a.csv", knees, expect=2, RANK="0", WORLD_SIZE="2")
     assert "2 processes write their parts into a folder" in one_file.stderr
-    fewer = run_python(*command[:-1], knees / "9000001L.png", expect=2, RANK="0", WORLD_SIZE="2")
-    assert "was made with" in fewer.stderr
+
+    # The archive grows at its head, so that the shares move: what is in any part stays, and is graded once.
+    draw_knee(1, "L", 99, 48).save(knees / "8000000L.png")
+    alone = run_python(*command, RANK="1", WORLD_SIZE="2")
+    assert "11 X-rays graded (11 of them before" in alone.stdout and "the last process tells" in alone.stdout
+    assert "9 X-rays graded (8 of them before" in run_python(*command, RANK="0", WORLD_SIZE="2", expect=1).stdout
+    grown = pandas.read_parquet(output)
+    assert list(grown["file"]) == [str(file) for file in sorted(knees.iterdir())]
+    assert list(grown["entropy"][1:7]) == list(table["entropy"][:6])
 
 
 def test_an_xray_that_one_process_cannot_read_does_not_stop_the_others(run_python, model, tmp_path):

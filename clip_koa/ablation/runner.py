@@ -1,6 +1,5 @@
 """Runs the cells of an ablation, each a `train.py` of its own, several at once where there are several devices."""
 
-import json
 import os
 import queue
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from clip_koa.files import write_file
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
+from clip_koa.training.status import read_status
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -35,8 +35,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        status = self.folder / "status.json"
-        return status.is_file() and json.loads(status.read_text(encoding="utf-8"))["state"] == "finished"
+        return read_status(self.folder).state == "finished"
 
 
 def check_jobs(jobs: list[Job]) -> None:

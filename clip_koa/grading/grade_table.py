@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from clip_koa.files import as_text
 from clip_koa.grading.grader import GradedXray
 from modeling_clip_koa import GRADE_LABELS
 
@@ -29,6 +29,9 @@ COLUMNS = {
     "atypicality": pyarrow.float64(),
     "warning": pyarrow.string(),
     "error": pyarrow.string(),
+    "file_bytes": pyarrow.int64(),
+    "file_modified": pyarrow.string(),
+    "made_by": pyarrow.string(),
 }
 _ROWS_AT_ONCE = 1000
 
@@ -40,11 +43,14 @@ class GradeTableError(ValueError):
 def table_row(xray: GradedXray) -> dict:
     """A row of the table; of an X-ray that was not graded, only `file` and `error` are filled.
 
+    Both are written by `as_text`, so that a name of any bytes is one cell and can be found again. The last three
+    columns are left to `GrowingTable`: size and time of the file that was graded, and what graded it.
+
     `probability_*`, `expected_grade` (mean grade), `osteoarthritis_probability` (grade 2 and above) and `entropy`
     (nats) are of both views averaged. `set_low` and `set_high` bound the confidence set. `flip_agreement`: X-ray and
     mirror image alone would get the same grade. `atypicality`: share of unseen knees more like the training X-rays.
     """
-    row = dict.fromkeys(COLUMNS) | {"file": xray.file, "error": xray.error or None}
+    row = dict.fromkeys(COLUMNS) | {"file": as_text(xray.file), "error": as_text(xray.error) or None}
     if xray.error:
         return row
     grade = xray.grade
@@ -64,7 +70,81 @@ def table_row(xray: GradedXray) -> dict:
     }
 
 
-_ABOUT = "clip_koa"  # the entry of a Parquet table's metadata that says what its rows depend on
+_ABOUT = "clip_koa"  # the entry of a Parquet table's metadata that says which inputs and which share of them it holds
+
+
+def write_rows(path: Path, kind: str, rows: Iterable[dict], about: str = "") -> None:
+    """Writes a table of one of the `FORMATS`, row by row.
+
+    Args:
+        about: kept by a Parquet table beside its rows.
+    """
+    if kind == ".parquet":
+        rows = iter(rows)
+        with pyarrow.parquet.ParquetWriter(path, pyarrow.schema(COLUMNS, metadata={_ABOUT: about})) as writer:
+            while some := list(islice(rows, _ROWS_AT_ONCE)):
+                writer.write_table(pyarrow.Table.from_pylist(some, writer.schema))
+        return
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        if kind == ".csv":
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_rows(path: Path, kind: str) -> Iterator[dict]:
+    """The rows of a table as `write_rows` wrote them, one after the other.
+
+    Raises:
+        GradeTableError: other columns, or a row that predict.py does not write.
+    """
+    number = 0
+    try:
+        for row in _READERS[kind](path):
+            if row.keys() != COLUMNS.keys():
+                raise ValueError("its columns are others")
+            number += 1
+            yield row
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, csv.Error, pyarrow.ArrowException) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise GradeTableError(
+            f"{as_text(path)} is no table that this version wrote (after row {number}: {reason}): give another name."
+        ) from error
+
+
+def _read_csv(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(COLUMNS):
+            raise ValueError("its columns are others")
+        for row in reader:
+            yield {name: _CELLS[COLUMNS[name]](cell) if cell else None for name, cell in row.items()}
+
+
+def _read_lines(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _read_parquet(path: Path) -> Iterator[dict]:
+    with pyarrow.parquet.ParquetFile(path) as table:
+        if table.schema_arrow.names != list(COLUMNS):
+            raise ValueError("its columns are others")
+        for batch in table.iter_batches(_ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+
+_READERS = {".csv": _read_csv, ".jsonl": _read_lines, ".parquet": _read_parquet}
+# What a CSV cell of each type holds.
+_CELLS = {
+    pyarrow.string(): str,
+    pyarrow.int8(): int,
+    pyarrow.int64(): int,
+    pyarrow.float64(): float,
+    pyarrow.bool_(): {"True": True, "False": False}.__getitem__,
+}
 
 
 def part_of(folder: Path, process: int, processes: int) -> Path:
@@ -74,114 +154,34 @@ def part_of(folder: Path, process: int, processes: int) -> Path:
         GradeTableError: the folder has parts of another number of processes.
     """
     for part in folder.glob("*part-*-of-*"):
-        if f"-of-{processes:05d}." not in part.name:
+        if f"-of-{processes:05d}." not in part.name and part.suffix != ".lock":
             raise GradeTableError(f"{part} is of another number of processes than {processes}: give another folder.")
     return folder / f"part-{process:05d}-of-{processes:05d}.parquet"
 
 
-def check_part(part: Path, about: dict) -> None:
-    """Holds what a part that is whole was made of against what it should be.
-
-    Raises:
-        GradeTableError: the part was made of something else.
-    """
-    found = (pyarrow.parquet.read_schema(part).metadata or {}).get(_ABOUT.encode(), b"").decode()
-    if found != json.dumps(about):
-        raise GradeTableError(f"{part} was made with {found or 'something else'}, now it is {json.dumps(about)}.")
+def read_about(part: Path) -> str:
+    """What a Parquet table says of its inputs; empty where it is not there, or says nothing."""
+    try:
+        return (pyarrow.parquet.read_schema(part).metadata or {}).get(_ABOUT.encode(), b"").decode()
+    except (FileNotFoundError, pyarrow.ArrowException):
+        return ""
 
 
-def whole_parts(folder: Path) -> list[Path]:
-    """The parts in a folder that are whole, each as `part_of` names it."""
+def list_parts(folder: Path) -> list[Path]:
+    """The parts that lie in a folder, each as `part_of` names it."""
     return sorted(folder.glob("part-*-of-*.parquet"))
 
 
+def is_being_made(part: Path) -> bool:
+    """Whether a process is about to write a part anew, or was stopped on the way to it."""
+    return any(part.parent.glob(f".{part.name}.*"))
+
+
 def count_ungraded(part: Path) -> int:
-    """How many X-rays of a part that is whole were not graded."""
+    """How many X-rays of a part were not graded."""
     return pyarrow.parquet.ParquetFile(part).read(["grade"])["grade"].null_count
 
 
 def share_of(count: int, process: int, processes: int) -> range:
     """The X-rays of `count` that one of several processes grades: neighbours, so that the parts keep the order."""
     return range(count * process // processes, count * (process + 1) // processes)
-
-
-class GradeTable:
-    """A table in the making. Rows are kept on disk as they come, so that a stopped run goes on where it was.
-
-    Args:
-        path: ending in one of `FORMATS`; it appears when the table is whole.
-        about: what the rows depend on, such as the model; a table begun otherwise is not gone on with.
-
-    Raises:
-        GradeTableError: another ending, a table that is there already, or one that was begun with something else.
-    """
-
-    def __init__(self, path: str | Path, about: dict):
-        self.path = Path(path)
-        if self.path.suffix not in FORMATS:
-            raise GradeTableError(f"--output {path}: its name must end in {', '.join(FORMATS)}.")
-        if self.path.exists():
-            raise GradeTableError(f"--output {path} exists: remove it or give another name.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows = self.path.with_name(f".{self.path.name}.rows")
-        self.about = json.dumps(about)
-        self.done = self._go_on() if self.rows.exists() else self._begin()
-
-    def _begin(self) -> int:
-        self.rows.write_text(self.about + "\n", encoding="utf-8")
-        return 0
-
-    def _go_on(self) -> int:
-        """Cuts off a row that a kill left half-written; returns the number of whole ones."""
-        whole, lines = 0, 0
-        with open(self.rows, "rb+") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                if not lines and line.decode().rstrip("\n") != self.about:
-                    raise GradeTableError(
-                        f"{self.rows} was begun with {line.decode().strip()}, now it is {self.about}: remove it to "
-                        "begin anew."
-                    )
-                whole, lines = whole + len(line), lines + 1
-            file.truncate(whole)
-        return lines - 1 if lines else self._begin()
-
-    def add(self, rows: Iterable[dict]) -> None:
-        """Adds rows, each a `table_row`."""
-        with open(self.rows, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-
-    def read(self) -> Iterator[dict]:
-        """The rows so far."""
-        with open(self.rows, encoding="utf-8") as file:
-            next(file)
-            for line in file:
-                yield json.loads(line)
-
-    def finish(self) -> Path:
-        """Puts the whole table in its place."""
-        temporary = self.path.with_name(f".{self.path.name}.writing")
-        {".csv": self._write_csv, ".jsonl": self._write_lines, ".parquet": self._write_parquet}[self.path.suffix](
-            temporary
-        )
-        os.replace(temporary, self.path)
-        self.rows.unlink()
-        return self.path
-
-    def _write_csv(self, path: Path) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.read())
-
-    def _write_lines(self, path: Path) -> None:
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.read())
-
-    def _write_parquet(self, path: Path) -> None:
-        schema = pyarrow.schema(COLUMNS, metadata={_ABOUT: self.about})
-        rows = self.read()
-        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-            while some := list(islice(rows, _ROWS_AT_ONCE)):
-                writer.write_table(pyarrow.Table.from_pylist(some, schema))

@@ -7,6 +7,8 @@ from glob import glob
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from clip_koa.grading.onnx_network import load_exported
 from dataset_script.radiograph import SUFFIXES, Radiograph, RadiographError, read_radiograph
 from modeling_clip_koa import CLIPKOAGrader, Explanation, Grade
@@ -69,6 +71,13 @@ class Grader:
     def labels(self) -> list[str]:
         """The grades' names."""
         return [self.images.labels[grade] for grade in range(len(self.images.labels))]
+
+    @property
+    def precision(self) -> str:
+        """Of the vision tower as it computes here: fp32 or bf16; for an exported graph its own."""
+        if self.images.model is None:
+            return "exported"
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.images.model.visual_projection.weight.dtype]
 
     @property
     def is_calibrated(self) -> bool:

@@ -5,7 +5,6 @@ of its files. So a kill, a crash or a full disk at any moment leaves the one bef
 taken.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from clip_koa.files import file_digest
 from clip_koa.training.lora import merged
 from clip_koa.training.run_config import RunConfigError
 
@@ -160,18 +160,10 @@ def save_checkpoint(accelerator, folder: Path, state: TrainState, keep: int) -> 
 
 
 def _write_manifest(folder: Path) -> None:
-    digests = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    digests = {
+        str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     (folder / _MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        if hasattr(hashlib, "file_digest"):  # Python 3.11
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256()
-        while part := file.read(1 << 20):
-            digest.update(part)
-        return digest.hexdigest()
 
 
 def find_damage(checkpoint: Path) -> str:
@@ -184,7 +176,7 @@ def find_damage(checkpoint: Path) -> str:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if _digest(path) != digest:
+        if file_digest(path) != digest:
             return f"{name} is not what was saved"
     return ""
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broa
 from datasets import DatasetDict
 from tqdm.auto import tqdm
 
+from clip_koa.files import WriteError
 from clip_koa.grading.evaluation import CHOOSABLE_METRICS, NEWEST, Predictions, describe_results, evaluate, predict
 from clip_koa.grading.predictions import PredictionFile, write_predictions
 from clip_koa.training.augmentation import Augmentation
@@ -217,7 +218,7 @@ def train(run: Run) -> None:
     """
     state = run.state
     stop = StopRequest()
-    run.recorder.status("running", step=state.step, total_steps=run.total_steps)
+    _tell(run, "running")
     try:
         with tqdm(
             total=run.total_steps,
@@ -233,13 +234,18 @@ def train(run: Run) -> None:
                 if state.epoch % run.config.evaluation_epochs == 0 or run.finished:
                     _validate(run, bar)
                 _save(run)
-    except Preempted:
-        run.recorder.status("interrupted", step=state.step, total_steps=run.total_steps)
+    except (Preempted, KeyboardInterrupt):
+        _tell(run, "interrupted")
         raise
-    except (FloatingPointError, OSError) as error:
-        files = getattr(error, "files", [])
-        run.recorder.status("failed", step=state.step, total_steps=run.total_steps, reason=str(error), files=files)
+    except Exception as error:
+        _tell(run, "failed", reason=str(error) or type(error).__name__, files=getattr(error, "files", []))
         raise
+
+
+def _tell(run: Run, state: str, **values) -> None:
+    """Writes status.json; a full disk must not hide what the run ends with."""
+    with suppress(WriteError):
+        run.recorder.status(state, step=run.state.step, total_steps=run.total_steps, **values)
 
 
 def _save(run: Run) -> None:
@@ -378,6 +384,7 @@ def _log_training(run: Run, window: _Window, bar: tqdm) -> None:
         learning_rate=max(run.schedule.get_last_lr()),
         images_per_second=speed,
     )
+    _tell(run, "running")
 
 
 def _best(run: Run) -> str:

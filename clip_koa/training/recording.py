@@ -7,16 +7,21 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import accelerate.tracking
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict, Image
 
-from clip_koa.files import write_file
+from clip_koa.files import write_file, writing
+from clip_koa.locks import WriterLock
 from clip_koa.training.run_config import RunConfig, RunConfigError
+from clip_koa.training.status import write_status
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "safetensors", "numpy", "Pillow")
 _PROJECT = Path(__file__).parents[2]
@@ -48,6 +53,29 @@ def data_digest(corpus: DatasetDict) -> str:
                 digest.update(f"{name}\0{file}\0{label}\0{len(content)}\0".encode())
                 digest.update(content)
     return digest.hexdigest()
+
+
+@contextmanager
+def only_writer(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Within it this run is the one that writes its run folder and the best/ in it. All processes must enter it.
+
+    Raises:
+        InUseError: another process writes one of them.
+        WriteError: the folder cannot be written.
+    """
+    with ExitStack() as locks:
+        refused = [None]
+        if accelerator.is_main_process:
+            try:
+                for lock in (WriterLock(folder, inside=True), WriterLock(folder / "best")):
+                    with writing(folder):
+                        locks.enter_context(lock)
+            except OSError as error:
+                refused = [error]
+        broadcast_object_list(refused)
+        if refused[0]:
+            raise refused[0]
+        yield
 
 
 class Recorder:
@@ -110,8 +138,7 @@ class Recorder:
     def status(self, state: str, **values) -> None:
         """Writes status.json: `running`, `interrupted`, `failed` or `finished`."""
         if self.accelerator.is_main_process and self.folder.is_dir():
-            text = json.dumps({"state": state, "time": _now(), **values}, indent=1)
-            write_file(self.folder / "status.json", text.encode())
+            write_status(self.folder, state, **values)
 
 
 def _numbers(values: dict, prefix: str):

@@ -2,6 +2,9 @@
 
 import argparse
 import dataclasses
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,9 +14,21 @@ import yaml
 from modeling_clip_koa import PROMPT_SETS
 from modeling_clip_koa.configuration_clip_koa import CONSISTENCY_KINDS
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
 
 class RunConfigError(ValueError):
     """A configuration that cannot be run; the message names the field and says what would be right."""
+
+
+_LARGEST_WHOLE = 2**31 - 1
+
+
+def _is_of(value, kind: type) -> bool:
+    """Whether a value is of a field's type: true is no number, and no number is infinite or NaN."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind and (kind is not str or not _CONTROL.search(value))
 
 
 def _option(
@@ -24,6 +39,8 @@ def _option(
     at_least: float | None = None,
     at_most: float | None = None,
 ):
+    if at_most is None and type(default) is int:
+        at_most = _LARGEST_WHOLE
     return field(
         default=default,
         metadata={"section": section, "help": help, "choices": choices, "at_least": at_least, "at_most": at_most},
@@ -57,7 +74,7 @@ class RunConfig:
     )
     evaluation_epochs: int = _run(1, "epochs between evaluations; the end is evaluated always", at_least=1)
     patience: int = _run(0, "epochs without a better best_metric after which to stop; 0: no early stop", at_least=0)
-    seed: int = _run(0, "seed of weights, order and augmentation", at_least=0)
+    seed: int = _run(0, "seed of weights, order and augmentation", at_least=0, at_most=2**32 - 1)
 
     data_dir: str = _data(
         "", "knee X-rays: folder {split}/{grade}/{file}, .zip, .csv or Parquet; empty: the environment's KNEE_XRAY_DIR"
@@ -72,11 +89,14 @@ class RunConfig:
     random_flip: float = _data(
         0.0, "chance that an X-ray is mirrored before it is seen; for steps with one view", at_least=0, at_most=1
     )
-    num_workers: int = _data(0, "processes that decode X-rays", at_least=0)
+    num_workers: int = _data(0, "processes that decode X-rays", at_least=0, at_most=1024)
 
     model: str = _model("tiny", "start: tiny, a DINOv2 .onnx file, or a folder or Hub id of CLIP or DINOv2 weights")
     image_size: int = _model(
-        0, "side in pixels of the X-rays the vision tower reads, a multiple of its patches; 0: the start's", at_least=0
+        0,
+        "side in pixels of the X-rays the vision tower reads, a multiple of its patches; 0: the start's",
+        at_least=0,
+        at_most=4096,
     )
     prompts: str = _model("ensemble", "set of grade prompts in prompts_clip_koa.py", tuple(PROMPT_SETS))
     freeze_layers: int = _model(
@@ -137,11 +157,14 @@ class RunConfig:
             value, bounds = getattr(self, option.name), option.metadata
             if bounds["choices"] and value not in bounds["choices"]:
                 raise RunConfigError(f"{option.name}={value!r}: use one of {', '.join(bounds['choices'])}.")
-            # Written so that NaN is refused too.
+            if not _is_of(value, option.type):
+                raise RunConfigError(
+                    f"{option.name}={_shortened(value)}: it must be {option.type.__name__}, on one line and finite."
+                )
             if bounds["at_least"] is not None and not value >= bounds["at_least"]:
                 raise RunConfigError(f"{option.name}={value}: it must be at least {bounds['at_least']}.")
             if bounds["at_most"] is not None and not value <= bounds["at_most"]:
-                raise RunConfigError(f"{option.name}={value}: it must be at most {bounds['at_most']}.")
+                raise RunConfigError(f"{option.name}={_shortened(value)}: it must be at most {bounds['at_most']}.")
         if self.lora_rank and self.freeze_layers:
             raise RunConfigError("lora_rank keeps the whole vision tower as it is: leave freeze_layers at 0.")
         if self.mirror_symmetric and (self.one_view_until or self.random_flip):
@@ -206,12 +229,12 @@ def read_run_config(path: str | Path) -> RunConfig:
     return _build(_read_yaml(str(path)))
 
 
-def _build(values: dict) -> RunConfig:
-    types = {option.name: option.type for option in dataclasses.fields(RunConfig)}
-    return RunConfig(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+def _build(values: dict[str, str]) -> RunConfig:
+    return RunConfig(**{name: _convert(name, text, _KINDS[name]) for name, text in values.items()})
 
 
-def _read_yaml(path: str | None) -> dict:
+def _read_yaml(path: str | None) -> dict[str, str]:
+    """The fields in a YAML file, each as its text: of what type it is, its field says."""
     if path is None:
         return {}
     if not Path(path).is_file():
@@ -219,25 +242,85 @@ def _read_yaml(path: str | None) -> dict:
             f"--config {path}: there is no such file; configs/ holds the ones that come with CLIP-KOA."
         )
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise RunConfigError(f"--config {path} cannot be read: {error.strerror}.") from error
+    if len(content) > _LARGEST_FILE:
+        raise RunConfigError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB: no configuration is.")
+    try:
+        values = _fields(yaml.parse(content.decode("utf-8"), yaml.SafeLoader), path)
+    except UnicodeDecodeError as error:
+        raise RunConfigError(f"{path} is not valid YAML: byte {error.start} is no UTF-8.") from error
     except yaml.YAMLError as error:
-        raise RunConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise RunConfigError(f"{path} must hold `field: value` lines.")
-    known = {option.name for option in dataclasses.fields(RunConfig)}
-    unknown = [str(key) for key in values if key not in known]
-    if unknown:
-        raise RunConfigError(f"{path} has unknown keys: {', '.join(unknown)}. `train.py --help` lists the known ones.")
+        line = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise RunConfigError(f"{path} is not valid YAML: {line}{reason}.") from error
+    if not values:
+        raise RunConfigError(f"{path} holds no field: it must hold `field: value` lines.")
+    if unknown := [_shortened(name) for name in values if name not in _KINDS]:
+        named = ", ".join(unknown[:_NAMED]) + (", ..." if len(unknown) > _NAMED else "")
+        raise RunConfigError(f"{path} has unknown keys: {named}. `train.py --help` lists the known ones.")
     return values
 
 
-def _convert(name: str, value, kind: type):
-    if kind is bool and not isinstance(value, bool):
-        words = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-        if str(value).lower() not in words:
-            raise RunConfigError(f"{name}={value!r}: use true or false.")
-        return words[str(value).lower()]
-    try:
-        return kind("" if value is None else value)
-    except (TypeError, ValueError) as error:
-        raise RunConfigError(f"{name}={value!r}: it must be of type {kind.__name__}.") from error
+def _fields(events: Iterator[yaml.Event], path: str) -> dict[str, str]:
+    """`field: value` lines from the events of a YAML file, which are read one by one.
+
+    So nothing is built of what does not belong in it, such as lists, or aliases that stand for thousands of others.
+    """
+    values, lines, name, inside = {}, {}, None, False
+    for event in events:
+        line = event.start_mark.line + 1
+        is_plain = not getattr(event, "anchor", None) and not getattr(event, "tag", None)
+        if isinstance(event, yaml.ScalarEvent) and inside and is_plain:
+            if name is None:
+                name = event.value
+                if name in lines:
+                    raise RunConfigError(
+                        f"{path}, line {line}: {_shortened(name)} is given on line {lines[name]} too."
+                    )
+                lines[name] = line
+                continue
+            if event.style in ("'", '"') and _KINDS.get(name, str) is not str:
+                raise RunConfigError(f"{path}, line {line}: {name}={_shortened(event.value)}: leave out the quotes.")
+            is_null = event.style is None and event.value.lower() in ("~", "null")
+            values[name], name = "" if is_null else event.value, None
+        elif isinstance(event, yaml.MappingStartEvent) and not inside and not lines and is_plain:
+            inside = True
+        elif isinstance(event, yaml.MappingEndEvent):
+            inside = False
+        elif not isinstance(event, _FRAME):
+            raise RunConfigError(f"{path}, line {line}: it must hold `field: value` lines, each with one plain value.")
+    return values
+
+
+def _convert(name: str, text: str, kind: type):
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in _WORDS:
+            raise RunConfigError(f"{name}={_shortened(text)}: use true or false.")
+        return _WORDS[text.lower()]
+    if not _NUMBERS[kind].fullmatch(text):
+        wanted = "a whole number, such as 3" if kind is int else "a finite number, such as 0.1"
+        raise RunConfigError(f"{name}={_shortened(text)}: it must be {wanted}.")
+    return kind(text)
+
+
+def _shortened(value) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+_KINDS = {option.name: option.type for option in dataclasses.fields(RunConfig)}
+_WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+# Plain decimals: YAML would read 010 as 8 and 1:30 as 90. So many digits are beyond any bound.
+_NUMBERS = {
+    int: re.compile(r"[+-]?(0|[1-9][0-9]{0,30})"),
+    float: re.compile(r"[+-]?([0-9]{1,300}(\.[0-9]{0,300})?|\.[0-9]{1,300})([eE][+-]?[0-9]{1,4})?"),
+}
+_FRAME = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
+_LARGEST_FILE = 1 << 20  # bytes
+_LONGEST_SHOWN = 60  # characters of a value
+_NAMED = 4

@@ -1,0 +1,253 @@
+"""A table of grades in the making: one writer, nothing lost by a stop, and brought up to date as the archive grows."""
+
+import hashlib
+import json
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from clip_koa.files import as_text, replaced, writing
+from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, write_rows
+from clip_koa.locks import WriterLock
+
+_NAMED = 3  # of the X-rays that are gone
+
+
+class Waiting(NamedTuple):
+    """An X-ray that is to be graded: its number among the inputs, and its file as it was when it was looked at."""
+
+    number: int
+    file: str
+    size: int | None  # bytes
+    modified: str | None  # as `stamp` writes it
+
+
+def stamp(file: str) -> tuple[int | None, str | None]:
+    """Size in bytes and time of the last change (UTC, to the nanosecond) of a file; None for one that is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None, None
+    seconds, rest = divmod(found.st_mtime_ns, 10**9)
+    return found.st_size, f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
+
+
+class GrowingTable:
+    """The table of the X-rays that are named now, of which rows that it holds already are kept.
+
+    A row is kept where the same model graded the file with the same settings, and the file has its size and time
+    still. Rows are kept on disk as they come, in a hidden file beside the table, so that a stopped run goes on where
+    it was. What memory holds of them is the place of each row.
+
+    Args:
+        path: ending in one of `FORMATS`. It is written anew when all rows are there; until then it stays as it was.
+
+    Raises:
+        GradeTableError: another ending, or a folder in its place.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.suffix not in FORMATS:
+            raise GradeTableError(f"--output {as_text(path)}: its name must end in {', '.join(FORMATS)}.")
+        if self.path.is_dir():
+            raise GradeTableError(f"--output {as_text(path)} is a folder: give the name of a file.")
+        self.rows = self.path.with_name(f".{self.path.name}.rows")
+        self._lock = WriterLock(self.path)
+        self.gone, self.gone_names = 0, []
+        self._stale = set()
+
+    def __enter__(self) -> "GrowingTable":
+        """Becomes the table's one writer.
+
+        Raises:
+            InUseError: another process writes it.
+            WriteError: its folder cannot be written.
+        """
+        with writing(self.path):
+            self._lock.acquire()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.release()
+
+    def begin(
+        self,
+        files: list[str],
+        made_by: str,
+        share: range | None = None,
+        others: Iterable[Path] = (),
+        is_kept: Callable[[dict], bool] | None = None,
+    ) -> None:
+        """Takes over the rows that stay.
+
+        Args:
+            files: the inputs.
+            made_by: the model and settings that grade, as `provenance.describe` gives them.
+            share: of the inputs, which this table holds; default: all.
+            others: tables whose rows may be of this share, for a share moves as the archive grows.
+            is_kept: says of a row whether it may stay, or is graded again; default: all may.
+
+        Raises:
+            GradeTableError: the rows that are there were made otherwise, or are of other inputs altogether.
+        """
+        self.files, self.made_by, self._is_kept = files, made_by, is_kept
+        self.share = range(len(files)) if share is None else share
+        self._numbers = {as_text(file): number for number, file in enumerate(files)}
+        names = hashlib.sha256("\n".join(self._numbers).encode()).hexdigest()
+        self.about = json.dumps({"inputs": names, "made_by": made_by})
+        self._places = array("q", [-1]) * len(self.share)
+        self._end = 0
+        self.is_current = False
+        if self.rows.exists():
+            self._go_on()
+        else:
+            self._take_over(others)
+        self.kept, self.changed = len(self.share) - self._places.count(-1), len(self._stale)
+        del self._numbers
+
+    def _take_over(self, others: Iterable[Path]) -> None:
+        """Begins with the rows of the table that is there, and of other ones."""
+        with replaced(self.rows) as temporary, open(temporary, "wb") as file:
+            total = in_order = elsewhere = 0
+            if self.path.exists():
+                for total, row in enumerate(self._check(self.path, read_rows(self.path, self.path.suffix)), 1):
+                    number = self._number_kept(row)
+                    in_order += number == self.share.start + total - 1
+                    self._write(file, number, row)
+                is_of_these = self.path.suffix != ".parquet" or read_about(self.path) == self.about
+                self.is_current = in_order == total == len(self.share) and is_of_these
+            for other in others:
+                for row in read_rows(other, other.suffix):
+                    if row["made_by"] == self.made_by and row["file"] in self._numbers:
+                        elsewhere += 1
+                        self._write(file, self._number_kept(row), row)
+            if total and self.gone == total and not elsewhere:
+                self._refuse_others(self.path)
+
+    def _go_on(self) -> None:
+        """Finds the rows of a run that was stopped, and cuts off the one that a kill left half-written."""
+        total = 0
+        with writing(self.rows), open(self.rows, "rb+") as file:
+            for total, row in enumerate(self._check(self.rows, self._whole_rows(file)), 1):  # noqa: B007
+                number = self._number_kept(row)
+                if number is not None:
+                    self._places[number - self.share.start] = self._row_begins
+            file.truncate(self._end)
+        if total and self.gone == total and len(self.share) == len(self.files):
+            self._refuse_others(self.rows)
+
+    def _refuse_others(self, source: Path) -> None:
+        raise GradeTableError(
+            f"{as_text(source)} holds none of the X-rays that are named now, but {self.gone_names[0]}: remove it to "
+            "begin anew, or give another name."
+        )
+
+    def _whole_rows(self, file) -> Iterator[dict]:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+                row["file"], row["made_by"], row["error"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise GradeTableError(
+                    f"{as_text(self.rows)} holds what no run of this version wrote: remove it to begin anew."
+                ) from error
+            self._row_begins, self._end = self._end, self._end + len(line)
+            yield row
+
+    def _check(self, source: Path, rows: Iterable[dict]) -> Iterator[dict]:
+        """Passes on rows, and counts those of X-rays that are no longer named; raises where one was made otherwise."""
+        for row in rows:
+            if row["made_by"] != self.made_by:
+                raise GradeTableError(
+                    f"{as_text(source)} was made with {_differences(row['made_by'], self.made_by)}: remove it to "
+                    "begin anew, or give another name."
+                )
+            if row["file"] not in self._numbers:
+                self.gone += 1
+                self.gone_names += [row["file"]] if len(self.gone_names) < _NAMED else []
+            yield row
+
+    def _number_kept(self, row: dict) -> int | None:
+        """The number of a row's X-ray; None where it is not of this share, or must be graded (again)."""
+        number = self._numbers.get(row["file"])
+        if number is None or number not in self.share or row["error"]:
+            return None
+        if (row["file_bytes"], row["file_modified"]) != stamp(self.files[number]) or row["file_bytes"] is None:
+            self._stale.add(number)
+            return None
+        self._stale.discard(number)
+        return number if self._is_kept is None or self._is_kept(row) else None
+
+    def _write(self, file, number: int | None, row: dict) -> None:
+        if number is not None:
+            line = (json.dumps(row) + "\n").encode()
+            file.write(line)
+            self._places[number - self.share.start], self._end = self._end, self._end + len(line)
+
+    def batches(self, size: int) -> Iterator[list[Waiting]]:
+        """The X-rays that have no row, in their order."""
+        left = (number for number, place in zip(self.share, self._places, strict=True) if place < 0)
+        while numbers := list(islice(left, size)):
+            yield [Waiting(number, self.files[number], *stamp(self.files[number])) for number in numbers]
+
+    def add(self, waiting: Iterable[Waiting], rows: Iterable[dict]) -> None:
+        """Adds the rows, each a `table_row`, of X-rays that `batches` gave.
+
+        Raises:
+            WriteError: they cannot be written, as on a full disk; those before them stay and can be gone on with.
+        """
+        with writing(self.rows), open(self.rows, "ab") as file:
+            for xray, row in zip(waiting, rows, strict=True):
+                stamped = {"file_bytes": xray.size, "file_modified": xray.modified, "made_by": self.made_by}
+                self._write(file, xray.number, row | stamped)
+
+    def read(self) -> Iterator[dict]:
+        """All rows, in the order of the inputs.
+
+        Raises:
+            GradeTableError: one is missing.
+        """
+        with open(self.rows, "rb") as file:
+            for number, place in zip(self.share, self._places, strict=True):
+                if place != file.tell():
+                    file.seek(max(place, 0))
+                row = json.loads(file.readline() or b"{}")
+                if place < 0 or row.get("file") != as_text(self.files[number]):
+                    raise GradeTableError(f"{as_text(self.rows)} has no row of {as_text(self.files[number])}.")
+                yield row
+
+    def finish(self) -> int:
+        """Puts the whole table in its place; returns how many X-rays were not graded.
+
+        Raises:
+            WriteError: it cannot be written. The rows stay, and the table that was there.
+            GradeTableError: it would not hold a row for each X-ray.
+        """
+        if self.is_current:
+            self.rows.unlink()
+            return 0
+        with replaced(self.path) as temporary:
+            write_rows(temporary, self.path.suffix, self.read(), self.about)
+            written = ungraded = 0
+            for written, row in enumerate(read_rows(temporary, self.path.suffix), 1):  # noqa: B007
+                ungraded += row["grade"] is None
+            if written != len(self.share):
+                raise GradeTableError(f"{as_text(self.path)} would hold {written} rows of {len(self.share)} X-rays.")
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # before the rows go
+        self.rows.unlink()
+        return ungraded
+
+
+def _differences(before: str | None, now: str) -> str:
+    """What differs between two settings, as `level=0.5, now level=0.9`."""
+    then = {item.split("=")[0]: item for item in (before or "").split()}
+    differing = [item for item in now.split() if then.get(item.split("=")[0]) != item]
+    return "; ".join(f"{then.get(item.split('=')[0], 'nothing')}, now {item}" for item in differing) or str(before)
