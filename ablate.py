@@ -19,6 +19,7 @@ from clip_koa.ablation.grid import Cell, cell_config, find_cells
 from clip_koa.ablation.runner import CellError, Job, check_jobs, run_jobs
 from clip_koa.ablation.summary import load_results, write_summary
 from clip_koa.grading.predictions import PredictionsError
+from clip_koa.locks import InUseError, WriterLock
 from clip_koa.training.corpus import load_corpus
 from clip_koa.training.run_config import RunConfigError, read_run_config
 from dataset_script.knee_xray import CorpusError
@@ -66,6 +67,13 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], dict[tuple[str, int],
 def main(arguments: list[str] | None = None) -> int:
     """Trains what is not trained, and writes the table; returns the exit status."""
     options = parse_options(arguments)
+    with WriterLock(options.output, inside=True):
+        train_cells(options)
+    return 0
+
+
+def train_cells(options: argparse.Namespace) -> None:
+    """Trains what is not trained under the output folder, and writes the table after each run."""
     cells, jobs = plan(options)
     check_jobs(list(jobs.values()))
     left = [job for job in jobs.values() if not job.finished]
@@ -81,12 +89,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     run_jobs(left, options.devices, summarise)
     summarise()
-    return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except InUseError as error:
+        print(f"ablate.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except (RunConfigError, CorpusError, CellError, PredictionsError) as error:
         sys.exit(f"ablate.py: {error}")
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_koa.grading.loading import CheckpointError, load_checkpoint
+from clip_koa.locks import InUseError, WriterLock
 from clip_koa.training.checkpoints import SaveError, save_model_folder
 from modeling_clip_koa import CLIPKOAForImageClassification
 
@@ -63,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if len(options.models) < 2:
         parser.error("name two checkpoints or more.")
-    model, image_processor = average(options.models)
-    save_model_folder(options.output, model, image_processor, AutoTokenizer.from_pretrained(options.models[0]))
+    with WriterLock(options.output):
+        model, image_processor = average(options.models)
+        save_model_folder(options.output, model, image_processor, AutoTokenizer.from_pretrained(options.models[0]))
     print(f"Model:  {options.output}")
     return 0
 
@@ -72,5 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except InUseError as error:
+        print(f"average_weights.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except (CheckpointError, SaveError) as error:
         sys.exit(f"average_weights.py: {error}")

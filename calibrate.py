@@ -31,9 +31,11 @@ from clip_koa.grading.evaluation import Predictions, predict
 from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name
 from clip_koa.grading.predictions import pseudonyms
 from clip_koa.grading.typicality import collect_features, fit_typicality, typicality_block, typicality_file
+from clip_koa.locks import InUseError, WriterLock
 from clip_koa.memory import keep_freed_memory
 from clip_koa.training.checkpoints import SaveError, save_model_folder
 from clip_koa.training.loader import XrayDataset
+from clip_koa.training.recording import only_writer
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError
@@ -109,6 +111,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     keep_freed_memory()
     accelerator = Accelerator(mixed_precision="no")
+    folder = options.output or Path(options.model)
+    with only_writer(accelerator, WriterLock(folder)):
+        write_calibrated(options, accelerator, folder)
+    return 0
+
+
+def write_calibrated(options: argparse.Namespace, accelerator: Accelerator, folder: Path) -> None:
+    """Calibrates the checkpoint and writes it into `folder`."""
     split, digest = load_split(options.data_dir, options.split, accelerator)
     model, image_processor = load_checkpoint(options.model)
     model = model.to(accelerator.device)
@@ -118,17 +128,18 @@ def main(arguments: list[str] | None = None) -> int:
     report = calibrate(model.to("cpu"), predictions, people, options.level)
     report = {"split": options.split, "data_digest": digest, **report}
     typicality = fit_on_training_xrays(options, model.to(accelerator.device), image_processor, split, accelerator)
-    folder = options.output or Path(options.model)
     files = {CALIBRATION_FILE: json.dumps(report, indent=1).encode()}
     if typicality:
         files[TYPICALITY_FILE] = typicality_file(typicality)
     save_model_folder(folder, model, image_processor, AutoTokenizer.from_pretrained(options.model), files)
     print(f"{describe(report)}\nModel:  {folder}")
-    return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except InUseError as error:
+        print(f"calibrate.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except (CalibrationError, CheckpointError, CorpusError, RadiographError, SaveError, FloatingPointError) as error:
         sys.exit(f"calibrate.py: {error}")

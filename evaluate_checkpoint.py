@@ -29,8 +29,10 @@ from clip_koa.grading.predictions import PredictionFile, PredictionsError, write
 from clip_koa.grading.robustness import measure_robustness, predict_perturbed
 from clip_koa.grading.seeds import average_files, describe_average
 from clip_koa.grading.stock import StockError, measure_stock, predict_stock
+from clip_koa.locks import InUseError, WriterLock
 from clip_koa.publishing.evaluation_report import write_evaluation
 from clip_koa.training.loader import XrayDataset
+from clip_koa.training.recording import only_writer
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
 
@@ -77,9 +79,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def evaluate_model(options: argparse.Namespace) -> None:
+def evaluate_model(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Grades the split, plain, in stock pipelines and perturbed as asked, and writes the report."""
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
     perturbations = check_perturbations(options.perturb)
     split, digest = load_split(options.data_dir, options.split, accelerator)
     model, image_processor = load_checkpoint(options.model)
@@ -111,10 +112,6 @@ def evaluate_model(options: argparse.Namespace) -> None:
             perturbed=perturbed,
         )  # fmt: skip
         print(describe_results(results), f"\nReport: {page}")
-    # The last collective must carry no tensor: gloo frees its tensors in a thread of its own that needs Python's lock,
-    # which ending the process group may hold while it waits for that thread.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 def _about(options: argparse.Namespace, model, digest: str, accelerator: Accelerator) -> dict[str, str]:
@@ -133,7 +130,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluates, compares or averages; returns the exit status."""
     options = parse_options(arguments)
     if options.model:
-        evaluate_model(options)
+        accelerator = Accelerator(mixed_precision=options.mixed_precision)
+        with only_writer(accelerator, WriterLock(options.output, inside=True)):
+            evaluate_model(options, accelerator)
+        # The last collective must carry no tensor: gloo frees its tensors in a thread of its own that needs Python's
+        # lock, which ending the process group may hold while it waits for that thread.
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
         return 0
     if options.compare:
         name, found = "comparison.json", compare_files(*options.compare, options.head, options.second_head)
@@ -150,6 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except InUseError as error:
+        print(f"evaluate_checkpoint.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except (
         CheckpointError, CorpusError, PerturbationError, PredictionsError, RadiographError, StockError,
         FloatingPointError,

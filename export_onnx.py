@@ -22,13 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from clip_koa.exporting.export import export
         from clip_koa.exporting.graph import ExportError
+        from clip_koa.locks import WriterLock
     except ModuleNotFoundError as error:
         print(f"export_onnx.py needs {error.name}: pip install 'clip-koa[onnx]'.", file=sys.stderr)
         return 2
     if options.output.exists() and not (options.output / "model.onnx").is_file():
         parser.error(f"{options.output} is there and no export: name another folder.")
     try:
-        difference = export(options.checkpoint, options.output, options.int8)
+        with WriterLock(options.output):
+            difference = export(options.checkpoint, options.output, options.int8)
     except (ExportError, OSError, ValueError) as error:
         print(f"export_onnx.py: {error}", file=sys.stderr)
         return 2

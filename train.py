@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from clip_koa.files import WriteError
-from clip_koa.locks import InUseError
+from clip_koa.locks import InUseError, WriterLock
 from clip_koa.memory import keep_freed_memory
 from clip_koa.publishing.report import write_report
 from clip_koa.training.checkpoints import SaveError
@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse_run_config(arguments)
     keep_freed_memory()
     accelerator = build_accelerator(config)
-    with only_writer(Path(config.output_dir), accelerator):
+    folder = Path(config.output_dir)
+    with only_writer(accelerator, WriterLock(folder, inside=True), WriterLock(folder / "best")):
         corpus = load_corpus(config, accelerator)
         run = prepare_run(config, corpus, accelerator)
         train(run)

@@ -1,12 +1,12 @@
 """What an evaluation starts from: a checkpoint, and a split of the corpus."""
 
-import hashlib
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
+from clip_koa.files import file_digest
 from dataset_script.knee_xray import CorpusError, KneeXray
 from dataset_script.layouts import SPLIT_FOLDERS
 from modeling_clip_koa import GRADE_LABELS, CLIPKOAForImageClassification
@@ -44,13 +44,7 @@ def load_checkpoint(name: str) -> tuple[CLIPKOAForImageClassification, BaseImage
 def weights_digest(name: str) -> str:
     """SHA-256 of a model folder's weights, which tells what an evaluation is of; empty for a Hub id."""
     weights = Path(name) / "model.safetensors"
-    if not weights.is_file():
-        return ""
-    digest = hashlib.sha256()
-    with open(weights, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+    return file_digest(weights) if weights.is_file() else ""
 
 
 def split_name(name: str) -> str:

@@ -56,20 +56,20 @@ def data_digest(corpus: DatasetDict) -> str:
 
 
 @contextmanager
-def only_writer(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Within it this run is the one that writes its run folder and the best/ in it. All processes must enter it.
+def only_writer(accelerator: Accelerator, *locks: WriterLock) -> Iterator[None]:
+    """Within it the main process holds the locks of what all processes write together. All must enter it.
 
     Raises:
-        InUseError: another process writes one of them.
-        WriteError: the folder cannot be written.
+        InUseError: another launch writes there, on all processes.
+        WriteError: a folder cannot be written.
     """
-    with ExitStack() as locks:
+    with ExitStack() as held:
         refused = [None]
         if accelerator.is_main_process:
             try:
-                for lock in (WriterLock(folder, inside=True), WriterLock(folder / "best")):
-                    with writing(folder):
-                        locks.enter_context(lock)
+                for lock in locks:
+                    with writing(lock.target):
+                        held.enter_context(lock)
             except OSError as error:
                 refused = [error]
         broadcast_object_list(refused)
