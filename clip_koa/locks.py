@@ -64,8 +64,9 @@ class WriterLock:
                 os.close(descriptor)
         _HELD.add(self)
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, json.dumps(holder).encode())
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, json.dumps(holder).encode())
         return self
 
     def release(self) -> None:
