@@ -1,6 +1,8 @@
 """Shared fixtures. Nothing in the tests reaches a network or writes outside pytest's temporary folders."""
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,17 @@ TINY_TOWERS = {
     "projection_dim": 16,
 }
 TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Within it this process can write no file above `size` bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@
 import csv
 import io
 import os
-import resource
 import string
 
 import pytest
+from conftest import largest_file
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -44,13 +44,8 @@ def test_ordinary_names_stay_as_they_are(name):
 def test_a_file_that_cannot_be_written_is_named_and_nothing_half_written_stays(tmp_path):
     path = tmp_path / "status.json"
     write_file(path, b"before")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(WriteError) as refused:
-            write_file(path, bytes(2000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(1000), pytest.raises(WriteError) as refused:
+        write_file(path, bytes(2000))
     assert str(refused.value) == f"{path} could not be written: File too large."
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(WriteError, match="status.json/new.json could not be written: Not a directory"):

@@ -1,16 +1,15 @@
 """A table in the making: one writer, nothing lost by kills or a full disk, brought up to date as the archive grows."""
 
-import contextlib
 import csv
 import json
 import multiprocessing
 import os
 import random
-import resource
 import time
 
 import pyarrow.parquet
 import pytest
+from conftest import largest_file
 
 import predict
 from clip_koa.files import WriteError, path_of
@@ -208,20 +207,10 @@ def test_a_row_that_is_missing_keeps_the_table_from_being_called_done(path, arch
     assert len(_rows(path)) == 2
 
 
-@contextlib.contextmanager
-def _largest_file(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_is_told_by_name_and_gone_on_with(path, archive):
     """A limit on the size of files stands for the disk: once for the rows, and once for the table they give."""
     files = archive(**{f"x{number:02}": number % 5 for number in range(40)})
-    with _largest_file(10_000), pytest.raises(WriteError) as refused:
+    with largest_file(10_000), pytest.raises(WriteError) as refused:
         _bring_up_to_date(path, files)
     rows = path.with_name(f".{path.name}.rows")
     assert str(refused.value) == f"{rows} could not be written: File too large." and not path.exists()
@@ -234,7 +223,7 @@ def test_a_full_disk_is_told_by_name_and_gone_on_with(path, archive):
         table.begin(files, MADE_BY)
         for waiting in table.batches(16):
             table.add(waiting, map(table_row, FileGrader().grade(xray.file for xray in waiting)))
-    with _largest_file(4_000), pytest.raises(WriteError) as refused:
+    with largest_file(4_000), pytest.raises(WriteError) as refused:
         _bring_up_to_date(path, files)
     assert str(refused.value) == f"{path} could not be written: File too large."
     assert {entry.name for entry in path.parent.iterdir()} == {"archive", rows.name}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clip_koa.files import path_of
+from clip_koa.grading import provenance
 from clip_koa.grading.grade_table import COLUMNS, share_of, table_row
 from clip_koa.grading.grader import GradedXray, find_xrays
 from clip_koa.grading.growing_table import stamp
@@ -124,6 +125,19 @@ def test_the_table_of_an_archive_that_grows(model, knees, run_python, tmp_path):
         refused = run_python("predict.py", *options, "--output", output, knees, expect=2)
         assert differing in refused.stderr and "remove it to begin anew" in refused.stderr
         assert list(csv.DictReader(output.open())) == after
+
+
+def test_the_code_that_a_table_is_made_by_is_what_reads_and_grades(run_python):
+    """Against what a process loads that reads a DICOM file."""
+    program = (
+        "import sys, modeling_clip_koa; from dataset_script.radiograph import read_radiograph; "
+        "read_radiograph('tests/data/dicom/window.dcm'); "
+        "print(*(name for name in sys.modules if name.startswith(('dataset_script.', 'modeling_clip_koa.'))))"
+    )
+    loaded = set(run_python("-c", program).stdout.split())
+    assert {"dataset_script.pixels", "dataset_script.dicom", "modeling_clip_koa.grader_clip_koa"} <= loaded
+    found = {f"{path.parent.name}.{path.stem}" for path in provenance.code_files()}
+    assert found - {"modeling_clip_koa.__init__"} == loaded
 
 
 def test_a_name_that_is_not_utf8_is_graded_and_found_again(model, run_python, tmp_path):

@@ -9,10 +9,14 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from accelerate import Accelerator
+from conftest import ROOT, largest_file
 
+from clip_koa.files import WriteError
 from clip_koa.locks import WriterLock
 from clip_koa.training import status
+from clip_koa.training.recording import Recorder
+from clip_koa.training.run_config import RunConfig
 from clip_koa.training.status import KILLED, read_status, write_status
 
 # A run that says it is running, and its lock; then it waits to be killed.
@@ -83,6 +87,12 @@ def test_from_another_host(tmp_path, running):
     before = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - status.SILENCE - 60))
     _change(tmp_path, time=before)
     assert read_status(tmp_path).state == KILLED
+
+
+def test_a_full_disk_is_told_with_the_file_that_could_not_be_written(tmp_path):
+    recorder = Recorder(RunConfig(output_dir=str(tmp_path)), Accelerator(cpu=True))
+    with largest_file(100), pytest.raises(WriteError, match=r"metrics\.jsonl could not be written: File too large\.$"):
+        recorder.record(kind="train", step=1, text="x" * 200)
 
 
 def test_what_is_no_status(tmp_path, capsys):

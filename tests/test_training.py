@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, VISION_WEIGHTS
 from safetensors.torch import load_file
 
+from clip_koa.training.status import KILLED, read_status
 from dataset_script.synthetic import draw_knee, write_corpus
 
 SMALL_RUN = (
@@ -217,6 +218,8 @@ def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (folder / "checkpoints").is_dir(), "the run wrote no checkpoint"
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"  # which nobody could correct
+    assert read_status(folder).state == KILLED and f"process {process.pid} on" in read_status(folder).why
     again = run_python("train.py", *command, expect=1)
     assert "--resume latest" in again.stderr and "Traceback" not in again.stderr
     with open(folder / "metrics.jsonl", "a") as file:

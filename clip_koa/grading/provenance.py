@@ -1,6 +1,8 @@
 """What a grade depends on besides the X-ray: the model's weights, the code that reads and grades, the settings."""
 
+import ast
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from transformers.utils import cached_file
@@ -10,13 +12,6 @@ from clip_koa.files import file_digest
 # Of a model folder, what decides a grade.
 _MODEL_FILES = ("*.safetensors", "*.onnx", "config.json", "preprocessor_config.json", "calibration.json")
 _PROJECT = Path(__file__).parents[2]
-# What reads an X-ray and grades it.
-_CODE = (
-    "dataset_script/radiograph.py",
-    "dataset_script/pixels.py",
-    "dataset_script/dicom.py",
-    "modeling_clip_koa/*.py",
-)
 _DIGITS = 16
 
 
@@ -27,12 +22,30 @@ def model_digest(name: str) -> str:
         name: model folder, or Hub id of one that is loaded already.
     """
     folder = Path(name) if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent
-    return _digest(folder, _MODEL_FILES)
+    return _digest(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
 
 
 def code_digest() -> str:
     """Digest of the code that decides a grade: another version may read an X-ray otherwise."""
-    return _digest(_PROJECT, _CODE)
+    return _digest(code_files())
+
+
+def code_files() -> set[Path]:
+    """What reads an X-ray, found by its imports, and what grades it."""
+    reader, found = {_PROJECT / "dataset_script" / "radiograph.py"}, set()
+    while left := reader - found:
+        found |= left
+        reader |= {path for file in left for path in _imported(file)}
+    return found | set((_PROJECT / "modeling_clip_koa").glob("*.py"))
+
+
+def _imported(file: Path) -> Iterator[Path]:
+    """The modules beside a file that it imports, as `from dataset_script import dicom` or `… dataset_script.dicom`."""
+    package = file.parent.name
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+            names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            yield from (path for name in names if (path := file.with_name(f"{name}.py")).is_file())
 
 
 def describe(**settings) -> str:
@@ -40,7 +53,6 @@ def describe(**settings) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _digest(folder: Path, patterns: tuple[str, ...]) -> str:
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    lines = "".join(f"{path.name} {file_digest(path)}\n" for path in files)
+def _digest(files: Iterable[Path]) -> str:
+    lines = "".join(f"{path.name} {file_digest(path)}\n" for path in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()[:_DIGITS]

@@ -128,7 +128,7 @@ class Recorder:
     def record(self, **values) -> None:
         """Adds a line to metrics.jsonl and passes its numbers on to the trackers."""
         if self.accelerator.is_main_process:
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with writing(self.folder / "metrics.jsonl") as path, open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
         kind = values["split"] if values["kind"] == "evaluation" else "train"
         if values.get("checkpoint") == "best":
