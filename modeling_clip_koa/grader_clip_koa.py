@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
 from .modeling_clip_koa import CLIPKOAForImageClassification
+from .preprocessing_clip_koa import XrayPreprocessor
 from .prompts_clip_koa import GRADE_MEANINGS
 
 CALIBRATION_FILE = "calibration.json"
@@ -152,35 +153,6 @@ def watched_block(model: CLIPKOAForImageClassification, block: int):
 
 # Colours of the middle and of the top of a heat map.
 _WARM, _HOT = (200.0, 40.0, 0.0), (255.0, 235.0, 60.0)
-
-
-class XrayPreprocessor:
-    """Makes of images what the image processor makes of them, bit by bit, the quick way where there is one.
-
-    Grey images of the size that it gives take a table of grey levels.
-
-    Args:
-        image_processor: the one saved beside a checkpoint.
-    """
-
-    def __init__(self, image_processor):
-        self.image_processor, self._shades = image_processor, None
-        crop, edge = image_processor.crop_size, image_processor.size.get("shortest_edge")
-        # Otherwise it would cut an image of the size that it gives.
-        if image_processor.do_center_crop and crop["height"] == crop["width"] == edge:
-            ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
-            options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-            self._shades = image_processor(ramp, **options)["pixel_values"][0].flatten(1)  # (3, 256)
-            self._size = (edge, edge)
-
-    def __call__(self, images: list[Image.Image]) -> torch.Tensor:
-        """The images' pixel values, (N, 3, H, W) fp32, normalised."""
-        if self._shades is None or any(image.mode != "L" or image.size != self._size for image in images):
-            return self.image_processor(images, return_tensors="pt")["pixel_values"]
-        pixels = bytearray(b"".join(image.tobytes() for image in images))
-        pixels = torch.frombuffer(pixels, dtype=torch.uint8).int()
-        channels = [shades.index_select(0, pixels).view(-1, *self._size) for shades in self._shades]
-        return torch.stack(channels, dim=1)
 
 
 class CLIPKOAGrader:
