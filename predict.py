@@ -70,6 +70,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--precision", choices=PRECISIONS, default="fp32",
         help="bf16: faster where the hardware has it, not quite the same; auto: bf16 there (default: fp32)",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep-polarity", action="store_true",
+        help="grade X-rays that show bone dark as they are (default: they are inverted first, and it is said)",
+    )  # fmt: skip
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write the X-rays under their heat maps there")
     return parser.parse_args(arguments)
 
@@ -102,6 +106,7 @@ def grade_inputs(options: argparse.Namespace) -> int:
     share = share_of(len(files), process, processes)
     about = {"model": options.model, "level": options.level, "files": len(files), "share": [share.start, share.stop]}
     about |= {"backend": options.backend, "precision": options.precision}
+    about |= {"keep_polarity": options.keep_polarity}
     output = part_of(options.output, process, processes) if in_parts else options.output
     if in_parts and output.exists():
         check_part(output, about)
@@ -109,7 +114,9 @@ def grade_inputs(options: argparse.Namespace) -> int:
         return parts_status(options.output, processes)
 
     table = GradeTable(output, about) if output else None
-    grader = Grader(options.model, options.level, _device(processes), options.backend, options.precision)
+    grader = Grader(
+        options.model, options.level, _device(processes), options.backend, options.precision, options.keep_polarity
+    )
     maps = HeatMaps(grader, options.explain, share.start) if options.explain else None
     files = files[share.start : share.stop]
     unread = write_table(grader, files, table, maps) if table else print_grades(grader, files, options.level, maps)

@@ -19,7 +19,7 @@ from modeling_clip_koa import Grade
 
 ABOUT = {"model": "m", "level": 0.9}
 # How predict.py computes unless told otherwise, which its tables keep.
-COMPUTED = {"backend": "pytorch", "precision": "fp32"}
+COMPUTED = {"backend": "pytorch", "precision": "fp32", "keep_polarity": False}
 
 
 @pytest.fixture(scope="module")
