@@ -94,7 +94,7 @@ def read_picture(
     except Refusal as refusal:
         raise ValueError(f"{name} {refusal}") from refusal
     except Exception as error:  # an image that was opened is decoded here, and decoders raise nearly every kind
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{name} is damaged or cannot be read: {reason}") from error
 
 
@@ -409,7 +409,7 @@ class XrayPreprocessor:
                 raise ValueError(f"A picture has the mode {picture.mode}: read_picture makes it 8-bit gray first.")
         if not all(self.cut(picture.size) for picture in pictures):
             return torch.cat([self([one]) if self.cut(one.size) else self._average_views(one) for one in pictures])
-        squares = [self._take(picture) for picture in pictures]
+        squares = [self.square(picture) for picture in pictures]
         pixels = torch.frombuffer(bytearray(b"".join(square.tobytes() for square in squares)), dtype=torch.uint8).int()
         width, height = squares[0].size
         channels = [shades.index_select(0, pixels).view(-1, height, width) for shades in self._shades]
@@ -436,8 +436,8 @@ class XrayPreprocessor:
         left, top = ((side - part) / 2 for side, part in zip(size, seen, strict=True))
         return left, top, size[0] - left, size[1] - top
 
-    def _take(self, picture: Image.Image) -> Image.Image:
-        """The box of `cut` in the network's size; a picture of that size as it is."""
+    def square(self, picture: Image.Image) -> Image.Image:
+        """The box of `cut`, where there is one, in the size that the network takes; a picture of that size as it is."""
         processor, box = self.image_processor, self.cut(picture.size)
         given = processor.crop_size if processor.do_center_crop else processor.size
         size = (given["width"], given["height"])
