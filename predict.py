@@ -75,6 +75,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--precision", choices=PRECISIONS, default="fp32",
         help="bf16: faster where the hardware has it, not quite the same; auto: bf16 there (default: fp32)",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep-polarity", action="store_true",
+        help="grade X-rays that show bone dark as they are (default: they are inverted first, and it is said)",
+    )  # fmt: skip
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write the X-rays under their heat maps there")
     return parser.parse_args(arguments)
 
@@ -128,7 +132,9 @@ def grade_inputs(options: argparse.Namespace) -> int:
 
 def load(options: argparse.Namespace, processes: int) -> tuple[Grader, "HeatMaps | None"]:
     """The grader, and what writes heat maps where they are asked for."""
-    grader = Grader(options.model, options.level, _device(processes), options.backend, options.precision)
+    grader = Grader(
+        options.model, options.level, _device(processes), options.backend, options.precision, options.keep_polarity
+    )
     return grader, HeatMaps(grader, options.explain) if options.explain else None
 
 
@@ -136,7 +142,7 @@ def made_by(options: argparse.Namespace, grader: Grader) -> str:
     """What the rows of a table depend on besides the X-rays."""
     return provenance.describe(
         model=provenance.model_digest(options.model), code=provenance.code_digest(), level=options.level,
-        backend=options.backend, precision=grader.precision,
+        backend=options.backend, precision=grader.precision, keep_polarity=options.keep_polarity,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from PIL import Image
+from PIL import Image, ImageChops
 
 from dataset_script.layouts import (
     CorpusError,
@@ -63,8 +63,9 @@ class KneeXray(datasets.GeneratorBasedBuilder):
     """Graded knee X-rays. Instantiate it: `KneeXray("folder", data_dir=...)` or `KneeXray("synthetic", people=50)`.
 
     Features: `image`, `label` (KL grade), `person_id`, `laterality` ("L", "R" or ""), `file` (below the data folder).
-    `image` is the X-ray's file as it is, by its path or, out of archives and Parquet, by its bytes; of a DICOM file it
-    is the picture that `read_radiograph` makes, as PNG. Splits: train, validation, test and auto_test, each only when
+    `image` decodes to the picture that `read_radiograph` makes, which is what training sees: an X-ray's file as it is,
+    by its path or, out of archives and Parquet, by its bytes, where it holds just that, 8-bit, gray, upright and bone
+    bright; else the picture as PNG. Splits: train, validation, test and auto_test, each only when
     present. Counts that differ from the official release's are logged.
 
     Raises:
@@ -73,7 +74,7 @@ class KneeXray(datasets.GeneratorBasedBuilder):
     """
 
     # Part of the cache's name: raise it when the same files or settings come to give other examples.
-    VERSION = datasets.Version("1.2.0")
+    VERSION = datasets.Version("1.3.0")
     BUILDER_CONFIG_CLASS = KneeXrayConfig
     BUILDER_CONFIGS = [
         KneeXrayConfig(name="folder", version=VERSION, description="X-rays of a folder, archive, table or Parquet"),
@@ -195,19 +196,27 @@ def read_xray(xray: Xray, content: Path | bytes) -> Radiograph:
 
 def _example(xray: Xray, content: Path | bytes) -> dict:
     radiograph = read_xray(xray, content)
-    # Bytes go without a path: `datasets` would take a file of that name in the working folder instead. And `Path` is
-    # no name to ask for here, since `datasets` replaces it in the modules of builders.
-    if radiograph.is_dicom:
-        image = {"bytes": encode_png(radiograph.image), "path": None}
-    else:
-        image = {"bytes": content, "path": None} if isinstance(content, bytes) else str(content)
     return {
-        "image": image,
+        "image": _stored_image(content, radiograph),
         "label": xray.grade,
         "person_id": xray.person_id or radiograph.person_id or "",
         "laterality": xray.laterality or radiograph.laterality or "",
         "file": xray.file,
     }
+
+
+def _stored_image(content, radiograph: Radiograph) -> dict:
+    """The cell that decodes to the radiograph's picture: its file where that does, else the picture as PNG."""
+    # Bytes go without a path: `datasets` would take a file of that name in the working folder instead. And `Path` is
+    # no name to ask for here, since `datasets` replaces it in the modules of builders.
+    in_memory = isinstance(content, bytes)
+    file = {"bytes": content if in_memory else None, "path": None if in_memory else str(content)}
+    if not radiograph.is_dicom and not radiograph.inverted:
+        decoded = datasets.Image().decode_example(file)
+        bands = decoded.split() if decoded.mode in ("L", "RGB") else ()
+        if bands and all(ImageChops.difference(band, radiograph.image).getbbox() is None for band in bands):
+            return file
+    return {"bytes": encode_png(radiograph.image), "path": None}
 
 
 def encode_png(image: Image.Image) -> bytes:

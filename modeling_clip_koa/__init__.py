@@ -1,42 +1,40 @@
 """CLIP-KOA: Kellgren-Lawrence grades of knee X-rays with CLIP. Research software, not a medical device.
 
-This folder is what travels to the Hub with every checkpoint: flat, and importing only torch and transformers.
+This folder is what travels to the Hub with every checkpoint: flat, and importing only torch, transformers, NumPy and
+Pillow. A name is imported when it is first asked for (PEP 562), so that reading X-rays does not wait for torch.
 """
 
-from .configuration_clip_koa import CLIPKOAConfig
-from .grader_clip_koa import (
-    CALIBRATION_FILE,
-    PRECISIONS,
-    TYPICALITY_FILE,
-    CalibrationError,
-    CLIPKOAGrader,
-    Explanation,
-    Grade,
-    XrayPreprocessor,
-    bf16_is_fast,
-)
-from .losses_clip_koa import consistency_loss, soft_labels, symmetry_loss
-from .modeling_clip_koa import CLIPKOAForImageClassification, CLIPKOAOutput
-from .prompts_clip_koa import GRADE_LABELS, GRADE_MEANINGS, GRADE_NAMES, PROMPT_SETS
+from importlib import import_module
 
-__all__ = [
-    "CALIBRATION_FILE",
-    "GRADE_LABELS",
-    "GRADE_MEANINGS",
-    "GRADE_NAMES",
-    "PRECISIONS",
-    "PROMPT_SETS",
-    "TYPICALITY_FILE",
-    "CLIPKOAConfig",
-    "CLIPKOAForImageClassification",
-    "CLIPKOAGrader",
-    "CLIPKOAOutput",
-    "CalibrationError",
-    "Explanation",
-    "Grade",
-    "XrayPreprocessor",
-    "bf16_is_fast",
-    "consistency_loss",
-    "soft_labels",
-    "symmetry_loss",
-]
+_NAMES = {
+    "configuration_clip_koa": ("CLIPKOAConfig",),
+    "grader_clip_koa": (
+        "CALIBRATION_FILE",
+        "PRECISIONS",
+        "TYPICALITY_FILE",
+        "CalibrationError",
+        "CLIPKOAGrader",
+        "Explanation",
+        "Grade",
+        "bf16_is_fast",
+    ),
+    "losses_clip_koa": ("consistency_loss", "soft_labels", "symmetry_loss"),
+    "modeling_clip_koa": ("CLIPKOAForImageClassification", "CLIPKOAOutput"),
+    "preprocessing_clip_koa": ("XrayPreprocessor",),
+    "prompts_clip_koa": ("GRADE_LABELS", "GRADE_MEANINGS", "GRADE_NAMES", "PROMPT_SETS"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
 from .modeling_clip_koa import CLIPKOAForImageClassification
+from .preprocessing_clip_koa import XrayPreprocessor, read_picture
 from .prompts_clip_koa import GRADE_MEANINGS
 
 CALIBRATION_FILE = "calibration.json"
@@ -48,6 +49,7 @@ class Grade:
     mirror_probabilities: tuple[float, ...]  # of its mirror image
     confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
     atypicality: float | None = None  # share of unseen knees more like the training X-rays, 0..1; None: unknown
+    inverted: bool = False  # whether the X-ray was taken to show bone dark, and was inverted before it was graded
 
     @property
     def warning(self) -> str:
@@ -81,7 +83,7 @@ class Grade:
 class Explanation:
     """A heat map: which parts of an X-ray speak for a grade, or for a grade rather than another."""
 
-    image: Image.Image
+    image: Image.Image  # the upright picture that was looked at, mode L
     grade: int
     against: int | None  # the other grade; None: all the others
     heat_map: torch.Tensor  # (H, W) of the image, 0..1, 1 where it speaks loudest
@@ -154,37 +156,11 @@ def watched_block(model: CLIPKOAForImageClassification, block: int):
 _WARM, _HOT = (200.0, 40.0, 0.0), (255.0, 235.0, 60.0)
 
 
-class XrayPreprocessor:
-    """Makes of images what the image processor makes of them, bit by bit, the quick way where there is one.
-
-    Grey images of the size that it gives take a table of grey levels.
-
-    Args:
-        image_processor: the one saved beside a checkpoint.
-    """
-
-    def __init__(self, image_processor):
-        self.image_processor, self._shades = image_processor, None
-        crop, edge = image_processor.crop_size, image_processor.size.get("shortest_edge")
-        # Otherwise it would cut an image of the size that it gives.
-        if image_processor.do_center_crop and crop["height"] == crop["width"] == edge:
-            ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
-            options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-            self._shades = image_processor(ramp, **options)["pixel_values"][0].flatten(1)  # (3, 256)
-            self._size = (edge, edge)
-
-    def __call__(self, images: list[Image.Image]) -> torch.Tensor:
-        """The images' pixel values, (N, 3, H, W) fp32, normalised."""
-        if self._shades is None or any(image.mode != "L" or image.size != self._size for image in images):
-            return self.image_processor(images, return_tensors="pt")["pixel_values"]
-        pixels = bytearray(b"".join(image.tobytes() for image in images))
-        pixels = torch.frombuffer(pixels, dtype=torch.uint8).int()
-        channels = [shades.index_select(0, pixels).view(-1, *self._size) for shades in self._shades]
-        return torch.stack(channels, dim=1)
-
-
 class CLIPKOAGrader:
     """Grades X-rays that are images already; `dataset_script.radiograph` reads them from any file.
+
+    An image may be in any mode, deep or turned by EXIF: it goes through `read_picture`, as files do in
+    `read_radiograph`.
 
     Args:
         model: in evaluation mode; its weights may be bf16.
@@ -236,16 +212,32 @@ class CLIPKOAGrader:
         image_processor = AutoImageProcessor.from_pretrained(name)
         return cls(model, image_processor, read_threshold(name, level), read_typicality(name))
 
-    def grade(self, images: Image.Image | list[Image.Image]) -> Grade | list[Grade]:
-        """Grades one X-ray, or each of a list, cropped to one knee, bone bright."""
+    def grade(self, images: Image.Image | list[Image.Image], keep_polarity: bool = False) -> Grade | list[Grade]:
+        """Grades one X-ray, or each of a list, cropped to one knee.
+
+        Args:
+            images: PIL images in any mode.
+            keep_polarity: grade an X-ray that shows bone dark as it is; otherwise it is inverted.
+
+        Raises:
+            ValueError: an image that is none, is damaged, has several frames or an absurd size.
+        """
         if isinstance(images, Image.Image):
-            return self.grade([images])[0]
+            picture, inverted = read_picture(images, keep_polarity=keep_polarity)
+            return replace(self._grade_batch([picture])[0], inverted=inverted)
         grades = []
         for start in range(0, len(images), _BATCH_SIZE):
-            grades += self._grade_batch(images[start : start + _BATCH_SIZE])
+            read = [
+                read_picture(image, keep_polarity=keep_polarity, name=f"Image {number} of {len(images)}")
+                for number, image in enumerate(images[start : start + _BATCH_SIZE], start + 1)
+            ]
+            batch = self._grade_batch([picture for picture, _ in read])
+            grades += [replace(grade, inverted=inverted) for grade, (_, inverted) in zip(batch, read, strict=True)]
         return grades
 
-    def explain(self, image: Image.Image, grade: int | None = None, against: int | None = None) -> Explanation:
+    def explain(
+        self, image: Image.Image, grade: int | None = None, against: int | None = None, keep_polarity: bool = False
+    ) -> Explanation:
         """Which parts of an X-ray speak for a grade: relevance of the patches (Chefer et al. 2021, arXiv 2103.15679).
 
         Through the blocks, attention weighted by the gradient of the text head's logit of the grade, less the other
@@ -253,27 +245,30 @@ class CLIPKOAGrader:
         gives the mirrored map.
 
         Args:
+            image, keep_polarity: see `grade`.
             grade: default: the one that the model gives.
             against: the grade to tell it from; default: all others.
 
         Raises:
-            ValueError: a grade that the model does not give, the same grade twice, or an exported network.
+            ValueError: a grade that the model does not give, the same grade twice, an exported network, or an image
+                that `grade` refuses.
         """
         if self.model is None:
             raise ValueError("An exported network cannot explain: load the checkpoint it was exported from.")
-        grade = self.grade(image).grade if grade is None else grade
+        picture, _ = read_picture(image, keep_polarity=keep_polarity)
+        grade = self._grade_batch([picture])[0].grade if grade is None else grade
         for asked in (grade, grade if against is None else against):
             if asked not in self.labels:
                 raise ValueError(f"There is no grade {asked!r}: the model gives 0 to {len(self.labels) - 1}.")
         if grade == against:
             raise ValueError(f"Grade {grade} cannot be told from itself: give another as against.")
-        relevance = patch_relevance(self.model, self.pixel_values([image]), grade, against)[0]
-        return Explanation(image, grade, against, self._spread(relevance, image.size))
+        relevance = patch_relevance(self.model, self.pixel_values([picture]), grade, against)[0]
+        return Explanation(picture, grade, against, self._spread(relevance, picture.size))
 
-    def _grade_batch(self, images: list[Image.Image]) -> list[Grade]:
-        logits, flipped_logits, features = self.network(self.pixel_values(images))
+    def _grade_batch(self, pictures: list[Image.Image]) -> list[Grade]:
+        logits, flipped_logits, features = self.network(self.pixel_values(pictures))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
-        sets, atypicality = [()] * len(images), [None] * len(images)
+        sets, atypicality = [()] * len(pictures), [None] * len(pictures)
         if self.threshold is not None:
             sets = confidence_sets(averaged, self.threshold)
         if self.typicality is not None and features is not None:
@@ -296,17 +291,18 @@ class CLIPKOAGrader:
         return logits, flipped_logits, features[0]
 
     def _spread(self, relevance: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Relevance of the patches, (side, side), over the pixels (H, W) that the image processor cut out."""
-        width, height = size
-        crop = self.image_processor.crop_size["height"] / self.image_processor.size["shortest_edge"]
-        side = max(1, round(min(width, height) * crop))
-        square = torch.nn.functional.interpolate(
-            relevance[None, None], size=(side, side), mode="bicubic", align_corners=False
-        )[0, 0].clamp(min=0)
-        heat_map = torch.zeros(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        heat_map[top : top + side, left : left + side] = square / square.max().clamp(min=1e-12)
-        return heat_map
+        """Relevance of the patches, (side, side), over the pixels (H, W) of the box that the network sees."""
+        left, top, right, bottom = self.pixel_values.cut(size) or (0, 0, *size)
+        # Places of the pixels' middles in the box, -1 to 1; halves are exact, so that mirrored places are opposite.
+        across = (torch.arange(size[0]) + 0.5 - size[0] / 2) / ((right - left) / 2)
+        down = (torch.arange(size[1]) + 0.5 - size[1] / 2) / ((bottom - top) / 2)
+        places = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)[None]
+        options = {"mode": "bicubic", "padding_mode": "border", "align_corners": False}
+        views = (relevance[None, None], relevance.flip(-1)[None, None])
+        one, other = (torch.nn.functional.grid_sample(view, places, **options)[0, 0] for view in views)
+        seen = (places[0].abs() <= 1).all(-1)
+        heat_map = torch.where(seen, (one + other.flip(-1)) / 2, 0).clamp(min=0)
+        return heat_map / heat_map.max().clamp(min=1e-12)
 
 
 def bf16_is_fast(device: str) -> bool:

@@ -14,6 +14,7 @@ from clip_koa.training.corpus import NEEDED_SPLITS
 from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor
 from dataset_script.knee_xray import CorpusError, load_knee_xray
 from dataset_script.radiograph import read_stored_image
+from modeling_clip_koa import XrayPreprocessor
 
 
 @dataclass
@@ -74,14 +75,11 @@ def read_xrays(split: datasets.Dataset, image_size: int) -> Xrays:
         CorpusError: two X-rays of the same pixels, which one key can't tell apart.
     """
     gray = torch.empty(len(split), image_size, image_size, dtype=torch.uint8)
-    processor = build_image_processor(image_size, IMAGENET_MEAN, IMAGENET_STD)
+    preprocess = XrayPreprocessor(build_image_processor(image_size, IMAGENET_MEAN, IMAGENET_STD))
     keys = []
     for index, (key, image) in enumerate(_decode(split)):
         keys.append(key)
-        if image.size != (image_size, image_size):
-            prepared = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
-            image = Image.fromarray(prepared[0, 0])
-        gray[index] = torch.from_numpy(np.array(image))
+        gray[index] = torch.from_numpy(np.array(preprocess.square(image)))
     return Xrays(gray, torch.tensor(split["label"]), keys, _people(split))
 
 

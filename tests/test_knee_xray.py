@@ -10,12 +10,17 @@ import sys
 from collections import Counter
 
 import datasets
+import numpy as np
 import pytest
 from conftest import ROOT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
+from clip_koa import RELEASED_MODEL
+from clip_koa.grading.grader import Grader
 from dataset_script.knee_xray import CorpusError, KneeXray, find_files, load_knee_xray, map_ahead, resolve_data_dir
+from dataset_script.radiograph import read_radiograph, read_stored_image
 from dataset_script.synthetic import draw_knee, write_corpus
 
 
@@ -240,3 +245,58 @@ def test_the_benchmark_builds_the_real_corpus_in_flat_memory(knee_xray_dir, run_
     line = run_python(*arguments).stdout.splitlines()[1]
     seconds, growth = re.search(r"6604 X-rays: ([0-9.]+) s.* half ([-+][0-9.]+) MB", line).groups()
     assert float(seconds) < 60 and float(growth) < 30
+
+
+README_LOOP = re.compile(r"```python\n(import evaluate\n.*?)```", re.S)
+
+
+def _awkward_files(folder) -> None:
+    """One graded knee in every way that needs more than decoding, and some that do not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for grade in range(5):
+        place = folder / "val" / str(grade)
+        place.mkdir(parents=True)
+        knee = draw_knee(grade, "L", grade, image_size=64)
+        deep = Image.fromarray(np.asarray(knee, np.uint16) * 40 + 3000)
+        clear = knee.convert("LA")
+        clear.putalpha(Image.new("L", knee.size, 128))
+        deep.save(place / f"900000{grade}L.png")
+        ImageOps.invert(knee).save(place / f"900001{grade}L.png")
+        knee.transpose(Image.Transpose.ROTATE_90).save(place / f"900002{grade}L.jpg", exif=exif, quality=95)
+        clear.save(place / f"900003{grade}L.png")
+        knee.convert("RGB").convert("CMYK").save(place / f"900004{grade}L.tif")
+        knee.save(place / f"900005{grade}L.png")
+        knee.convert("RGB").save(place / f"900006{grade}L.png")
+        knee.save(place / f"900007{grade}L.jpg", quality=95)
+
+
+def test_images_are_the_pictures_that_training_sees(tmp_path, cache):
+    """Whatever `datasets` decodes: what `read_radiograph` makes of the file. Plain files stay files."""
+    _awkward_files(tmp_path / "knees")
+    rows = load_knee_xray(tmp_path / "knees", cache_dir=cache)["validation"]
+    stored = rows.cast_column("image", datasets.Image(decode=False))
+    assert len(rows) == 40
+    for row, cell in zip(rows, stored["image"], strict=True):
+        picture = read_radiograph(tmp_path / "knees" / row["file"]).image
+        assert row["image"].convert("RGB").tobytes() == picture.convert("RGB").tobytes(), row["file"]
+        assert read_stored_image(cell).tobytes() == picture.tobytes()
+        kept = row["file"].split("/")[-1][5] in "2567"
+        assert (cell["path"] is not None) is kept and (cell["bytes"] is None) is kept, row["file"]
+
+
+def test_the_loop_of_the_readme_gives_the_grades_of_the_files(tmp_path, monkeypatch, cache):
+    _awkward_files(tmp_path / "FOLDER")
+    for file in (tmp_path / "FOLDER").rglob("*.*"):  # one grade in each way is enough, and quicker
+        if int(file.stem[5]) % 5 != int(file.stem[6]):
+            file.unlink()
+    [code] = README_LOOP.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    for name in ("models/clip-koa-small", "metrics/kl_grading"):
+        code = code.replace(f'"{name}"', f'"{ROOT / name}"')
+    code = code.replace('load_knee_xray("FOLDER")', f'load_knee_xray("FOLDER", cache_dir="{cache}")')
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    files = [tmp_path / "FOLDER" / file for file in found["xrays"]["file"]]
+    assert found["grades"] == [xray.grade.grade for xray in Grader(str(RELEASED_MODEL)).grade(files)]
+    assert len(set(found["grades"])) > 1

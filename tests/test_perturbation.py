@@ -121,11 +121,15 @@ def test_a_perturbed_split_is_a_split(tmp_path):
     rows = [{"image": draw_knee(grade, "L", grade, 64), "label": grade, "file": f"{grade}.png"} for grade in range(3)]
     features = Features({"image": Image(), "label": Value("int64"), "file": Value("string")})
     split = Dataset.from_list(rows, features=features)
-    perturbed = perturb_split(split, "invert", tmp_path)
+    perturbed = perturb_split(split, "mirror", tmp_path)
     assert perturbed["label"] == split["label"] and perturbed["file"] == split["file"]
     assert perturbed.features == split.features
     for before, after in zip(split["image"], perturbed["image"], strict=True):
-        assert (255 - np.asarray(before.convert("L")) == np.asarray(after.convert("L"))).all()
+        assert (np.asarray(before.convert("L"))[:, ::-1] == np.asarray(after.convert("L"))).all()
+    # What the reader sets right is right in the split, as the builder would have it.
+    for kind in ("invert", "sixteen_bit"):
+        for before, after in zip(split["image"], perturb_split(split, kind, tmp_path)["image"], strict=True):
+            assert np.corrcoef(np.asarray(before).ravel(), np.asarray(after.convert("L")).ravel())[0, 1] > 0.98
 
 
 def test_names():

@@ -147,18 +147,32 @@ def _command(server, home, *arguments) -> subprocess.CompletedProcess:
     return result
 
 
+def dict_of(grades: list[dict]) -> dict:
+    return {grade["label"]: grade["score"] for grade in grades}
+
+
 HANDLER = """
-import base64, json, sys
+import base64, io, json, sys
+import numpy
+from PIL import Image
 sys.path.insert(0, sys.argv[1])
 from handler import EndpointHandler
 content = open(sys.argv[2], "rb").read()
 handler = EndpointHandler(sys.argv[1])
-given = [handler({"inputs": content}), handler({"inputs": base64.b64encode(content).decode()})]
-try:
-    handler({"inputs": b"no image"})
-except ValueError as error:
-    given.append(str(error))
-print(json.dumps(given))
+text = base64.b64encode(content).decode()
+knee = Image.open(io.BytesIO(content))
+deep = io.BytesIO()  # the same X-ray with 16 bits, which read_radiograph windows; the server opens it and cuts it off
+Image.fromarray(numpy.asarray(knee, numpy.uint16) * 257).save(deep, "PNG")
+as_served = Image.open(deep).convert("RGB")
+right = [content, text, {"xray": text}, knee.convert("RGB"), knee.convert("RGBA"), {"image": Image.open(deep)}]
+given, errors = [handler({"inputs": inputs}) for inputs in right], []
+for wrong in (b"no image", "no base64!", as_served, knee.resize((16, 16)), None, {}):
+    try:
+        handler({"inputs": wrong})
+    except ValueError as error:
+        errors.append(str(error))
+ours = [name for name in ("clip_koa", "modeling_clip_koa") if hasattr(sys.modules.get(name), "__path__")]
+print(json.dumps([given, errors, ours]))
 """
 
 
@@ -190,8 +204,17 @@ def test_published_by_the_command_and_loaded_by_its_name(server, checkpoint, tmp
         timeout=120,
     )
     assert handled.returncode == 0, handled.stderr
-    of_bytes, of_text, error = json.loads(handled.stdout.splitlines()[-1])
-    assert of_bytes == of_text and len(of_bytes) == 5 and "the X-ray" in error
+    graded, errors, ours = json.loads(handled.stdout.splitlines()[-1])
+    of_bytes = graded[0]
+    for grades in graded[1:-1]:
+        assert grades == of_bytes and len(grades) == 5
+    # Windowed from its percentiles, so not quite the same picture.
+    assert dict_of(graded[-1]) == pytest.approx(dict_of(of_bytes), abs=0.05)
+    for error, reason in zip(
+        errors, ("the X-ray", "no base64", "16 bits sent as image", "at least 32", "bytes", "bytes"), strict=True
+    ):
+        assert reason in error and error.count("\n") == 0
+    assert ours == []
     assert sum(grade["score"] for grade in of_bytes) == pytest.approx(1, abs=1e-5)
     assert [grade["score"] for grade in of_bytes] == sorted((grade["score"] for grade in of_bytes), reverse=True)
 

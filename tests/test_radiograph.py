@@ -173,7 +173,8 @@ def test_other_pictures_are_not_taken_for_inverted_knees():
     pictures = [Image.new("L", (64, 64), value) for value in (0, 128, 255)]
     pictures += [Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)) for _ in range(50)]
     legs = Image.new("L", (200, 100), 255)  # both legs: too wide for a crop of one joint
-    legs.paste(ImageOps.invert(KNEE.resize((100, 100))), (50, 0))
+    for left in (0, 100):
+        legs.paste(ImageOps.invert(KNEE.resize((100, 100))), (left, 0))
     for picture in [*pictures, legs]:
         assert not read_radiograph(_encoded(picture)).inverted
 

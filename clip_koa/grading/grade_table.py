@@ -26,6 +26,7 @@ COLUMNS = {
     "flip_agreement": pyarrow.bool_(),
     "entropy": pyarrow.float64(),
     "laterality": pyarrow.string(),
+    "inverted": pyarrow.bool_(),
     "atypicality": pyarrow.float64(),
     "warning": pyarrow.string(),
     "error": pyarrow.string(),
@@ -48,7 +49,8 @@ def table_row(xray: GradedXray) -> dict:
 
     `probability_*`, `expected_grade` (mean grade), `osteoarthritis_probability` (grade 2 and above) and `entropy`
     (nats) are of both views averaged. `set_low` and `set_high` bound the confidence set. `flip_agreement`: X-ray and
-    mirror image alone would get the same grade. `atypicality`: share of unseen knees more like the training X-rays.
+    mirror image alone would get the same grade. `inverted`: the X-ray was taken to show bone dark, and was inverted
+    before it was graded. `atypicality`: share of unseen knees more like the training X-rays.
     """
     row = dict.fromkeys(COLUMNS) | {"file": as_text(xray.file), "error": as_text(xray.error) or None}
     if xray.error:
@@ -65,6 +67,7 @@ def table_row(xray: GradedXray) -> dict:
         "flip_agreement": grade.flip_agreement,
         "entropy": grade.entropy,
         "laterality": xray.laterality or None,
+        "inverted": grade.inverted,
         "atypicality": grade.atypicality,
         "warning": " ".join(xray.warnings) or None,
     }

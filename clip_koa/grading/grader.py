@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -31,8 +31,13 @@ class GradedXray:
         """What a reader must know before he trusts the grade."""
         if self.grade is None:
             return ()
+        inverted = (
+            "Bone looked dark in it: it was inverted before it was graded (--keep-polarity grades it as it is)."
+            if self.grade.inverted
+            else ""
+        )
         both = "Both knees are in it: crop it to one." if self.laterality == "B" else ""
-        return tuple(filter(None, (self.grade.warning, both)))
+        return tuple(filter(None, (self.grade.warning, inverted, both)))
 
 
 class Grader:
@@ -44,6 +49,7 @@ class Grader:
         device: a torch device; default: a GPU where there is one.
         backend: one of `BACKENDS`; for onnx, `name` is a folder that export_onnx.py wrote.
         precision: one of `PRECISIONS`, see `CLIPKOAGrader.from_pretrained`; an exported graph has its own.
+        keep_polarity: grade X-rays that show bone dark as they are; otherwise they are inverted.
 
     Raises:
         OSError: no such model (transformers' own message).
@@ -59,7 +65,9 @@ class Grader:
         device: str | None = None,
         backend: str = "pytorch",
         precision: str = "fp32",
+        keep_polarity: bool = False,
     ):
+        self.keep_polarity = keep_polarity
         if backend == "onnx":
             if precision != "fp32":
                 raise ValueError(f"--precision {precision} is PyTorch's: an exported graph keeps the one it has.")
@@ -92,7 +100,7 @@ class Grader:
 
     def grade_radiograph(self, radiograph: Radiograph) -> GradedXray:
         """Grades an X-ray that is read already."""
-        return GradedXray(radiograph.source, self.images.grade(radiograph.image), radiograph.laterality or "")
+        return self._graded(radiograph.source, radiograph, self.images.grade(radiograph.image, keep_polarity=True))
 
     def explain(self, xray: GradedXray, against: int | None = None) -> Explanation:
         """The heat map of a graded X-ray: what speaks for its grade, or for it rather than `against`.
@@ -100,19 +108,25 @@ class Grader:
         Raises:
             ValueError: a grade that the model does not give, or the X-ray's own.
         """
-        return self.images.explain(read_radiograph(xray.file).image, xray.grade.grade, against)
+        radiograph = read_radiograph(xray.file, keep_polarity=self.keep_polarity)
+        return self.images.explain(radiograph.image, xray.grade.grade, against, keep_polarity=True)
 
     def _grade_batch(self, files: list) -> list[GradedXray]:
         radiographs, graded = {}, {}
         for index, file in enumerate(files):
             try:
-                radiographs[index] = read_radiograph(file)
+                radiographs[index] = read_radiograph(file, keep_polarity=self.keep_polarity)
             except RadiographError as error:
                 graded[index] = GradedXray(str(file), error=str(error))
-        grades = self.images.grade([radiograph.image for radiograph in radiographs.values()])
+        # The reader has judged already whether they show bone dark; what a DICOM file says of that is not judged.
+        grades = self.images.grade([radiograph.image for radiograph in radiographs.values()], keep_polarity=True)
         for (index, radiograph), grade in zip(radiographs.items(), grades, strict=True):
-            graded[index] = GradedXray(str(files[index]), grade, radiograph.laterality or "")
+            graded[index] = self._graded(str(files[index]), radiograph, grade)
         return [graded[index] for index in range(len(files))]
+
+    @staticmethod
+    def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
+        return GradedXray(file, replace(grade, inverted=radiograph.inverted), radiograph.laterality or "")
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[str]:

@@ -24,7 +24,7 @@ from clip_koa.grading.predictions import pseudonyms
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError, read_stored_image
 from metrics.kl_grading.kl_grading import person_numbers
-from modeling_clip_koa import CLIPKOAForImageClassification
+from modeling_clip_koa import CLIPKOAForImageClassification, XrayPreprocessor
 from modeling_clip_koa.grader_clip_koa import patch_relevance
 
 SHARES = (0.1, 0.2, 0.3)  # of the patches, painted over
@@ -115,13 +115,13 @@ def check(model, image_processor, split, limit: int) -> dict:
     """Both tests on up to `limit` X-rays, evenly out of the split; every figure with its interval over people."""
     model.requires_grad_(False)
     indices = np.unique(np.linspace(0, len(split) - 1, min(limit, len(split))).round().astype(int))
-    collected = {}
+    collected, preprocess = {}, XrayPreprocessor(image_processor)
     split = split.cast_column("image", Image(decode=False))
     everyone = pseudonyms(list(split["file"]), list(split["person_id"]))
     people = [everyone[index] for index in indices]
     for start in tqdm(range(0, len(indices), 20), desc="checking", unit="batch"):
         images = [read_stored_image(split[int(index)]["image"]) for index in indices[start : start + 20]]
-        pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
+        pixel_values = preprocess(images)
         with torch.no_grad():
             grades = model(pixel_values, flip_average=True).logits.argmax(-1).tolist()
         for name, values in compare_randomised(model, pixel_values, grades).items():

@@ -16,7 +16,8 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 from PIL import ImageFilter, ImageOps
 
-from dataset_script.radiograph import read_stored_image
+from dataset_script.knee_xray import encode_png
+from dataset_script.radiograph import read_radiograph, read_stored_image
 
 
 class PerturbationError(ValueError):
@@ -83,8 +84,9 @@ def check_perturbations(names: Iterable[str]) -> list[str]:
 
 
 def _perturb_row(row: dict, name: str) -> dict:
-    image = read_stored_image(row["image"])
-    return {"image": {"bytes": perturb(image, name, row["file"]), "path": None}}
+    changed = perturb(read_stored_image(row["image"]), name, row["file"])
+    # Read as a file would be, and kept as the builder keeps it.
+    return {"image": {"bytes": encode_png(read_radiograph(changed).image), "path": None}}
 
 
 def _encode(image: PILImage.Image, kind: str, **settings) -> bytes:

@@ -23,7 +23,7 @@ from clip_koa.grading.predictions import pseudonyms
 from clip_koa.grading.typicality import collect_features
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError, read_stored_image
-from modeling_clip_koa import CalibrationError
+from modeling_clip_koa import CalibrationError, XrayPreprocessor
 from modeling_clip_koa.grader_clip_koa import read_typicality
 
 FALSE_ALARMS = (0.05, 0.01)
@@ -41,13 +41,14 @@ def check(model, image_processor, typicality, split, changed: int) -> dict:
         number, AUROC against them, and the share told at each.
     """
     undecoded = split.cast_column("image", Image(decode=False))
+    preprocess = XrayPreprocessor(image_processor)
 
     def knee(index: int):
         return read_stored_image(undecoded[int(index)]["image"])
 
     def measure(images, title) -> np.ndarray:
         starts = tqdm(range(0, len(images), _BATCH_SIZE), desc=title, unit="batch", leave=False)
-        batches = (image_processor(images[start : start + _BATCH_SIZE], return_tensors="pt") for start in starts)
+        batches = ({"pixel_values": preprocess(images[start : start + _BATCH_SIZE])} for start in starts)
         return typicality.measure(collect_features(model, batches)).numpy()
 
     people = pseudonyms(list(split["file"]), list(split["person_id"]))

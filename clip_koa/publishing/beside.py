@@ -16,7 +16,7 @@ _PAGE = (
 _REQUIREMENTS = ("torch", "transformers", "safetensors", "pillow", "numpy", "pydicom", "Jinja2")
 SPACE_FILES = ("README.md", "requirements.txt", *_PAGE)
 METRIC_FILES = ("README.md", "LICENSE", "__init__.py", "index.html", "kl_grading.py", "paired.py", "requirements.txt")
-DATASET_FILES = ("README.md", "LICENSE", "dataset_script/*.py")
+DATASET_FILES = ("README.md", "LICENSE", "preprocessing_clip_koa.py", "dataset_script/*.py")
 
 _SPACE_CARD = """---
 title: {title}
@@ -81,6 +81,7 @@ def build_dataset(folder: Path) -> None:
     """
     folder.mkdir()
     _copy(folder, ("LICENSE", "dataset_script/*.py"))
+    copy_plain(PROJECT / "modeling_clip_koa", "preprocessing_clip_koa.py", folder / "preprocessing_clip_koa.py")
     card = (PROJECT / "dataset_script" / "README.md").read_text(encoding="utf-8")
     card = card.replace("[docs/corpus.md](../docs/corpus.md)", "docs/corpus.md of the project")
     (folder / "README.md").write_text(_DATASET_METADATA + card, encoding="utf-8")

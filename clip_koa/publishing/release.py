@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
@@ -19,8 +18,15 @@ from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.plain_files import copy_plain
 from clip_koa.publishing.release_check import NEEDED_FILES
+from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, CLIPKOAForImageClassification
+from modeling_clip_koa import (
+    CALIBRATION_FILE,
+    TYPICALITY_FILE,
+    CalibrationError,
+    CLIPKOAForImageClassification,
+    XrayPreprocessor,
+)
 from modeling_clip_koa.grader_clip_koa import read_typicality
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -215,8 +221,7 @@ def _draw_examples(folder: Path, size: int) -> list[Path]:
 @torch.no_grad()
 def _grade_examples(model, image_processor, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Flip-averaged logits, and the linear head's probabilities, as the widget's pipeline gives them; (N, K) each."""
-    images = [Image.open(file).convert("RGB") for file in files]
-    pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
+    pixel_values = XrayPreprocessor(image_processor)([read_radiograph(file).image for file in files])
     logits = model(pixel_values, flip_average=True).logits
     scores = model(pixel_values, flip_average=False).classifier_logits.softmax(-1)
     return logits.numpy(), scores.numpy()

@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx, resize_positions
 from clip_koa.training.run_config import RunConfigError
 from clip_koa.training.tokenizer import build_prompt_tokenizer
-from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification
+from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification, XrayPreprocessor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -147,7 +147,7 @@ def _dinov2_start(state_dict, num_attention_heads, image_processor, prompts, sam
     tokenizer = build_prompt_tokenizer(prompts, _TEXT_POSITIONS)
     patch_weight = state_dict["embeddings.patch_embeddings.projection.weight"]  # (hidden, 3, patch, patch)
     _check_image_size(image_processor.crop_size["height"], patch_weight.shape[-1])
-    sample = image_processor(sample_images, return_tensors="pt")["pixel_values"]
+    sample = XrayPreprocessor(image_processor)(sample_images)
     vision_config, vision_weights = dinov2_to_clip_vision(state_dict, sample, num_attention_heads=num_attention_heads)
     configuration = {
         "vision_config": vision_config,

@@ -156,5 +156,6 @@ class _Visit:
     def _result(self, reading: Reading, against: int | None) -> str:
         explanation = None
         if reading.xray.grade is not None:
-            explanation = self.grader.images.explain(reading.image, reading.xray.grade.grade, against)
+            grade = reading.xray.grade.grade
+            explanation = self.grader.images.explain(reading.image, grade, against, keep_polarity=True)
         return show_result(reading, explanation, self.model, self.level)
