@@ -15,7 +15,14 @@ ALLOWED = {
     "clip_koa": {"modeling_clip_koa", "dataset_script", "metrics"},
     "studies": {"modeling_clip_koa", "dataset_script", "metrics", "clip_koa"},
 }
-ORDER = ("prompts_clip_koa", "configuration_clip_koa", "losses_clip_koa", "modeling_clip_koa", "grader_clip_koa")
+ORDER = (
+    "prompts_clip_koa",
+    "configuration_clip_koa",
+    "tensors_clip_koa",
+    "losses_clip_koa",
+    "modeling_clip_koa",
+    "grader_clip_koa",
+)
 
 
 def _imports(path) -> list[tuple[str, int]]:
@@ -51,7 +58,7 @@ def test_the_travelling_folder_is_flat_and_light():
     folder = ROOT / "modeling_clip_koa"
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
     light = {"torch", "transformers", "safetensors", "PIL"}
-    standard = {"collections", "contextlib", "dataclasses", "hashlib", "inspect", "json", "math", "pathlib", "shutil"}
+    standard = {"collections", "contextlib", "dataclasses", "hashlib", "inspect", "json", "math", "operator", "pathlib", "re", "shutil"}
     for name in ORDER:
         for module, level in _imports(folder / f"{name}.py"):
             if level:  # as the Hub's copying of custom code can follow it

@@ -22,7 +22,7 @@ MODEL_FILES = (
     "README.md", "LICENSE", "config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "prompts_clip_koa.py", "configuration_clip_koa.py", "losses_clip_koa.py", "modeling_clip_koa.py",
-    "grader_clip_koa.py",
+    "tensors_clip_koa.py", "grader_clip_koa.py",
     "metrics.json", "calibration.json", "typicality.safetensors", "handler.py", "requirements.txt",
     "figures/*.png", "examples/*.png",
     "dataset_script/__init__.py", "dataset_script/radiograph.py", "dataset_script/pixels.py",
