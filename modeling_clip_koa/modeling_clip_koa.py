@@ -190,7 +190,7 @@ class CLIPKOAForImageClassification(CLIPModel):
 
         Raises:
             ValueError: a number of lists that is not the number of labels, a prompt longer than the text tower reads,
-                or a tokenizer that adds no end token.
+                or a tokenizer that adds no end token or knows no words, as transformers makes one of no files.
         """
         check_prompts(prompts, self.num_labels)
         texts = [text for grade_texts in prompts for text in grade_texts]
@@ -206,6 +206,8 @@ class CLIPKOAForImageClassification(CLIPModel):
                 f"The tokenizer must end each prompt with token {self.config.text_config.eos_token_id}: "
                 "use the tokenizer that belongs to the text tower."
             )
+        if any(set(ids[1:-1]) <= {tokenizer.unk_token_id} for ids in token_ids):
+            raise ValueError("The tokenizer knows no word of a prompt: use the one that belongs to the text tower.")
         # Padded with the end token: the first one is pooled and, under the causal mask, sees nothing after it.
         padded = [ids + [end] * (longest - len(ids)) for ids in token_ids]
         self.grade_prompts.input_ids = torch.tensor(padded, device=self.grade_prompts.input_ids.device)  # (P, L)
@@ -257,9 +259,9 @@ class CLIPKOAForImageClassification(CLIPModel):
         apart = (embeds - stored.float()).norm(dim=-1)
         return stored if truth(apart < 16 * torch.finfo(stored.dtype).eps) else embeds.to(stored.dtype)
 
-    def _current_grade_embeds(self, training: bool) -> torch.Tensor:
-        """(K, D), never others than the text tower of this moment gives: where that is in doubt, it runs."""
-        if training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    def kept_grade_embeds(self) -> torch.Tensor:
+        """The grade embeddings of inference, (K, D): kept while the text tower is the same; in doubt, it runs."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.get_grade_embeds()
         read = (self.text_model, self.text_projection), (self.grade_prompts.input_ids,)
         kept = self._kept_grade_embeds.kept
@@ -325,7 +327,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         hidden = self.tokens_after(pixel_values, len(tower.encoder.layers) - 1)
         pooled = tower.post_layernorm(_class_token_after(tower.encoder.layers[-1], hidden))  # (V, hidden)
         image_embeds = _normalize(self.visual_projection(pooled))
-        return self._text_logits(image_embeds, self._current_grade_embeds(training=False))
+        return self._text_logits(image_embeds, self.kept_grade_embeds())
 
     def forward(
         self,
@@ -364,7 +366,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         views = torch.cat([pixel_values, pixel_values.flip(-1)]) if average or compare else pixel_values
         options = self._vision_options(output_attentions, output_hidden_states, interpolate_pos_encoding)
         vision = self._encode(views, count, options)
-        grade_embeds = self._current_grade_embeds(training)
+        grade_embeds = self.get_grade_embeds() if training else self.kept_grade_embeds()
         logits, classifier_logits, image_embeds = self._heads(vision, grade_embeds)
         flipped_logits = flipped_classifier_logits = None
         if average or compare:

@@ -58,7 +58,19 @@ def test_the_travelling_folder_is_flat_and_light():
     folder = ROOT / "modeling_clip_koa"
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
     light = {"torch", "transformers", "safetensors", "PIL"}
-    standard = {"collections", "contextlib", "dataclasses", "hashlib", "inspect", "json", "math", "operator", "pathlib", "re", "shutil"}
+    standard = {
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "hashlib",
+        "inspect",
+        "json",
+        "math",
+        "operator",
+        "pathlib",
+        "re",
+        "shutil",
+    }
     for name in ORDER:
         for module, level in _imports(folder / f"{name}.py"):
             if level:  # as the Hub's copying of custom code can follow it

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
+from transformers import CLIPProcessor
 
+from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.publishing.card import write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.release_check import NEEDED_FILES
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CLIPKOAForImageClassification
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What calibration leaves beside the weights; optional.
@@ -64,13 +64,15 @@ def build_release(
             raise ReleaseError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder} is not empty: name a new folder.")
+    try:
+        model, image_processor = load_checkpoint(str(checkpoint), dtype=torch.float32)
+        tokenizer = load_tokenizer(str(checkpoint), model)
+    except CheckpointError as error:
+        raise ReleaseError(str(error)) from error
     facts = collect_facts(checkpoint, runs, evaluations, base_model)
     facts.dataset_id = trained_on
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or _stored_dtype(checkpoint)
-    model = CLIPKOAForImageClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    image_processor = AutoImageProcessor.from_pretrained(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     _save_model(model, folder, dtype)
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
     image_processor.save_pretrained(folder)
@@ -107,7 +109,6 @@ def _save_model(model, folder: Path, dtype: str) -> None:
             parameter.copy_(parameter.to(DTYPES[dtype]))
             if not parameter.isfinite().all():
                 raise ReleaseError(f"{name} holds weights that {dtype} can't: use bfloat16 or float32.")
-    model.forget_grade_embeds()
     state = model.state_dict()  # refreshes the grade embeddings, which stay in fp32
     state = {name: value.to(DTYPES[dtype]) if name in halved else value for name, value in state.items()}
     model.save_pretrained(folder, state_dict=state)
