@@ -61,6 +61,8 @@ class CLIPKOAConfig(CLIPConfig):
         "flipped_classifier_logits",
         "image_embeds",
         "grade_embeds",
+        "hidden_states",
+        "attentions",
     ]
 
     def __init__(

@@ -411,8 +411,13 @@ def confidence_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple
 
 
 @contextmanager
-def readable(name: str):
-    """While it is open, whatever goes wrong with the files of a model is a `CheckpointError` of one line."""
+def readable(name: str, part: str = ""):
+    """While it is open, whatever goes wrong with the files of a model is a `CheckpointError` of one line.
+
+    Args:
+        name: model folder or Hub id.
+        part: what of it is read, as in "its tokenizer".
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers only warns of is an error here
     try:
@@ -425,7 +430,8 @@ def readable(name: str):
             reason = f"its weights are damaged ({reason})"
         here = (Path(name) / "config.json").is_file()
         advice = "" if here else "give a model folder, such as runs/demo/best, or a Hub id. "
-        raise CheckpointError(f"{name} cannot be loaded: {advice}{reason}") from error
+        subject = f"{name}: {part}" if part else name
+        raise CheckpointError(f"{subject} cannot be loaded: {advice}{reason}") from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -459,7 +465,7 @@ def load_image_processor(name: str, image_size: int) -> BaseImageProcessor:
     Raises:
         CheckpointError: none, a damaged one, or one that gives images of another size.
     """
-    with readable(name):
+    with readable(name, "its image processor"):
         image_processor = AutoImageProcessor.from_pretrained(name)
         given = image_processor([Image.new("RGB", (image_size + 8, image_size))], return_tensors="pt")["pixel_values"]
     if given.shape[2:] != (image_size, image_size):

@@ -272,8 +272,8 @@ class CLIPKOAForImageClassification(CLIPModel):
         if snapshot:
             self.grade_prompts.embeds = embeds
             with torch.inference_mode(False):  # what is kept may become part of a graph
-                # A clone, for whoever writes into the buffer does not change the text tower.
-                self._kept_grade_embeds.kept = snapshot, embeds.clone()
+                embeds = embeds.clone()  # whoever writes into the buffer does not change the text tower
+            self._kept_grade_embeds.kept = snapshot, embeds
         return embeds
 
     def _encode(self, views: torch.Tensor, count: int, options: dict) -> BaseModelOutputWithPooling:
@@ -397,9 +397,10 @@ class CLIPKOAForImageClassification(CLIPModel):
         """What the vision tower is asked for beside its usual output."""
         options = {"interpolate_pos_encoding": True} if interpolate else {}
         for name, wanted in (("output_attentions", attentions), ("output_hidden_states", hidden_states)):
-            configs = (self.config, self.config.vision_config)
-            if wanted or (wanted is None and any(getattr(config, name, False) for config in configs)):
-                options[name] = wanted or True
+            own, towers = (getattr(config, name, False) for config in (self.config, self.config.vision_config))
+            wanted = (own or towers) if wanted is None else wanted
+            if wanted or towers:  # else it is not asked at all, which leaves the way open that trains fastest
+                options[name] = wanted
         return options
 
     def _check_pixels(self, pixel_values: torch.Tensor, any_size: bool = False) -> None:
@@ -490,6 +491,6 @@ def _check_weights(name, info: dict, may_differ: bool, heads_may_differ: bool) -
     told([key for key in sorted(info["missing_keys"]) if not key.startswith(_HEADS)], "is missing")
     told([key for key in sorted(info["unexpected_keys"]) if _BLOCK.match(key)], "has no place in it")
     if not may_differ:
-        differ = sorted(info["mismatched_keys"])
-        differ = [key for key, *_ in differ if not (heads_may_differ and key.startswith(_HEADS))]
-        told(differ, "has another size")
+        # Names in transformers 4, names with both sizes in 5.
+        names = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+        told([key for key in names if not (heads_may_differ and key.startswith(_HEADS))], "has another size")

@@ -70,6 +70,7 @@ def test_the_travelling_folder_is_flat_and_light():
         "pathlib",
         "re",
         "shutil",
+        "textwrap",
     }
     for name in ORDER:
         for module, level in _imports(folder / f"{name}.py"):

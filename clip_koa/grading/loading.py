@@ -24,13 +24,13 @@ def load_tokenizer(name: str, model: CLIPKOAForImageClassification) -> PreTraine
     Raises:
         CheckpointError: none, or one that does not give the tokens the checkpoint keeps of its prompts.
     """
-    with readable(name):
+    with readable(name, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name)
         tokens = tokenizer([text for texts in model.config.prompts for text in texts])["input_ids"]
     kept = model.grade_prompts.input_ids.tolist()
     # transformers 5 makes a tokenizer without words where there are no files of one.
     if not any(row[: len(ids)] == ids for row, ids in zip(kept, tokens, strict=True)):
-        raise CheckpointError(f"{name}: the tokenizer is missing or another model's.")
+        raise CheckpointError(f"{name}: its tokenizer is missing or another model's.")
     return tokenizer
 
 
