@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 
-from clip_koa.grading.loading import CheckpointError, load_checkpoint
+from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.training.checkpoints import SaveError, save_model_folder
 from modeling_clip_koa import CLIPKOAForImageClassification
@@ -52,7 +51,6 @@ def average(names: list[str]) -> tuple[CLIPKOAForImageClassification, BaseImageP
         with torch.no_grad():
             for weight, other in zip(mean.parameters(), model.parameters(), strict=True):
                 weight.lerp_(other, 1 / count)
-    mean.forget_grade_embeds()  # those of the mean's text tower are not the mean of the embeddings
     return mean, image_processor
 
 
@@ -66,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name two checkpoints or more.")
     with WriterLock(options.output):
         model, image_processor = average(options.models)
-        save_model_folder(options.output, model, image_processor, AutoTokenizer.from_pretrained(options.models[0]))
+        save_model_folder(options.output, model, image_processor, load_tokenizer(options.models[0], model))
     print(f"Model:  {options.output}")
     return 0
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
 from clip_koa.grading.calibration import (
     cross_fitted,
@@ -28,7 +27,7 @@ from clip_koa.grading.calibration import (
     thresholds_by_level,
 )
 from clip_koa.grading.evaluation import Predictions, predict
-from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name
+from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, load_tokenizer, split_name
 from clip_koa.grading.predictions import pseudonyms
 from clip_koa.grading.typicality import collect_features, fit_typicality, typicality_block, typicality_file
 from clip_koa.locks import InUseError, WriterLock
@@ -121,6 +120,7 @@ def write_calibrated(options: argparse.Namespace, accelerator: Accelerator, fold
     """Calibrates the checkpoint and writes it into `folder`."""
     split, digest = load_split(options.data_dir, options.split, accelerator)
     model, image_processor = load_checkpoint(options.model)
+    tokenizer = load_tokenizer(options.model, model)
     model = model.to(accelerator.device)
     batches = accelerator.prepare(DataLoader(XrayDataset(split, image_processor), batch_size=16))
     predictions = predict(model, tqdm(batches, desc=options.split, unit="batch"), accelerator)
@@ -131,7 +131,7 @@ def write_calibrated(options: argparse.Namespace, accelerator: Accelerator, fold
     files = {CALIBRATION_FILE: json.dumps(report, indent=1).encode()}
     if typicality:
         files[TYPICALITY_FILE] = typicality_file(typicality)
-    save_model_folder(folder, model, image_processor, AutoTokenizer.from_pretrained(options.model), files)
+    save_model_folder(folder, model, image_processor, tokenizer, files)
     print(f"{describe(report)}\nModel:  {folder}")
 
 

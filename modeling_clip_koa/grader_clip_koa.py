@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,11 +12,14 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor
-from transformers.utils import cached_file
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import cached_file, logging
 
+from .configuration_clip_koa import CLIPKOAConfig
 from .modeling_clip_koa import CLIPKOAForImageClassification
 from .preprocessing_clip_koa import XrayPreprocessor, read_picture
 from .prompts_clip_koa import GRADE_MEANINGS
+from .tensors_clip_koa import all_finite
 
 CALIBRATION_FILE = "calibration.json"
 TYPICALITY_FILE = "typicality.safetensors"
@@ -31,6 +35,10 @@ PRECISIONS = ("fp32", "bf16", "auto")
 # Pixel values (N, 3, H, W) -> text logits (N, K) of the X-rays and of their mirror images, and what `Typicality` takes
 # (N, D), or None.
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+
+
+class CheckpointError(ValueError):
+    """A model folder or Hub id that cannot grade; the message names it and says why, in one line."""
 
 
 class CalibrationError(ValueError):
@@ -199,18 +207,19 @@ class CLIPKOAGrader:
                 not quite the same; or auto, bf16 where the hardware has it.
 
         Raises:
-            OSError: no such model (transformers' own message).
-            CalibrationError: a level for which the checkpoint keeps no threshold.
+            CheckpointError: no such model, or one that cannot grade.
+            CalibrationError: a level for which the checkpoint keeps no threshold, or a damaged file.
             ValueError: another precision.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"There is no precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = CLIPKOAForImageClassification.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        model, image_processor = load_checkpoint(name, dtype=torch.float32)
+        threshold, typicality = read_threshold(name, level), read_typicality(name, model.config)
+        model = model.to(device)
         if precision == "bf16" or (precision == "auto" and bf16_is_fast(device)):
             _compute_in_bf16(model)
-        image_processor = AutoImageProcessor.from_pretrained(name)
-        return cls(model, image_processor, read_threshold(name, level), read_typicality(name))
+        return cls(model, image_processor, threshold, typicality)
 
     def grade(self, images: Image.Image | list[Image.Image], keep_polarity: bool = False) -> Grade | list[Grade]:
         """Grades one X-ray, or each of a list, cropped to one knee.
@@ -343,7 +352,7 @@ def patch_relevance(
             vision = model.vision_model(pixel_values=views, output_attentions=True)
             image_embeds = model.visual_projection(vision.pooler_output).float()
             image_embeds = torch.nn.functional.normalize(image_embeds, dim=-1)
-            cosines = image_embeds @ model._current_grade_embeds(training=False).t()
+            cosines = image_embeds @ model.kept_grade_embeds().t()
             others = [other for other in range(cosines.shape[1]) if other != grade] if against is None else [against]
             score = (cosines[:, grade] - cosines[:, others].mean(1)).sum()
             gradients = torch.autograd.grad(score, vision.attentions)
@@ -397,6 +406,98 @@ def confidence_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple
     return [tuple(sorted(row[:size])) for row, size in zip(order.tolist(), sizes, strict=True)]
 
 
+@contextmanager
+def readable(name: str, part: str = ""):
+    """While it is open, whatever goes wrong with the files of a model is a `CheckpointError` of one line.
+
+    Args:
+        name: model folder or Hub id.
+        part: what of it is read, as in "its tokenizer".
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers only warns of is an error here
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged or foreign folder can hold anything
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        if isinstance(error, SafetensorError):
+            reason = f"its weights are damaged ({reason})"
+        here = (Path(name) / "config.json").is_file()
+        advice = "" if here else "give a model folder, such as runs/demo/best, or a Hub id. "
+        subject = f"{name}: {part}" if part else name
+        raise CheckpointError(f"{subject} cannot be loaded: {advice}{reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_config(name: str) -> CLIPKOAConfig:
+    """The configuration of a CLIP-KOA checkpoint, or of what was exported from one.
+
+    Args:
+        name: model folder or Hub id.
+
+    Raises:
+        CheckpointError: none, a damaged one, or one of another model or of other labels than the five grades.
+    """
+    with readable(name):
+        found, _ = CLIPKOAConfig.get_config_dict(name)
+        if not found:  # what transformers gives of a folder without one
+            raise CheckpointError(f"{name} holds no config.json: give a model folder, such as runs/demo/best.")
+        if found.get("model_type") != CLIPKOAConfig.model_type:
+            raise CheckpointError(f"{name} is a {found.get('model_type')} model: give a CLIP-KOA checkpoint.")
+        if found.get("tokenized_prompts") is None:
+            raise CheckpointError(f"{name} is a plain CLIP model: give a CLIP-KOA checkpoint, as train.py writes it.")
+        config = CLIPKOAConfig.from_dict(found)
+    if config.num_labels != len(GRADE_MEANINGS):
+        raise CheckpointError(f"{name} has {config.num_labels} labels: it must grade 0 to {len(GRADE_MEANINGS) - 1}.")
+    return config
+
+
+def load_image_processor(name: str, image_size: int) -> BaseImageProcessor:
+    """The image processor saved beside a model that reads square images of `image_size` pixels.
+
+    Raises:
+        CheckpointError: none, a damaged one, or one that gives images of another size.
+    """
+    with readable(name, "its image processor"):
+        image_processor = AutoImageProcessor.from_pretrained(name)
+        given = image_processor([Image.new("RGB", (image_size + 8, image_size))], return_tensors="pt")["pixel_values"]
+    if given.shape[2:] != (image_size, image_size):
+        raise CheckpointError(
+            f"{name}: preprocessor_config.json gives images of {given.shape[3]}x{given.shape[2]} pixels, but its "
+            f"model reads {image_size}x{image_size}."
+        )
+    return image_processor
+
+
+def load_checkpoint(name: str, **options) -> tuple[CLIPKOAForImageClassification, BaseImageProcessor]:
+    """A model in evaluation mode, all of whose weights were found, and the image processor saved beside it.
+
+    Args:
+        name: model folder or Hub id.
+        **options: for `from_pretrained`, such as `dtype`.
+
+    Raises:
+        CheckpointError: no such checkpoint, a damaged one, or one that does not grade 0 to 4.
+    """
+    config = load_config(name)
+    with readable(name):
+        model, info = CLIPKOAForImageClassification.from_pretrained(name, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{name} cannot be loaded: its weights lack {missing[0]}, which train.py writes.")
+    check_values(name, model)
+    return model.eval(), load_image_processor(name, config.vision_config.image_size)
+
+
+def check_values(name: str, model: torch.nn.Module) -> None:
+    """Refuses, as `CheckpointError`, weights with values that are no finite numbers."""
+    for key, weight in model.named_parameters():
+        if all_finite(weight) is False:
+            raise CheckpointError(f"{name} cannot be loaded: {key} holds values that are no finite numbers.")
+
+
 def read_threshold(name: str, level: float) -> float | None:
     """The threshold that a checkpoint keeps for a level; None where it was never calibrated.
 
@@ -411,21 +512,26 @@ def read_threshold(name: str, level: float) -> float | None:
         return None
     try:
         thresholds = json.loads(Path(found).read_text(encoding="utf-8"))["thresholds"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        thresholds = {key: float(value) for key, value in thresholds.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run calibrate.py anew.") from error
+    for key, value in thresholds.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise CalibrationError(f"{found} is damaged (the threshold of {key} is {value}): run calibrate.py anew.")
     if f"{level:.2f}" not in thresholds or not math.isclose(level, round(level, 2)):
         raise CalibrationError(f"--level {level}: use one of {LEVELS[0]:.2f}, {LEVELS[1]:.2f} ... {LEVELS[-1]:.2f}.")
-    return float(thresholds[f"{level:.2f}"])
+    return thresholds[f"{level:.2f}"]
 
 
-def read_typicality(name: str) -> Typicality | None:
+def read_typicality(name: str, config: CLIPKOAConfig | None = None) -> Typicality | None:
     """What a checkpoint knows of its training X-rays; None where it was never calibrated with them at hand.
 
     Args:
         name: model folder or Hub id.
+        config: of its model, which it must fit.
 
     Raises:
-        CalibrationError: a damaged file.
+        CalibrationError: a damaged file, or another model's.
     """
     found = _file_beside(name, TYPICALITY_FILE)
     if found is None:
@@ -433,9 +539,30 @@ def read_typicality(name: str) -> Typicality | None:
     try:
         with safe_open(found, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in ("mean", "precision", "distances")}
-            return Typicality(block=int(file.metadata()["block"]), **tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            typicality = Typicality(block=int(file.metadata()["block"]), **tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run calibrate.py anew.") from error
+    if wrong := _fault(typicality, config):
+        raise CalibrationError(f"{found} is damaged ({wrong}): run calibrate.py anew.")
+    return typicality
+
+
+def _fault(typicality: Typicality, config: CLIPKOAConfig | None) -> str:
+    """What is wrong with it, in itself or for a model; empty where nothing is."""
+    mean, precision, distances = typicality.mean, typicality.precision, typicality.distances
+    width = len(mean) if mean.ndim == 1 else 0
+    if not width or precision.shape != (width, width) or distances.ndim != 1 or not len(distances):
+        return "its tensors do not fit each other"
+    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in (mean, precision, distances)):
+        return "it holds values that are no finite numbers"
+    if (distances.diff() < 0).any():
+        return "its distances are not sorted"
+    if config is None:
+        return ""
+    vision = config.vision_config
+    if width != vision.hidden_size or not 0 <= typicality.block < vision.num_hidden_layers:
+        return f"block {typicality.block} of width {width} is not in this model"
+    return ""
 
 
 def _file_beside(name: str, file: str) -> Path | None:

@@ -7,17 +7,18 @@ import average_weights
 from clip_koa.grading.calibration import fold_temperatures
 from clip_koa.grading.loading import CheckpointError
 from clip_koa.training.checkpoints import save_model_folder
+from clip_koa.training.starting_points import build_image_processor
 from modeling_clip_koa import CLIPKOAForImageClassification
 
 
 @pytest.fixture
-def checkpoint(make_model, tiny_start, tokenizer, tmp_path):
+def checkpoint(make_model, tokenizer, tmp_path):
     """Saves a tiny model of a seed under a name."""
 
     def save(name, seed, change=lambda model: None, **settings):
         model = make_model(seed=seed, **settings)
         change(model)
-        save_model_folder(tmp_path / name, model, tiny_start.image_processor, tokenizer)
+        save_model_folder(tmp_path / name, model, build_image_processor(32, [0.5] * 3, [0.25] * 3), tokenizer)
         return str(tmp_path / name)
 
     return save

@@ -54,4 +54,4 @@ def test_the_command(run_python, tiny_start, tmp_path):
         low, high = figure["interval"]
         assert low <= figure["mean"] <= high
     refused = run_python("-m", "clip_koa.grading.heatmap_check", "--model", tmp_path / "none", expect=2)
-    assert refused.stderr.splitlines()[-2].startswith("heatmap_check: --model")
+    assert "none cannot be loaded: give a model folder" in refused.stderr.splitlines()[-1]

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from transformers import AutoImageProcessor
 
 from clip_koa.exporting.graph import ExportError, build_graph
 from clip_koa.grading.onnx_network import MODEL_FILE, OnnxNetwork
 from clip_koa.training.checkpoints import written_whole
 from dataset_script.synthetic import GRADES, draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CLIPKOAForImageClassification, CLIPKOAGrader
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CLIPKOAGrader
+from modeling_clip_koa.grader_clip_koa import load_checkpoint
 
 TOLERANCE = 1e-4  # of a probability, in fp32
 _BESIDE = ("config.json", "preprocessor_config.json", CALIBRATION_FILE, TYPICALITY_FILE)
@@ -31,18 +31,19 @@ def export(checkpoint: Path, folder: Path, int8: bool) -> float:
         The largest difference of a probability from the checkpoint's own, on generated X-rays.
 
     Raises:
+        CheckpointError: a checkpoint that cannot grade.
         ExportError: no checkpoint, one that cannot be exported, or (fp32) a difference above 1e-4.
     """
     for name in _BESIDE[:2]:
         if not (checkpoint / name).is_file():
             raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
-    model = CLIPKOAForImageClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model, image_processor = load_checkpoint(str(checkpoint), dtype=torch.float32)
     with written_whole(folder) as temporary:
         _write_graph(model, temporary / MODEL_FILE, int8)
         for name in _BESIDE:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, temporary / name)
-        difference = compare(model, AutoImageProcessor.from_pretrained(checkpoint), OnnxNetwork(temporary))
+        difference = compare(model, image_processor, OnnxNetwork(temporary))
         if not int8 and not difference <= TOLERANCE:
             raise ExportError(f"The graph's probabilities differ by {difference:.2g}, more than {TOLERANCE:g}.")
     return difference

@@ -70,7 +70,7 @@ def build_graph(model: CLIPKOAForImageClassification) -> onnx.ModelProto:
     vision = model.config.vision_config
     if vision.hidden_act not in ACTIVATIONS:
         raise ExportError(f"vision_config.hidden_act is {vision.hidden_act!r}: {' and '.join(ACTIVATIONS)} can go.")
-    if model.config.tokenized_prompts is None:
+    if model.lacks_prompts():
         raise ExportError("The model has no prompts yet: call model.set_prompts(prompts, tokenizer).")
     if vision.num_hidden_layers < 2:
         raise ExportError("A vision tower of one block cannot go: the graph cuts its last block short.")
@@ -203,7 +203,7 @@ def _grade(writer: GraphWriter, model, pooled: str) -> None:
     embeds = writer.add("Reshape", [embeds, flat], "image_embeds.rows")
     embeds = writer.add("LpNormalization", [embeds], "image_embeds", axis=-1, p=2)
     with torch.no_grad():
-        grades = model.grade_prompts.embeds.float() * model.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        grades = model.kept_grade_embeds().float() * model.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
     both = writer.add("MatMul", [embeds, writer.weight("grade_embeds", grades.t())], "both_logits")
     writer.add_many("Split", [both], list(OUTPUTS[1:]), axis=0)
     total = writer.add("Add", list(OUTPUTS[1:]), "logits.total")

@@ -3,42 +3,35 @@
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoImageProcessor
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from clip_koa.files import file_digest
 from dataset_script.knee_xray import CorpusError, KneeXray
 from dataset_script.layouts import SPLIT_FOLDERS
-from modeling_clip_koa import GRADE_LABELS, CLIPKOAForImageClassification
+from modeling_clip_koa import CLIPKOAForImageClassification
+from modeling_clip_koa.grader_clip_koa import CheckpointError, load_checkpoint, readable
+
+__all__ = ["CheckpointError", "load_checkpoint", "load_split", "load_tokenizer", "split_name", "weights_digest"]
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be evaluated; the message names it and says what would be right."""
-
-
-def load_checkpoint(name: str) -> tuple[CLIPKOAForImageClassification, BaseImageProcessor]:
-    """A model in evaluation mode and the image processor saved beside it.
+def load_tokenizer(name: str, model: CLIPKOAForImageClassification) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside a checkpoint, for a folder that the model is saved to.
 
     Args:
         name: model folder or Hub id.
+        model: loaded from there.
 
     Raises:
-        CheckpointError: no such checkpoint, a damaged one, or one that does not grade 0 to 4.
+        CheckpointError: none, or one that does not give the tokens the checkpoint keeps of its prompts.
     """
-    try:
-        model = CLIPKOAForImageClassification.from_pretrained(name).eval()
-        image_processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"--model {name} cannot be loaded: give a model folder, such as runs/demo/best, or a Hub id.\n"
-            f"{reason[:300]}"
-        ) from error
-    if model.config.num_labels != len(GRADE_LABELS):
-        raise CheckpointError(
-            f"--model {name} has {model.config.num_labels} labels: it must grade 0 to {len(GRADE_LABELS) - 1}."
-        )
-    return model, image_processor
+    with readable(name, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokens = tokenizer([text for texts in model.config.prompts for text in texts])["input_ids"]
+    kept = model.grade_prompts.input_ids.tolist()
+    # transformers 5 makes a tokenizer without words where there are no files of one.
+    if not any(row[: len(ids)] == ids for row, ids in zip(kept, tokens, strict=True)):
+        raise CheckpointError(f"{name}: its tokenizer is missing or another model's.")
+    return tokenizer
 
 
 def weights_digest(name: str) -> str:

@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model, image_processor = load_checkpoint(options.model)
-        if (typicality := read_typicality(options.model)) is None:
+        if (typicality := read_typicality(options.model, model.config)) is None:
             raise CalibrationError(
                 f"--model {options.model} knows no training X-rays: run calibrate.py with them first."
             )

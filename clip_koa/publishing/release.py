@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
+from transformers import CLIPProcessor
 
+from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.grading.typicality import typicality_file
 from clip_koa.publishing.card import write_card
 from clip_koa.publishing.card_facts import collect_facts
@@ -20,13 +21,7 @@ from clip_koa.publishing.plain_files import copy_plain
 from clip_koa.publishing.release_check import NEEDED_FILES
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import (
-    CALIBRATION_FILE,
-    TYPICALITY_FILE,
-    CalibrationError,
-    CLIPKOAForImageClassification,
-    XrayPreprocessor,
-)
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, XrayPreprocessor
 from modeling_clip_koa.grader_clip_koa import read_typicality
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -123,20 +118,10 @@ def _damage_told(files: str) -> Iterator[None]:
 def _load(checkpoint: Path, source: Path) -> tuple:
     """Model, image processor and tokenizer of the copy of a checkpoint."""
     try:
-        model, report = CLIPKOAForImageClassification.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
-        image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # damaged files end in errors of every kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(f"{source}", f"{checkpoint}")
-        raise ReleaseError(f"{checkpoint} does not load, it is damaged or of another kind: {reason[:200]}") from error
-    if report["missing_keys"]:
-        names = sorted(report["missing_keys"])
-        raise ReleaseError(f"{checkpoint}/model.safetensors lacks {len(names)} weights, such as {names[0]}.")
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise ReleaseError(f"{checkpoint}/model.safetensors: {name} holds NaN or infinite weights.")
-    return model.eval(), image_processor, tokenizer
+        model, image_processor = load_checkpoint(str(source), dtype=torch.float32)
+        return model, image_processor, load_tokenizer(str(source), model)
+    except CheckpointError as error:
+        raise ReleaseError(str(error).replace(str(source), str(checkpoint))) from error
 
 
 def _stored_dtype(checkpoint: Path, source: Path) -> str:
@@ -171,7 +156,6 @@ def _save_model(model, folder: Path, dtype: str) -> None:
             parameter.copy_(parameter.to(DTYPES[dtype]))
             if not parameter.isfinite().all():
                 raise ReleaseError(f"{name} holds weights that {dtype} can't: use bfloat16 or float32.")
-    model.forget_grade_embeds()
     state = model.state_dict()  # refreshes the grade embeddings, which stay in fp32
     state = {name: value.to(DTYPES[dtype]) if name in halved else value for name, value in state.items()}
     model.save_pretrained(folder, state_dict=state)

@@ -26,7 +26,7 @@ MODEL_FILES = (
     "README.md", "LICENSE", "config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "prompts_clip_koa.py", "configuration_clip_koa.py", "losses_clip_koa.py", "modeling_clip_koa.py",
-    "preprocessing_clip_koa.py", "grader_clip_koa.py",
+    "preprocessing_clip_koa.py", "tensors_clip_koa.py", "grader_clip_koa.py",
     "metrics.json", "calibration.json", "typicality.safetensors", "handler.py", "requirements.txt",
     "figures/learning_curves.png",
     *(f"figures/{picture}_{split}.png" for picture in CARD_PICTURES for split in CARD_SPLITS),

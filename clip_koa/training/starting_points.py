@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessor, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
+from clip_koa.grading.loading import load_tokenizer
 from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx, resize_positions
 from clip_koa.training.run_config import RunConfigError
 from clip_koa.training.tokenizer import build_prompt_tokenizer
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification, XrayPreprocessor
+from modeling_clip_koa.grader_clip_koa import CheckpointError, check_values, readable
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -101,14 +103,20 @@ def _load(name: str, prompts, sample_images, image_size: int, settings) -> Start
         image_processor = build_image_processor(image_size or _DINOV2_SIZE, IMAGENET_MEAN, IMAGENET_STD)
         return _dinov2_start(state_dict, None, image_processor, prompts, sample_images, settings)
     kind = _model_type(name)
-    if kind == "dinov2":
-        source = AutoModel.from_pretrained(name)
-        heads = source.config.num_attention_heads
-        image_processor = build_image_processor(image_size or _DINOV2_SIZE, *_normalisation(name))
-        return _dinov2_start(source.state_dict(), heads, image_processor, prompts, sample_images, settings)
-    if kind == "clip":
-        return _clip_start(name, prompts, settings)
-    raise RunConfigError(f"model={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
+    if kind not in ("dinov2", "clip"):
+        raise RunConfigError(f"model={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
+    try:
+        if kind == "clip":
+            return _clip_start(name, prompts, settings)
+        with readable(name):
+            source, info = AutoModel.from_pretrained(name, output_loading_info=True)
+            image_processor = build_image_processor(image_size or _DINOV2_SIZE, *_normalisation(name))
+        if info["missing_keys"]:
+            raise CheckpointError(f"{name}: its weights lack {min(info['missing_keys'])}.")
+    except CheckpointError as error:
+        raise RunConfigError(f"model: {error}") from error
+    heads = source.config.num_attention_heads
+    return _dinov2_start(source.state_dict(), heads, image_processor, prompts, sample_images, settings)
 
 
 def _model_type(name: str) -> str:
@@ -123,7 +131,10 @@ def _model_type(name: str) -> str:
             ) from error
     if not config.is_file():
         raise RunConfigError(f"model={name!r} holds no config.json: pass a folder written by save_pretrained.")
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
+    except (ValueError, AttributeError) as error:
+        raise RunConfigError(f"model={name!r} has a damaged config.json ({error}).") from error
 
 
 def _random_start(configuration: dict, prompts, settings) -> StartingPoint:
@@ -165,13 +176,15 @@ def _dinov2_start(state_dict, num_attention_heads, image_processor, prompts, sam
 
 def _clip_start(name: str, prompts, settings) -> StartingPoint:
     # A calibration holds for the weights it was fitted on, not for what is trained from them.
-    config = CLIPKOAConfig.from_pretrained(name, prompts=prompts, calibration=None, **settings)
-    model, info = CLIPKOAForImageClassification.from_pretrained(
-        name, config=config, dtype=torch.float32, output_loading_info=True
-    )
+    with readable(name):
+        config = CLIPKOAConfig.from_pretrained(name, prompts=prompts, calibration=None, **settings)
+        model, info = CLIPKOAForImageClassification.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        image_processor = AutoImageProcessor.from_pretrained(name)
+    check_values(name, model)
     new = ("classifier",) if "classifier.weight" in info["missing_keys"] else ()
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    return StartingPoint(model, AutoImageProcessor.from_pretrained(name), tokenizer, new_parameters=new)
+    return StartingPoint(model, image_processor, load_tokenizer(name, model), new_parameters=new)
 
 
 def _with_image_size(start: StartingPoint, size: int) -> StartingPoint:
