@@ -67,7 +67,8 @@ released-training: setup vision-weights  ## repeat the training of the released 
 
 released-code:  ## give the released checkpoint the code of the project, after a change of it
 	cp modeling_clip_koa/*_clip_koa.py models/clip-koa-small/
-	for file in models/clip-koa-small/dataset_script/*.py; do cp dataset_script/$$(basename $$file) $$file; done
+	cp dataset_script/__init__.py dataset_script/radiograph.py dataset_script/pixels.py dataset_script/dicom*.py \
+		models/clip-koa-small/dataset_script/
 	cp clip_koa/publishing/templates/handler.py models/clip-koa-small/
 
 clean:  ## remove .venv, caches and runs

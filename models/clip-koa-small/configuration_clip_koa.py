@@ -17,6 +17,10 @@ AUTO_MAP = {
 }
 
 
+_LABEL_FIELDS = ("num_labels", "id2label", "label2id")
+_OWN_FIELDS = ("prompts", "consistency", "consistency_weight", "classifier_weight", "problem_type")  # that are checked
+
+
 def prompts_digest(prompts: list[list[str]]) -> str:
     """Digest of a set of prompts (16 hexadecimal digits), to notice prompts that were edited after tokenisation."""
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
@@ -44,7 +48,8 @@ class CLIPKOAConfig(CLIPConfig):
         initializer_range (`float`, defaults to 0.02): standard deviation of a new linear head.
 
     Raises:
-        ValueError: unknown consistency kind, negative weight, or prompts that do not match the labels.
+        ValueError: unknown consistency kind, negative weight, another problem than grading, or prompts that do not
+            match the labels.
     """
 
     keys_to_ignore_at_inference = [
@@ -56,6 +61,8 @@ class CLIPKOAConfig(CLIPConfig):
         "flipped_classifier_logits",
         "image_embeds",
         "grade_embeds",
+        "hidden_states",
+        "attentions",
     ]
 
     def __init__(
@@ -74,10 +81,11 @@ class CLIPKOAConfig(CLIPConfig):
         initializer_range=0.02,
         **kwargs,
     ):
-        if kwargs.get("id2label") is None and kwargs.get("num_labels") in (None, len(GRADE_LABELS)):
-            kwargs["id2label"] = dict(enumerate(GRADE_LABELS))
-            kwargs["label2id"] = {label: grade for grade, label in enumerate(GRADE_LABELS)}
-            kwargs.pop("num_labels", None)
+        if kwargs.get("id2label") is None:
+            kwargs["num_labels"] = kwargs.get("num_labels") or len(GRADE_LABELS)
+            if kwargs["num_labels"] == len(GRADE_LABELS):
+                kwargs["id2label"] = dict(enumerate(GRADE_LABELS))
+                kwargs["label2id"] = {label: grade for grade, label in enumerate(GRADE_LABELS)}
         # A config read from the Hub names its repository here; what we save always brings its own code.
         kwargs["auto_map"] = dict(AUTO_MAP)
         super().__init__(text_config=text_config, vision_config=vision_config, **kwargs)
@@ -93,6 +101,22 @@ class CLIPKOAConfig(CLIPConfig):
         self.initializer_range = initializer_range
         self._check()
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in `PretrainedConfig`; what is given beside is checked with the rest, and labels and prompts together.
+
+        Raises:
+            ValueError: as the class, such as for a new number of labels without prompts for them.
+        """
+        config_dict = dict(config_dict)
+        given = {name: kwargs.pop(name) for name in (*_LABEL_FIELDS, *_OWN_FIELDS) if name in kwargs}
+        if "num_labels" in given or "id2label" in given:
+            for name in _LABEL_FIELDS:
+                config_dict.pop(name, None)
+        elif config_dict.get("id2label") is None and len(config_dict.get("prompts") or ()) == 2:
+            config_dict["num_labels"] = 2  # transformers does not write the names of two labels
+        return super().from_dict(config_dict | given, **kwargs)
+
     def _check(self) -> None:
         if self.consistency not in CONSISTENCY_KINDS:
             raise ValueError(
@@ -101,6 +125,11 @@ class CLIPKOAConfig(CLIPConfig):
         for name in ("consistency_weight", "classifier_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative: use 0 to switch the loss off.")
+        problem = getattr(self, "problem_type", None)
+        if problem not in (None, "single_label_classification") or self.num_labels < 2:
+            raise ValueError(
+                f"problem_type={problem!r} with num_labels={self.num_labels}: CLIP-KOA gives one label of two or more."
+            )
         check_prompts(self.prompts, self.num_labels)
 
 
@@ -110,9 +139,12 @@ def check_prompts(prompts: list[list[str]], num_labels: int) -> None:
     Raises:
         ValueError: says how many lists are expected, or which grade has no prompt.
     """
+    if not isinstance(prompts, (list, tuple)):
+        raise ValueError(f"prompts must be a list of descriptions for each label, not {prompts!r}.")
     if len(prompts) != num_labels:
         raise ValueError(
-            f"prompts has {len(prompts)} lists for {num_labels} labels: give one list of descriptions per grade."
+            f"prompts has {len(prompts)} lists for {num_labels} labels: give num_labels and prompts that fit each "
+            "other, one list of descriptions for each label."
         )
     for grade, texts in enumerate(prompts):
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):

@@ -2,19 +2,24 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor
-from transformers.utils import cached_file
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import cached_file, logging
 
+from .configuration_clip_koa import CLIPKOAConfig
 from .modeling_clip_koa import CLIPKOAForImageClassification
+from .preprocessing_clip_koa import XrayPreprocessor, read_picture
 from .prompts_clip_koa import GRADE_MEANINGS
+from .tensors_clip_koa import all_finite
 
 CALIBRATION_FILE = "calibration.json"
 TYPICALITY_FILE = "typicality.safetensors"
@@ -30,6 +35,10 @@ PRECISIONS = ("fp32", "bf16", "auto")
 # Pixel values (N, 3, H, W) -> text logits (N, K) of the X-rays and of their mirror images, and what `Typicality` takes
 # (N, D), or None.
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+
+
+class CheckpointError(ValueError):
+    """A model folder or Hub id that cannot grade; the message names it and says why, in one line."""
 
 
 class CalibrationError(ValueError):
@@ -48,6 +57,7 @@ class Grade:
     mirror_probabilities: tuple[float, ...]  # of its mirror image
     confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
     atypicality: float | None = None  # share of unseen knees more like the training X-rays, 0..1; None: unknown
+    inverted: bool = False  # whether the X-ray was taken to show bone dark, and was inverted before it was graded
 
     @property
     def warning(self) -> str:
@@ -81,7 +91,7 @@ class Grade:
 class Explanation:
     """A heat map: which parts of an X-ray speak for a grade, or for a grade rather than another."""
 
-    image: Image.Image
+    image: Image.Image  # the upright picture that was looked at, mode L
     grade: int
     against: int | None  # the other grade; None: all the others
     heat_map: torch.Tensor  # (H, W) of the image, 0..1, 1 where it speaks loudest
@@ -154,37 +164,11 @@ def watched_block(model: CLIPKOAForImageClassification, block: int):
 _WARM, _HOT = (200.0, 40.0, 0.0), (255.0, 235.0, 60.0)
 
 
-class XrayPreprocessor:
-    """Makes of images what the image processor makes of them, bit by bit, the quick way where there is one.
-
-    Grey images of the size that it gives take a table of grey levels.
-
-    Args:
-        image_processor: the one saved beside a checkpoint.
-    """
-
-    def __init__(self, image_processor):
-        self.image_processor, self._shades = image_processor, None
-        crop, edge = image_processor.crop_size, image_processor.size.get("shortest_edge")
-        # Otherwise it would cut an image of the size that it gives.
-        if image_processor.do_center_crop and crop["height"] == crop["width"] == edge:
-            ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
-            options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-            self._shades = image_processor(ramp, **options)["pixel_values"][0].flatten(1)  # (3, 256)
-            self._size = (edge, edge)
-
-    def __call__(self, images: list[Image.Image]) -> torch.Tensor:
-        """The images' pixel values, (N, 3, H, W) fp32, normalised."""
-        if self._shades is None or any(image.mode != "L" or image.size != self._size for image in images):
-            return self.image_processor(images, return_tensors="pt")["pixel_values"]
-        pixels = bytearray(b"".join(image.tobytes() for image in images))
-        pixels = torch.frombuffer(pixels, dtype=torch.uint8).int()
-        channels = [shades.index_select(0, pixels).view(-1, *self._size) for shades in self._shades]
-        return torch.stack(channels, dim=1)
-
-
 class CLIPKOAGrader:
     """Grades X-rays that are images already; `dataset_script.radiograph` reads them from any file.
+
+    An image may be in any mode, deep or turned by EXIF: it goes through `read_picture`, as files do in
+    `read_radiograph`.
 
     Args:
         model: in evaluation mode; its weights may be bf16.
@@ -223,29 +207,46 @@ class CLIPKOAGrader:
                 not quite the same; or auto, bf16 where the hardware has it.
 
         Raises:
-            OSError: no such model (transformers' own message).
-            CalibrationError: a level for which the checkpoint keeps no threshold.
+            CheckpointError: no such model, or one that cannot grade.
+            CalibrationError: a level for which the checkpoint keeps no threshold, or a damaged file.
             ValueError: another precision.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"There is no precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = CLIPKOAForImageClassification.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        model, image_processor = load_checkpoint(name, dtype=torch.float32)
+        threshold, typicality = read_threshold(name, level), read_typicality(name, model.config)
+        model = model.to(device)
         if precision == "bf16" or (precision == "auto" and bf16_is_fast(device)):
             _compute_in_bf16(model)
-        image_processor = AutoImageProcessor.from_pretrained(name)
-        return cls(model, image_processor, read_threshold(name, level), read_typicality(name))
+        return cls(model, image_processor, threshold, typicality)
 
-    def grade(self, images: Image.Image | list[Image.Image]) -> Grade | list[Grade]:
-        """Grades one X-ray, or each of a list, cropped to one knee, bone bright."""
+    def grade(self, images: Image.Image | list[Image.Image], keep_polarity: bool = False) -> Grade | list[Grade]:
+        """Grades one X-ray, or each of a list, cropped to one knee.
+
+        Args:
+            images: PIL images in any mode.
+            keep_polarity: grade an X-ray that shows bone dark as it is; otherwise it is inverted.
+
+        Raises:
+            ValueError: an image that is none, is damaged, has several frames or an absurd size.
+        """
         if isinstance(images, Image.Image):
-            return self.grade([images])[0]
+            picture, inverted = read_picture(images, keep_polarity=keep_polarity)
+            return replace(self._grade_batch([picture])[0], inverted=inverted)
         grades = []
         for start in range(0, len(images), _BATCH_SIZE):
-            grades += self._grade_batch(images[start : start + _BATCH_SIZE])
+            read = [
+                read_picture(image, keep_polarity=keep_polarity, name=f"Image {number} of {len(images)}")
+                for number, image in enumerate(images[start : start + _BATCH_SIZE], start + 1)
+            ]
+            batch = self._grade_batch([picture for picture, _ in read])
+            grades += [replace(grade, inverted=inverted) for grade, (_, inverted) in zip(batch, read, strict=True)]
         return grades
 
-    def explain(self, image: Image.Image, grade: int | None = None, against: int | None = None) -> Explanation:
+    def explain(
+        self, image: Image.Image, grade: int | None = None, against: int | None = None, keep_polarity: bool = False
+    ) -> Explanation:
         """Which parts of an X-ray speak for a grade: relevance of the patches (Chefer et al. 2021, arXiv 2103.15679).
 
         Through the blocks, attention weighted by the gradient of the text head's logit of the grade, less the other
@@ -253,27 +254,30 @@ class CLIPKOAGrader:
         gives the mirrored map.
 
         Args:
+            image, keep_polarity: see `grade`.
             grade: default: the one that the model gives.
             against: the grade to tell it from; default: all others.
 
         Raises:
-            ValueError: a grade that the model does not give, the same grade twice, or an exported network.
+            ValueError: a grade that the model does not give, the same grade twice, an exported network, or an image
+                that `grade` refuses.
         """
         if self.model is None:
             raise ValueError("An exported network cannot explain: load the checkpoint it was exported from.")
-        grade = self.grade(image).grade if grade is None else grade
+        picture, _ = read_picture(image, keep_polarity=keep_polarity)
+        grade = self._grade_batch([picture])[0].grade if grade is None else grade
         for asked in (grade, grade if against is None else against):
             if asked not in self.labels:
                 raise ValueError(f"There is no grade {asked!r}: the model gives 0 to {len(self.labels) - 1}.")
         if grade == against:
             raise ValueError(f"Grade {grade} cannot be told from itself: give another as against.")
-        relevance = patch_relevance(self.model, self.pixel_values([image]), grade, against)[0]
-        return Explanation(image, grade, against, self._spread(relevance, image.size))
+        relevance = patch_relevance(self.model, self.pixel_values([picture]), grade, against)[0]
+        return Explanation(picture, grade, against, self._spread(relevance, picture.size))
 
-    def _grade_batch(self, images: list[Image.Image]) -> list[Grade]:
-        logits, flipped_logits, features = self.network(self.pixel_values(images))
+    def _grade_batch(self, pictures: list[Image.Image]) -> list[Grade]:
+        logits, flipped_logits, features = self.network(self.pixel_values(pictures))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
-        sets, atypicality = [()] * len(images), [None] * len(images)
+        sets, atypicality = [()] * len(pictures), [None] * len(pictures)
         if self.threshold is not None:
             sets = confidence_sets(averaged, self.threshold)
         if self.typicality is not None and features is not None:
@@ -296,17 +300,18 @@ class CLIPKOAGrader:
         return logits, flipped_logits, features[0]
 
     def _spread(self, relevance: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Relevance of the patches, (side, side), over the pixels (H, W) that the image processor cut out."""
-        width, height = size
-        crop = self.image_processor.crop_size["height"] / self.image_processor.size["shortest_edge"]
-        side = max(1, round(min(width, height) * crop))
-        square = torch.nn.functional.interpolate(
-            relevance[None, None], size=(side, side), mode="bicubic", align_corners=False
-        )[0, 0].clamp(min=0)
-        heat_map = torch.zeros(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        heat_map[top : top + side, left : left + side] = square / square.max().clamp(min=1e-12)
-        return heat_map
+        """Relevance of the patches, (side, side), over the pixels (H, W) of the box that the network sees."""
+        left, top, right, bottom = self.pixel_values.cut(size) or (0, 0, *size)
+        # Places of the pixels' middles in the box, -1 to 1; halves are exact, so that mirrored places are opposite.
+        across = (torch.arange(size[0]) + 0.5 - size[0] / 2) / ((right - left) / 2)
+        down = (torch.arange(size[1]) + 0.5 - size[1] / 2) / ((bottom - top) / 2)
+        places = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)[None]
+        options = {"mode": "bicubic", "padding_mode": "border", "align_corners": False}
+        views = (relevance[None, None], relevance.flip(-1)[None, None])
+        one, other = (torch.nn.functional.grid_sample(view, places, **options)[0, 0] for view in views)
+        seen = (places[0].abs() <= 1).all(-1)
+        heat_map = torch.where(seen, (one + other.flip(-1)) / 2, 0).clamp(min=0)
+        return heat_map / heat_map.max().clamp(min=1e-12)
 
 
 def bf16_is_fast(device: str) -> bool:
@@ -347,7 +352,7 @@ def patch_relevance(
             vision = model.vision_model(pixel_values=views, output_attentions=True)
             image_embeds = model.visual_projection(vision.pooler_output).float()
             image_embeds = torch.nn.functional.normalize(image_embeds, dim=-1)
-            cosines = image_embeds @ model._current_grade_embeds(training=False).t()
+            cosines = image_embeds @ model.kept_grade_embeds().t()
             others = [other for other in range(cosines.shape[1]) if other != grade] if against is None else [against]
             score = (cosines[:, grade] - cosines[:, others].mean(1)).sum()
             gradients = torch.autograd.grad(score, vision.attentions)
@@ -401,6 +406,98 @@ def confidence_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple
     return [tuple(sorted(row[:size])) for row, size in zip(order.tolist(), sizes, strict=True)]
 
 
+@contextmanager
+def readable(name: str, part: str = ""):
+    """While it is open, whatever goes wrong with the files of a model is a `CheckpointError` of one line.
+
+    Args:
+        name: model folder or Hub id.
+        part: what of it is read, as in "its tokenizer".
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers only warns of is an error here
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged or foreign folder can hold anything
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        if isinstance(error, SafetensorError):
+            reason = f"its weights are damaged ({reason})"
+        here = (Path(name) / "config.json").is_file()
+        advice = "" if here else "give a model folder, such as runs/demo/best, or a Hub id. "
+        subject = f"{name}: {part}" if part else name
+        raise CheckpointError(f"{subject} cannot be loaded: {advice}{reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_config(name: str) -> CLIPKOAConfig:
+    """The configuration of a CLIP-KOA checkpoint, or of what was exported from one.
+
+    Args:
+        name: model folder or Hub id.
+
+    Raises:
+        CheckpointError: none, a damaged one, or one of another model or of other labels than the five grades.
+    """
+    with readable(name):
+        found, _ = CLIPKOAConfig.get_config_dict(name)
+        if not found:  # what transformers gives of a folder without one
+            raise CheckpointError(f"{name} holds no config.json: give a model folder, such as runs/demo/best.")
+        if found.get("model_type") != CLIPKOAConfig.model_type:
+            raise CheckpointError(f"{name} is a {found.get('model_type')} model: give a CLIP-KOA checkpoint.")
+        if found.get("tokenized_prompts") is None:
+            raise CheckpointError(f"{name} is a plain CLIP model: give a CLIP-KOA checkpoint, as train.py writes it.")
+        config = CLIPKOAConfig.from_dict(found)
+    if config.num_labels != len(GRADE_MEANINGS):
+        raise CheckpointError(f"{name} has {config.num_labels} labels: it must grade 0 to {len(GRADE_MEANINGS) - 1}.")
+    return config
+
+
+def load_image_processor(name: str, image_size: int) -> BaseImageProcessor:
+    """The image processor saved beside a model that reads square images of `image_size` pixels.
+
+    Raises:
+        CheckpointError: none, a damaged one, or one that gives images of another size.
+    """
+    with readable(name, "its image processor"):
+        image_processor = AutoImageProcessor.from_pretrained(name)
+        given = image_processor([Image.new("RGB", (image_size + 8, image_size))], return_tensors="pt")["pixel_values"]
+    if given.shape[2:] != (image_size, image_size):
+        raise CheckpointError(
+            f"{name}: preprocessor_config.json gives images of {given.shape[3]}x{given.shape[2]} pixels, but its "
+            f"model reads {image_size}x{image_size}."
+        )
+    return image_processor
+
+
+def load_checkpoint(name: str, **options) -> tuple[CLIPKOAForImageClassification, BaseImageProcessor]:
+    """A model in evaluation mode, all of whose weights were found, and the image processor saved beside it.
+
+    Args:
+        name: model folder or Hub id.
+        **options: for `from_pretrained`, such as `dtype`.
+
+    Raises:
+        CheckpointError: no such checkpoint, a damaged one, or one that does not grade 0 to 4.
+    """
+    config = load_config(name)
+    with readable(name):
+        model, info = CLIPKOAForImageClassification.from_pretrained(name, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{name} cannot be loaded: its weights lack {missing[0]}, which train.py writes.")
+    check_values(name, model)
+    return model.eval(), load_image_processor(name, config.vision_config.image_size)
+
+
+def check_values(name: str, model: torch.nn.Module) -> None:
+    """Refuses, as `CheckpointError`, weights with values that are no finite numbers."""
+    for key, weight in model.named_parameters():
+        if all_finite(weight) is False:
+            raise CheckpointError(f"{name} cannot be loaded: {key} holds values that are no finite numbers.")
+
+
 def read_threshold(name: str, level: float) -> float | None:
     """The threshold that a checkpoint keeps for a level; None where it was never calibrated.
 
@@ -415,21 +512,26 @@ def read_threshold(name: str, level: float) -> float | None:
         return None
     try:
         thresholds = json.loads(Path(found).read_text(encoding="utf-8"))["thresholds"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        thresholds = {key: float(value) for key, value in thresholds.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run calibrate.py anew.") from error
+    for key, value in thresholds.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise CalibrationError(f"{found} is damaged (the threshold of {key} is {value}): run calibrate.py anew.")
     if f"{level:.2f}" not in thresholds or not math.isclose(level, round(level, 2)):
         raise CalibrationError(f"--level {level}: use one of {LEVELS[0]:.2f}, {LEVELS[1]:.2f} ... {LEVELS[-1]:.2f}.")
-    return float(thresholds[f"{level:.2f}"])
+    return thresholds[f"{level:.2f}"]
 
 
-def read_typicality(name: str) -> Typicality | None:
+def read_typicality(name: str, config: CLIPKOAConfig | None = None) -> Typicality | None:
     """What a checkpoint knows of its training X-rays; None where it was never calibrated with them at hand.
 
     Args:
         name: model folder or Hub id.
+        config: of its model, which it must fit.
 
     Raises:
-        CalibrationError: a damaged file.
+        CalibrationError: a damaged file, or another model's.
     """
     found = _file_beside(name, TYPICALITY_FILE)
     if found is None:
@@ -437,9 +539,30 @@ def read_typicality(name: str) -> Typicality | None:
     try:
         with safe_open(found, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in ("mean", "precision", "distances")}
-            return Typicality(block=int(file.metadata()["block"]), **tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            typicality = Typicality(block=int(file.metadata()["block"]), **tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run calibrate.py anew.") from error
+    if wrong := _fault(typicality, config):
+        raise CalibrationError(f"{found} is damaged ({wrong}): run calibrate.py anew.")
+    return typicality
+
+
+def _fault(typicality: Typicality, config: CLIPKOAConfig | None) -> str:
+    """What is wrong with it, in itself or for a model; empty where nothing is."""
+    mean, precision, distances = typicality.mean, typicality.precision, typicality.distances
+    width = len(mean) if mean.ndim == 1 else 0
+    if not width or precision.shape != (width, width) or distances.ndim != 1 or not len(distances):
+        return "its tensors do not fit each other"
+    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in (mean, precision, distances)):
+        return "it holds values that are no finite numbers"
+    if (distances.diff() < 0).any():
+        return "its distances are not sorted"
+    if config is None:
+        return ""
+    vision = config.vision_config
+    if width != vision.hidden_size or not 0 <= typicality.block < vision.num_hidden_layers:
+        return f"block {typicality.block} of width {width} is not in this model"
+    return ""
 
 
 def _file_beside(name: str, file: str) -> Path | None:

@@ -1,13 +1,20 @@
-"""Grades X-rays on Inference Endpoints: bytes of a PNG, JPEG, TIFF or DICOM file in, grades with their scores out."""
+"""Grades X-rays on Inference Endpoints: a PNG, JPEG, WebP, TIFF, BMP or DICOM file in, grades with their scores out.
+
+The server opens what is sent as image/* itself and turns it into 8-bit colour before it comes here, which destroys an
+X-ray of 16 bits. Such ones, and DICOM files, go as base64 in JSON: {"inputs": {"xray": "..."}}.
+"""
 
 import base64
 import binascii
-import io
 import sys
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+# The share of white pixels that tells a picture whose deeper values were cut off at 255.
+_SATURATED = 0.95
 
 
 class EndpointHandler:
@@ -20,17 +27,20 @@ class EndpointHandler:
     def __init__(self, path: str = ""):
         if path not in sys.path:
             sys.path.insert(0, path)  # for the reader of X-rays beside this file
+        from dataset_script.pixels import XrayPreprocessor
+
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
         self.model = model.to(self.device).eval()
-        self.image_processor = AutoImageProcessor.from_pretrained(path)
+        self.pixel_values = XrayPreprocessor(AutoImageProcessor.from_pretrained(path))
 
     @torch.inference_mode()
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         """Grades one X-ray.
 
         Args:
-            data: `inputs`, the file's bytes, their base64, or a PIL image.
+            data: `inputs`, the file's bytes, their base64, a dictionary of one of these under any name, or a PIL
+                image.
 
         Returns:
             For each grade its `label` and `score`, the likeliest first, both views averaged.
@@ -38,21 +48,28 @@ class EndpointHandler:
         Raises:
             ValueError: no X-ray, or one that cannot be read.
         """
-        image = _read(data.get("inputs"))
-        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"].to(self.device)
-        scores = self.model(pixel_values).logits.softmax(-1)[0].tolist()
+        pixel_values = self.pixel_values([_read(data.get("inputs"))])
+        scores = self.model(pixel_values.to(self.device)).logits.softmax(-1)[0].tolist()
         grades = [{"label": self.model.config.id2label[grade], "score": score} for grade, score in enumerate(scores)]
         return sorted(grades, key=lambda grade: -grade["score"])
 
 
-def _read(inputs):
-    from dataset_script.radiograph import read_radiograph  # beside this file, known once the handler has started
+def _read(inputs) -> Image.Image:
+    """The picture (mode L) of what was sent."""
+    # Beside this file, known once the handler has started.
+    from dataset_script.pixels import read_picture
+    from dataset_script.radiograph import read_radiograph
 
-    if hasattr(inputs, "save"):  # the toolkit has opened an image already
-        buffer = io.BytesIO()
-        inputs.save(buffer, "PNG")
-        inputs = buffer.getvalue()
-    elif isinstance(inputs, str):
+    if isinstance(inputs, dict) and len(inputs) == 1:
+        inputs = next(iter(inputs.values()))
+    if isinstance(inputs, Image.Image):  # the server has opened it
+        picture, _ = read_picture(inputs, name="The X-ray")
+        if picture.histogram()[255] > _SATURATED * picture.width * picture.height:
+            raise ValueError(
+                'The X-ray is white all over, as 16 bits sent as image/* are: send JSON, {"inputs": {"xray": BASE64}}.'
+            )
+        return picture
+    if isinstance(inputs, str):
         try:
             inputs = base64.b64decode(inputs, validate=True)
         except (binascii.Error, ValueError) as error:

@@ -5,6 +5,10 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .tensors_clip_koa import truth
+
+_DISTRIBUTION_TOLERANCE = 1e-2  # what bf16 rounds off a sum of shares
+
 
 def symmetry_loss(logits: torch.Tensor, flipped_logits: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
     """Symmetry loss of the paper: cross-entropy on the X-ray plus cross-entropy on its mirror image.
@@ -76,3 +80,43 @@ def soft_labels(
     else:
         target = F.one_hot(labels, num_labels).float()
     return (1 - label_smoothing) * target + label_smoothing / num_labels
+
+
+def as_targets(labels: torch.Tensor, count: int, num_labels: int) -> torch.Tensor:
+    """Labels as `F.cross_entropy` takes them.
+
+    Args:
+        labels: grades, (N,), of any integer type, each in 0..K-1; or distributions over the grades, (N, K).
+        count: N.
+        num_labels: K.
+
+    Returns:
+        (N,) int64, or (N, K) fp32.
+
+    Raises:
+        ValueError: labels that are neither; the message says what would be right.
+    """
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"labels are {type(labels).__name__}: give a tensor of grades, ({count},).")
+    if labels.shape not in ((count,), (count, num_labels)):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}: grades ({count},) or distributions over them "
+            f"({count}, {num_labels}) belong to these X-rays."
+        )
+    if labels.ndim == 1:
+        if labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"labels are {labels.dtype}: grades are integers, and distributions over them ({count}, {num_labels})."
+            )
+        labels = labels.long()
+        valid = (labels >= 0) & (labels < num_labels)
+        if truth(valid) is False:
+            wrong = labels[~valid][0].item()
+            raise ValueError(f"labels hold the grade {wrong}: KL grades are 0 to {num_labels - 1}.")
+        return labels
+    labels = labels.float()
+    valid = (labels >= 0).all(1) & ((labels.sum(1) - 1).abs() < _DISTRIBUTION_TOLERANCE)  # False for NaN
+    if truth(valid) is False:
+        wrong = [round(share, 4) for share in labels[~valid][0].tolist()]
+        raise ValueError(f"labels hold {wrong}: a distribution over the grades has no negative share and sums to 1.")
+    return labels

@@ -5,7 +5,9 @@ and embeddings of the grade prompts, and a linear head in the place where stock 
 """
 
 import math
+import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -14,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_clip_koa import AUTO_MAP, CLIPKOAConfig, check_prompts, prompts_digest
-from .losses_clip_koa import consistency_loss, symmetry_loss
+from .losses_clip_koa import as_targets, consistency_loss, symmetry_loss
+from .tensors_clip_koa import Snapshot, all_finite, take_snapshot, truth
 
 # CLIP's own bound on the temperature (Radford et al. 2021): logits are scaled by at most 100.
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -26,6 +30,10 @@ _NO_PROMPTS = "This model has no prompts yet: call model.set_prompts(prompts, to
 
 # What `from_pretrained` passes on to find the tokenizer beside the weights.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+# What plain CLIP weights do not hold. Weights of the towers are never made up.
+_HEADS = ("classifier.", "grade_prompts.")
+_BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.\d+\.")
 
 
 @dataclass
@@ -44,6 +52,9 @@ class CLIPKOAOutput(ModelOutput):
         flipped_classifier_logits: (N, K), of the linear head for the mirror image alone.
         image_embeds: (N, D), unit length, of the X-rays as given.
         grade_embeds: (K, D), unit length.
+        hidden_states: tokens (V, T, W) before the vision tower's first block and after each, where asked for. V is N,
+            or 2N where both views were computed: the X-rays, then their mirror images.
+        attentions: (V, heads, T, T) of each block, where asked for (the implementation "eager" alone keeps them).
     """
 
     loss: torch.FloatTensor | None = None
@@ -56,6 +67,8 @@ class CLIPKOAOutput(ModelOutput):
     flipped_classifier_logits: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     grade_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class GradePrompts(nn.Module):
@@ -66,6 +79,25 @@ class GradePrompts(nn.Module):
         # Persistent, for other buffers hold garbage after from_pretrained.
         self.register_buffer("input_ids", torch.zeros(*config.prompt_shape, dtype=torch.long))
         self.register_buffer("embeds", torch.zeros(config.num_labels, config.projection_dim))
+
+
+class KeptGradeEmbeds:
+    """The grade embeddings that inference reads, and a snapshot of the text tower that they were computed by.
+
+    A copy of a model, also one that is unpickled, starts without: it watches tensors of its own.
+    """
+
+    def __init__(self):
+        self.forget()
+
+    def forget(self) -> None:
+        self.kept: tuple[Snapshot, torch.Tensor] | None = None
+
+    def __deepcopy__(self, memo) -> "KeptGradeEmbeds":
+        return KeptGradeEmbeds()
+
+    def __reduce__(self):
+        return KeptGradeEmbeds, ()
 
 
 class LinearHead(nn.Linear):
@@ -84,6 +116,7 @@ class CLIPKOAForImageClassification(CLIPModel):
     input_modalities = ("image",)
 
     def __init__(self, config: CLIPKOAConfig):
+        check_prompts(config.prompts, config.num_labels)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.grade_prompts = GradePrompts(config)
@@ -91,10 +124,8 @@ class CLIPKOAForImageClassification(CLIPModel):
         # A block of transformers 4 takes two masks, one of transformers 5 takes one.
         block = self.vision_model.encoder.layers[0] if self.vision_model.encoder.layers else None
         self._no_masks = [None] * sum("mask" in name for name in signature(block.forward).parameters) if block else []
-        # True where the text tower may have changed since grade_prompts.embeds was computed.
-        self._grade_embeds_stale = False
+        self._kept_grade_embeds = KeptGradeEmbeds()
         self.register_state_dict_pre_hook(_refresh_before_saving)
-        self.register_load_state_dict_post_hook(_stale_after_loading)
         self.post_init()
 
     def _init_weights(self, module):
@@ -109,21 +140,35 @@ class CLIPKOAForImageClassification(CLIPModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Loads a CLIP-KOA checkpoint, or plain CLIP weights, whose heads are then new. See `PreTrainedModel`."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Loads a CLIP-KOA checkpoint, or plain CLIP weights, whose heads are then new. See `PreTrainedModel`.
+
+        With `num_labels` (or `id2label`) and `prompts`, both heads are new and for these labels.
+
+        Raises:
+            ValueError: weights of the towers that are missing or not those the configuration describes, or one of
+                `num_labels` and `prompts` that does not fit the other.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        heads_may_differ = may_differ or "num_labels" in kwargs or "id2label" in kwargs
+        # Sizes are compared here: transformers' own report takes a line for each weight.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        _check_weights(pretrained_model_name_or_path, info, may_differ, heads_may_differ)
         edited = model.config.tokenized_prompts != prompts_digest(model.config.prompts)
-        # All zeros: the weights come from a stock CLIPModel, whatever its config still says.
-        if edited or not model.grade_prompts.embeds.any():
+        # Without tokens: the weights come from a stock CLIPModel, whatever its config still says.
+        if edited or model.lacks_prompts():
             hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
             tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
             model.set_prompts(model.config.prompts, tokenizer)
-        return loaded
+        return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves the checkpoint with the code that reads it, so that the folder is complete wherever it goes."""
         if self.config.tokenized_prompts != prompts_digest(self.config.prompts):
             raise ValueError("config.prompts was edited: call model.set_prompts(prompts, tokenizer) before saving.")
+        if self.lacks_prompts():
+            raise ValueError(_NO_PROMPTS)
         with torch.no_grad():
             self.logit_scale.clamp_(
                 max=MAX_LOGIT_SCALE
@@ -145,7 +190,7 @@ class CLIPKOAForImageClassification(CLIPModel):
 
         Raises:
             ValueError: a number of lists that is not the number of labels, a prompt longer than the text tower reads,
-                or a tokenizer that adds no end token.
+                or a tokenizer that adds no end token or knows no words, as transformers makes one of no files.
         """
         check_prompts(prompts, self.num_labels)
         texts = [text for grade_texts in prompts for text in grade_texts]
@@ -161,64 +206,91 @@ class CLIPKOAForImageClassification(CLIPModel):
                 f"The tokenizer must end each prompt with token {self.config.text_config.eos_token_id}: "
                 "use the tokenizer that belongs to the text tower."
             )
+        if any(set(ids[1:-1]) <= {tokenizer.unk_token_id} for ids in token_ids):
+            raise ValueError("The tokenizer knows no word of a prompt: use the one that belongs to the text tower.")
         # Padded with the end token: the first one is pooled and, under the causal mask, sees nothing after it.
         padded = [ids + [end] * (longest - len(ids)) for ids in token_ids]
         self.grade_prompts.input_ids = torch.tensor(padded, device=self.grade_prompts.input_ids.device)  # (P, L)
         self.config.prompts = [list(grade_texts) for grade_texts in prompts]
         self.config.prompt_shape = [len(padded), longest]
         self.config.tokenized_prompts = prompts_digest(self.config.prompts)
-        self._refresh_grade_embeds()
+        self.grade_prompts.embeds = self._compute_grade_embeds()
+
+    def lacks_prompts(self) -> bool:
+        """Whether prompts must be set: a model built from a config has no tokens, whatever the config says."""
+        return self.config.tokenized_prompts is None or truth(self.grade_prompts.input_ids == 0) is True
 
     def get_grade_embeds(self) -> torch.Tensor:
         """Runs the text tower on the prompts: for each grade the renormalised mean of its prompts' embeddings.
 
         Returns:
             (K, D), unit length, differentiable.
+
+        Raises:
+            ValueError: prompts were never set, or were edited in the config.
         """
-        if self.config.tokenized_prompts is None:
+        if self.lacks_prompts():
             raise ValueError(_NO_PROMPTS)
+        counts = [len(texts) for texts in self.config.prompts]
+        if sum(counts) != len(self.grade_prompts.input_ids):
+            raise ValueError("config.prompts was edited: call model.set_prompts(prompts, tokenizer).")
         pooled = self.text_model(input_ids=self.grade_prompts.input_ids).pooler_output  # (P, hidden)
         prompt_embeds = _normalize(self.text_projection(pooled))  # (P, D)
-        counts = [len(texts) for texts in self.config.prompts]
         return _normalize(torch.stack([embeds.mean(0) for embeds in prompt_embeds.split(counts)]))
 
     def forget_grade_embeds(self) -> None:
-        """Has the next inference run the text tower anew; call it after changing weights in place."""
-        self._grade_embeds_stale = self.config.tokenized_prompts is not None
+        """Has the next inference run the text tower anew: for edits in place that `Snapshot` cannot tell."""
+        self._kept_grade_embeds.forget()
 
+    def train(self, mode: bool = True):
+        """As in `nn.Module`; between training and inference weights may change in ways that nobody counts."""
+        if mode != self.training:
+            self.forget_grade_embeds()
+        return super().train(mode)
+
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _refresh_grade_embeds(self) -> None:
-        with torch.autocast(self.grade_prompts.embeds.device.type, enabled=False):
-            self.grade_prompts.embeds.copy_(self.get_grade_embeds())
-        self._grade_embeds_stale = False
+    def _compute_grade_embeds(self) -> torch.Tensor:
+        """The grade embeddings as inference reads them, (K, D): without dropout and autocast."""
+        with _evaluating(self.text_model), torch.autocast(self.grade_prompts.input_ids.device.type, enabled=False):
+            embeds = self.get_grade_embeds()
+        stored = self.grade_prompts.embeds
+        # A checkpoint's own where they are the text tower's to rounding: grades then are the same on every machine.
+        apart = (embeds - stored.float()).norm(dim=-1)
+        return stored if truth(apart < 16 * torch.finfo(stored.dtype).eps) else embeds.to(stored.dtype)
 
-    def _current_grade_embeds(self, training: bool) -> torch.Tensor:
-        if training:
-            self._grade_embeds_stale = True  # an optimizer step may follow
+    def kept_grade_embeds(self) -> torch.Tensor:
+        """The grade embeddings of inference, (K, D): kept while the text tower is the same; in doubt, it runs."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.get_grade_embeds()
-        if self._grade_embeds_stale:
-            self._refresh_grade_embeds()
-        if self.config.tokenized_prompts is None:
-            raise ValueError(_NO_PROMPTS)
-        return self.grade_prompts.embeds
+        read = (self.text_model, self.text_projection), (self.grade_prompts.input_ids,)
+        kept = self._kept_grade_embeds.kept
+        if kept and kept[0].holds(*read):
+            return kept[1]
+        snapshot = take_snapshot(*read)
+        embeds = self._compute_grade_embeds()
+        if snapshot:
+            self.grade_prompts.embeds = embeds
+            with torch.inference_mode(False):  # what is kept may become part of a graph
+                embeds = embeds.clone()  # whoever writes into the buffer does not change the text tower
+            self._kept_grade_embeds.kept = snapshot, embeds
+        return embeds
 
-    def _encode(self, views: torch.Tensor, both: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (V, T, D) after the vision tower's blocks, and the normalised class tokens (V, D)."""
+    def _encode(self, views: torch.Tensor, count: int, options: dict) -> BaseModelOutputWithPooling:
+        """The vision tower on views (V, 3, H, W) of `count` X-rays; `pooler_output` is the normalised class token."""
         tower = self.vision_model
-        if not (both and self.training and views.device.type == "cpu"):
-            vision = tower(pixel_values=views)
-            return vision.last_hidden_state, vision.pooler_output
+        if not self.training or views.shape[0] == count or views.device.type != "cpu" or options:
+            return tower(pixel_values=views, **options)
         # The views apart, for what the backward pass keeps then fits a CPU's cache better: up to a fifth faster.
-        embedded = tower.pre_layrnorm(tower.embeddings(views)).chunk(2)
+        embedded = tower.pre_layrnorm(tower.embeddings(views)).split(count)
         hidden = torch.cat([tower.encoder(inputs_embeds=view).last_hidden_state for view in embedded])
-        return hidden, tower.post_layernorm(hidden[:, 0])
+        return BaseModelOutputWithPooling(hidden, tower.post_layernorm(hidden[:, 0]))
 
-    def _heads(self, views: torch.Tensor, grade_embeds: torch.Tensor, both: bool):
-        """Both heads for (V, 3, H, W): text logits (V, K), linear logits (V, K), unit image embeddings (V, D)."""
-        hidden, pooled = self._encode(views, both)
-        image_embeds = _normalize(self.visual_projection(pooled))
+    def _heads(self, vision: BaseModelOutputWithPooling, grade_embeds: torch.Tensor):
+        """Both heads: text logits (V, K), linear logits (V, K), unit image embeddings (V, D)."""
+        image_embeds = _normalize(self.visual_projection(vision.pooler_output))
         # The head of stock CLIPForImageClassification: mean of the patch tokens, before the post-layernorm.
-        classifier_logits = self.classifier(hidden[:, 1:].mean(dim=1)).float()
+        classifier_logits = self.classifier(vision.last_hidden_state[:, 1:].mean(dim=1)).float()
         return self._text_logits(image_embeds, grade_embeds), classifier_logits, image_embeds
 
     def _text_logits(self, image_embeds: torch.Tensor, grade_embeds: torch.Tensor) -> torch.Tensor:
@@ -250,52 +322,60 @@ class CLIPKOAForImageClassification(CLIPModel):
         Returns:
             (V, K), as `forward` gives them without flip averaging.
         """
-        self._check_inputs(pixel_values, None)
+        self._check_pixels(pixel_values)
         tower = self.vision_model
         hidden = self.tokens_after(pixel_values, len(tower.encoder.layers) - 1)
         pooled = tower.post_layernorm(_class_token_after(tower.encoder.layers[-1], hidden))  # (V, hidden)
         image_embeds = _normalize(self.visual_projection(pooled))
-        return self._text_logits(image_embeds, self._current_grade_embeds(training=False))
+        return self._text_logits(image_embeds, self.kept_grade_embeds())
 
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         flip_average: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
     ) -> CLIPKOAOutput | tuple:
         """Grades X-rays; with labels, also the losses of the paper.
 
         X-ray and mirror image are embedded and read in one call. The text tower runs once, on the prompts, while
-        training, and not at all at inference.
+        training, and at inference where its weights have changed.
 
         Args:
             pixel_values: (N, 3, H, W), as the checkpoint's image processor gives them.
             labels: grades, (N,), each in 0..K-1; or distributions over the grades, (N, K), as `soft_labels` gives.
             flip_average: overrides `config.flip_average` for this call (it has no effect while training).
-            return_dict: `False` gives a tuple.
+            return_dict: `False` gives a tuple; default: `config.return_dict`.
+            output_attentions, output_hidden_states: what the vision tower computed on the way; default: as configured.
+            interpolate_pos_encoding: take images of other sizes than the configuration's.
 
         Raises:
-            ValueError: wrong image size, a grade outside 0..K-1, or labels of another shape.
+            ValueError: images of the wrong size or kind, none, or with values that are no numbers; labels that are no
+                grades and no distributions over them.
         """
-        self._check_inputs(pixel_values, labels)
-        config = self.config
+        self._check_pixels(pixel_values, interpolate_pos_encoding)
+        config, count = self.config, pixel_values.shape[0]
+        labels = None if labels is None else as_targets(labels, count, self.num_labels)
         training = self.training or (labels is not None and torch.is_grad_enabled())
         average = (config.flip_average if flip_average is None else flip_average) and not self.training
         compare = labels is not None and (config.symmetry or config.consistency_weight > 0)
-        both_views = average or compare
 
-        views = torch.cat([pixel_values, pixel_values.flip(-1)]) if both_views else pixel_values
-        grade_embeds = self._current_grade_embeds(training)
-        logits, classifier_logits, image_embeds = self._heads(views, grade_embeds, both_views)
+        views = torch.cat([pixel_values, pixel_values.flip(-1)]) if average or compare else pixel_values
+        options = self._vision_options(output_attentions, output_hidden_states, interpolate_pos_encoding)
+        vision = self._encode(views, count, options)
+        grade_embeds = self.get_grade_embeds() if training else self.kept_grade_embeds()
+        logits, classifier_logits, image_embeds = self._heads(vision, grade_embeds)
         flipped_logits = flipped_classifier_logits = None
-        if both_views:
-            logits, flipped_logits = logits.chunk(2)
-            classifier_logits, flipped_classifier_logits = classifier_logits.chunk(2)
-            image_embeds = image_embeds.chunk(2)[0]
+        if average or compare:
+            logits, flipped_logits = logits[:count], logits[count:]
+            classifier_logits, flipped_classifier_logits = classifier_logits[:count], classifier_logits[count:]
 
         losses = {}
         if labels is not None:
+            labels = labels.to(logits.device)
             losses = self._losses(logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels)
         if average:
             logits = (logits + flipped_logits) / 2
@@ -306,32 +386,40 @@ class CLIPKOAForImageClassification(CLIPModel):
             flipped_logits=flipped_logits,
             classifier_logits=classifier_logits,
             flipped_classifier_logits=flipped_classifier_logits,
-            image_embeds=image_embeds,
+            image_embeds=image_embeds[:count],
             grade_embeds=grade_embeds,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
         )
-        return output.to_tuple() if return_dict is False else output
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _check_inputs(self, pixel_values: torch.Tensor, labels: torch.Tensor | None) -> None:
-        size, channels = self.config.vision_config.image_size, self.config.vision_config.num_channels
+    def _vision_options(self, attentions: bool | None, hidden_states: bool | None, interpolate: bool) -> dict:
+        """What the vision tower is asked for beside its usual output."""
+        options = {"interpolate_pos_encoding": True} if interpolate else {}
+        for name, wanted in (("output_attentions", attentions), ("output_hidden_states", hidden_states)):
+            own, towers = (getattr(config, name, False) for config in (self.config, self.config.vision_config))
+            wanted = (own or towers) if wanted is None else wanted
+            if wanted or towers:  # else it is not asked at all, which leaves the way open that trains fastest
+                options[name] = wanted
+        return options
+
+    def _check_pixels(self, pixel_values: torch.Tensor, any_size: bool = False) -> None:
+        vision = self.config.vision_config
+        size, channels = vision.image_size, vision.num_channels
+        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+            kind = getattr(pixel_values, "dtype", type(pixel_values).__name__)
+            raise ValueError(f"pixel_values are {kind}: prepare X-rays with the model's image processor.")
         shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1:] != (channels, size, size):
+        fits = len(shape) == 4 and shape[1] == channels
+        if not fits or (min(shape[2:]) < vision.patch_size if any_size else shape[2:] != (size, size)):
             raise ValueError(
                 f"pixel_values have shape {shape}, this model reads (N, {channels}, {size}, {size}): "
                 "prepare X-rays with its image processor."
             )
-        if labels is None:
-            return
-        if labels.shape not in ((shape[0],), (shape[0], self.num_labels)):
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)}: grades ({shape[0]},) or distributions over them "
-                f"({shape[0]}, {self.num_labels}) belong to these X-rays."
-            )
-        # Reading values would break a compiled graph; there, cross-entropy's own check remains.
-        if labels.ndim > 1 or torch.compiler.is_compiling():
-            return
-        if labels.numel() and not 0 <= labels.min() <= labels.max() < self.num_labels:
-            wrong = labels[(labels < 0) | (labels >= self.num_labels)][0].item()
-            raise ValueError(f"labels hold the grade {wrong}: KL grades are 0 to {self.num_labels - 1}.")
+        if shape[0] == 0:
+            raise ValueError("pixel_values hold no X-ray: give at least one.")
+        if all_finite(pixel_values) is False:
+            raise ValueError("pixel_values hold values that are no finite numbers (NaN or infinity).")
 
     def _losses(self, logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels) -> dict:
         """The loss and its named parts (scalars); every logits tensor is (N, K)."""
@@ -373,10 +461,36 @@ def _normalize(embeds: torch.Tensor) -> torch.Tensor:
     return F.normalize(embeds.float(), dim=-1)
 
 
+@contextmanager
+def _evaluating(tower: nn.Module):
+    """The tower without dropout while it is open."""
+    training = [module for module in tower.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _refresh_before_saving(model: CLIPKOAForImageClassification, prefix: str, keep_vars: bool) -> None:
-    if model._grade_embeds_stale:
-        model._refresh_grade_embeds()
+    """What is saved is always what the text tower gives; it has no values while transformers builds a model."""
+    if not (model.grade_prompts.input_ids.is_meta or model.lacks_prompts()):
+        model.grade_prompts.embeds = model._compute_grade_embeds()
 
 
-def _stale_after_loading(model: CLIPKOAForImageClassification, incompatible_keys) -> None:
-    model.forget_grade_embeds()
+def _check_weights(name, info: dict, may_differ: bool, heads_may_differ: bool) -> None:
+    """Refuses weights that are not those the configuration describes; transformers would make up what is missing."""
+
+    def told(keys, what: str) -> None:
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise ValueError(f"The weights of {name} are not what its config.json describes: {keys[0]}{more} {what}.")
+
+    told([key for key in sorted(info["missing_keys"]) if not key.startswith(_HEADS)], "is missing")
+    told([key for key in sorted(info["unexpected_keys"]) if _BLOCK.match(key)], "has no place in it")
+    if not may_differ:
+        # Names in transformers 4, names with both sizes in 5.
+        names = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+        told([key for key in names if not (heads_may_differ and key.startswith(_HEADS))], "has another size")

@@ -7,10 +7,10 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from dataset_script import dicom
-from dataset_script.pixels import MAX_PIXELS, Refusal, check_size, set_right, to_gray, widen_deep_colour
+from dataset_script.pixels import MAX_PIXELS, Refusal, check_size, to_picture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -24,7 +24,6 @@ MAX_JPEG_WORK = 10 * MAX_PIXELS
 # Names of the Osteoarthritis Initiative's crops: a person's seven digits and the side, as in 9001234L.png.
 # An eighth digit makes it another kind of number, and a letter after the side another kind of word.
 _NAME = re.compile(r"(?P<person_id>[0-9]{7})(?![0-9])(?P<laterality>[LR](?![A-Za-z0-9]))?")
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
 class RadiographError(ValueError):
@@ -52,22 +51,30 @@ class Radiograph:
 
 
 def read_stored_image(cell: dict) -> Image.Image:
-    """The image (mode L) behind an undecoded `datasets.Image` cell: bytes where it has them, else its path."""
-    return read_radiograph(cell["bytes"] if cell["bytes"] is not None else cell["path"]).image
+    """The picture (mode L) behind an undecoded `datasets.Image` cell of the builder: of its bytes, else of its path.
+
+    The builder stores pictures with bone bright, so that this does not judge anew.
+    """
+    source = cell["bytes"] if cell["bytes"] is not None else cell["path"]
+    return read_radiograph(source, keep_polarity=True).image
 
 
-def read_radiograph(source: str | Path | bytes, *, name: str | None = None, first_frame: bool = False) -> Radiograph:
+def read_radiograph(
+    source: str | Path | bytes, *, name: str | None = None, first_frame: bool = False, keep_polarity: bool = False
+) -> Radiograph:
     """Reads a PNG, JPEG, WebP, TIFF, BMP or DICOM radiograph as 8-bit grayscale. The content tells the format.
 
     Images of 8 bits are read as they are: grayscale, palette, RGB, CMYK, transparent ones on black. Deeper ones go
     through a window between their 0.5th and 99.5th percentile. EXIF orientation is applied, and a crop with bone dark
-    on white is inverted (`pixels.is_inverted`). DICOM goes through its own modality and VOI LUT or window, else
-    through the percentiles; MONOCHROME1 is inverted after that, and nothing else, since the file states its scale.
+    on white is inverted (`pixels.is_inverted`); `pixels.read_picture` does the same to an image in memory. DICOM goes
+    through its own modality and VOI LUT or window, else through the percentiles; MONOCHROME1 is inverted after that,
+    and nothing else, since the file states its scale.
 
     Args:
         source: a path, or the file's bytes.
         name: what to call the X-ray in errors and in `source`, and to take person and side from; default: its path.
         first_frame: take the first of several frames or pages; otherwise such a file is refused.
+        keep_polarity: leave an image that shows bone dark as it is.
 
     Raises:
         RadiographError: the one error for whatever cannot be read: no such file, another format, DICOM without
@@ -78,7 +85,7 @@ def read_radiograph(source: str | Path | bytes, *, name: str | None = None, firs
         content = source if isinstance(source, bytes) else _read_file(source)
         if dicom.is_dicom(content[:132]):
             return _from_dicom(content, name, first_frame)
-        image, inverted = set_right(_read_image(content, name, first_frame))
+        image, inverted = _read_image(content, name, first_frame, keep_polarity)
     except Refusal as refusal:
         raise RadiographError(f"{name} {refusal}") from refusal
     except FileNotFoundError as error:
@@ -88,7 +95,7 @@ def read_radiograph(source: str | Path | bytes, *, name: str | None = None, firs
     except UnidentifiedImageError as error:
         raise RadiographError(f"{name} is not a {', '.join(FORMATS)} or DICOM image.") from error
     except Exception as error:  # the decoders raise nearly every kind there is on damaged files
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RadiographError(f"{name} is damaged or cannot be read: {reason}") from error
     person_id, laterality = parse_name(os.path.basename(name))
     return Radiograph(image, name, laterality, person_id, inverted=inverted)
@@ -122,48 +129,19 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _read_image(content: bytes, name: str, first_frame: bool) -> Image.Image:
-    """Decodes an image file of `FORMATS` to mode L, upright."""
+def _read_image(content: bytes, name: str, first_frame: bool, keep_polarity: bool) -> tuple[Image.Image, bool]:
+    """The picture of an image file of `FORMATS`, and whether it had to be inverted."""
     if not content:
         raise Refusal("is empty.")
     with _open_image(content, name) as opened:
         check_size(*opened.size)
-        if not first_frame and _has_more_frames(opened):
-            raise Refusal(
-                "holds several frames: a radiograph has one; read_radiograph(first_frame=True) takes the first."
-            )
         if opened.format in ("JPEG", "MPO") and opened.info.get("progressive"):
             scans = content.count(b"\xff\xda")
             if scans * opened.width * opened.height > MAX_JPEG_WORK:
                 raise Refusal(
                     f"has {scans} progressive scans of {opened.width}x{opened.height} pixels: no JPEG needs so many."
                 )
-        deep_colour = len(opened.getbands()) > 1 and _is_deep(opened)
-        # Pillow inverts white-is-zero of 8 bits only.
-        white_is_zero = opened.mode[0] in "IF" and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-        opened.load()
-        gray = to_gray(opened)
-        if deep_colour:
-            gray = widen_deep_colour(gray)
-        if white_is_zero:
-            gray = ImageOps.invert(gray)
-        if opened.getexif().get(0x0112, 1) != 1:
-            gray.info["exif"] = opened.getexif().tobytes()
-            gray = ImageOps.exif_transpose(gray)
-        gray.info = {}  # what a file says beside its pixels ends here
-        return gray
-
-
-def _has_more_frames(opened: Image.Image) -> bool:
-    if opened.format in ("JPEG", "MPO"):  # a phone's JPEG may carry a preview as a second picture
-        return False
-    if opened.format != "TIFF":
-        return getattr(opened, "n_frames", 1) > 1
-    try:  # counting the pages of a TIFF would walk through all of them
-        opened.seek(1)
-    except EOFError:
-        return False
-    return True
+        return to_picture(opened, first_frame=first_frame, keep_polarity=keep_polarity)
 
 
 def _open_image(content: bytes, name: str) -> Image.Image:
@@ -173,11 +151,6 @@ def _open_image(content: bytes, name: str) -> Image.Image:
         if name.lower().endswith(DICOM_SUFFIXES):
             raise Refusal("is not a DICOM file: it lacks the DICM prefix at byte 128.") from None
         raise
-
-
-def _is_deep(opened: Image.Image) -> bool:
-    """Whether an opened colour image has 16 bits a sample, of which Pillow reads the high byte."""
-    return any(";16" in str(tile.args) for tile in opened.tile)
 
 
 def _from_dicom(content: bytes, name: str, first_frame: bool) -> Radiograph:
