@@ -11,7 +11,8 @@ import json
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,19 +20,24 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
-from dataset_script.knee_xray import map_ahead, read_xray
+from dataset_script.knee_xray import read_ahead, read_xray
 from dataset_script.layouts import (
-    GRADES,
     RELEASE_COUNTS,
-    CorpusError,
-    Xray,
-    find_shared_people,
     is_release,
     list_files,
     read_contents,
     release_differences,
     resolve_data_dir,
 )
+from dataset_script.listing import (
+    GRAVE_KINDS,
+    LeftOut,
+    Xray,
+    describe_disputes,
+    describe_left_out,
+    find_shared_people,
+)
+from dataset_script.names import GRADES, GRADES_HELP, CorpusError
 from dataset_script.radiograph import RadiographError
 
 # Standard deviation of the gray values under which an X-ray shows nothing.
@@ -62,8 +68,12 @@ class Look:
     mirror_bits: np.ndarray | None = None
 
 
-def audit_corpus(data: Path) -> dict:
+def audit_corpus(data: Path, grades: str | None = None) -> dict:
     """Reads every X-ray of a corpus and reports on it.
+
+    Args:
+        data: the corpus, in any layout.
+        grades: see `names.GradeNames`.
 
     Returns:
         Of plain values, as JSON takes them: `fit`, whether it is fit to train on; `problems`, why not; `notes`; and
@@ -72,10 +82,9 @@ def audit_corpus(data: Path) -> dict:
     Raises:
         CorpusError: there is no corpus, or no layout that is known.
     """
-    splits = list_files(data)
+    splits = list_files(data, grades)
     xrays = [xray for listed in splits.values() for xray in listed]
-    seen = map_ahead(lambda read: _look(*read), read_contents(xrays))
-    looks = list(tqdm(seen, "reading", len(xrays), unit=" X-rays"))
+    looks = list(tqdm(read_ahead(_look, xrays), "reading", len(xrays), unit=" X-rays"))
     readable = [look for look in looks if not look.reason]
     contents = {}
     for look in readable:
@@ -83,6 +92,8 @@ def audit_corpus(data: Path) -> dict:
     report = {
         "data": str(data),
         "splits": {split: _count(listed) for split, listed in splits.items()},
+        "grade_names": splits.grade_names,
+        "left_out": [asdict(left_out) for left_out in splits.left_out],
         "sizes": _counted(f"{look.size[0]}x{look.size[1]}" for look in readable),
         "laterality": _counted(look.laterality or "unknown" for look in readable),
         "unknown_people": sum(not look.person_id for look in readable),
@@ -91,6 +102,7 @@ def audit_corpus(data: Path) -> dict:
             {"person_id": person, "files": [first.file, second.file]}
             for person, (first, second) in find_shared_people(splits).items()
         ],
+        "disputed_people": describe_disputes(_by_split(look.xray for look in looks)),
         "unreadable": [{"file": look.xray.file, "reason": look.reason} for look in looks if look.reason],
         "blank": [look.xray.file for look in readable if look.contrast < BLANK_CONTRAST],
         "inverted": [look.xray.file for look in readable if look.inverted],
@@ -109,6 +121,8 @@ def _look(xray: Xray, content: Path | bytes) -> Look:
         radiograph = read_xray(xray, content)
     except (RadiographError, CorpusError) as error:
         return Look(xray, str(error))
+    if radiograph.is_dicom:  # rows of Parquet that name a person were not opened before
+        xray = replace(xray, own_person_id=radiograph.person_id)
     image = radiograph.image
     small = np.asarray(image.resize((17, 16), Image.Resampling.BOX), np.float32)
     return Look(
@@ -116,13 +130,27 @@ def _look(xray: Xray, content: Path | bytes) -> Look:
         "",
         image.size,
         hashlib.sha256(image.tobytes()).digest(),
-        float(np.asarray(image).std()),
+        _contrast(image),
         radiograph.inverted,
         xray.laterality or radiograph.laterality or "",
         xray.person_id or radiograph.person_id or "",
         (small[:, 1:] > small[:, :-1]).ravel(),
         (small[:, -2::-1] > small[:, :0:-1]).ravel(),
     )
+
+
+def _contrast(image: Image.Image) -> float:
+    """Standard deviation of the gray values, by their counts: floats of all pixels would fill the memory."""
+    counts, levels = np.array(image.histogram()), np.arange(256)
+    mean = np.average(levels, weights=counts)
+    return float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+
+
+def _by_split(xrays: Iterable[Xray]) -> dict[str, list[Xray]]:
+    splits = {}
+    for xray in xrays:
+        splits.setdefault(xray.split, []).append(xray)
+    return splits
 
 
 def _count(xrays: list[Xray]) -> dict:
@@ -189,6 +217,8 @@ def _problems(report: dict) -> list[str]:
     ):
         if report[name]:
             problems.append(f"{len(report[name])} {what}")
+    problems += report["disputed_people"]
+    problems += describe_left_out(_left_out(report, GRAVE_KINDS))
     crossing = [group for group in report["exact_duplicates"] if len(set(group["splits"]) - {"auto_test"}) > 1]
     if crossing:
         problems.append(f"{len(crossing)} X-rays are in more than one split")
@@ -198,6 +228,10 @@ def _problems(report: dict) -> list[str]:
     return problems
 
 
+def _left_out(report: dict, kinds: Iterable[str]) -> list[LeftOut]:
+    return [LeftOut(**entry) for entry in report["left_out"] if entry["kind"] in kinds]
+
+
 def _notes(report: dict) -> list[str]:
     """What one should know of a corpus before training on it."""
     notes = [f"no {split} split" for split in ("validation", "test") if split not in report["splits"]]
@@ -205,6 +239,8 @@ def _notes(report: dict) -> list[str]:
         missing = [f"KL{grade}" for grade, count in enumerate(counts["grades"]) if not count]
         if missing and split != "auto_test":
             notes.append(f"{split} has no X-ray of {', '.join(missing)}")
+    others = {entry["kind"] for entry in report["left_out"]} - set(GRAVE_KINDS)
+    notes += describe_left_out(_left_out(report, others))
     if report["inverted"]:
         notes.append(f"{len(report['inverted'])} X-rays show bone dark on white; read_radiograph sets them right")
     if report["unknown_people"]:
@@ -228,6 +264,11 @@ def format_report(report: dict) -> str:
     for split, counts in report["splits"].items():
         cells = "".join(f"{count:7}" for count in counts["grades"])
         lines.append(f"{split:12}{cells}{counts['xrays']:9}{counts['people']:9}")
+    if report["grade_names"]:
+        told = (
+            f"{name} = KL{grade}" for name, grade in sorted(report["grade_names"].items(), key=lambda told: told[1])
+        )
+        lines += ["", "grades by name: " + _listed(told)]
     lines += ["", "sizes: " + _listed(f"{size} ({count})" for size, count in report["sizes"].items())]
     lines.append("laterality: " + ", ".join(f"{side} {count}" for side, count in report["laterality"].items()))
     for split, counts in report["left_right_differences"].items():
@@ -261,9 +302,9 @@ def _line(entry: str | dict) -> str:
     return person + _listed(entry["files"]) + bits
 
 
-def draw_sheet(data: Path, report: dict) -> Image.Image:
+def draw_sheet(data: Path, report: dict, grades: str | None = None) -> Image.Image:
     """A picture of the corpus: some X-rays of each grade as they are read, then the doubtful ones."""
-    xrays = [xray for listed in list_files(data).values() for xray in listed]
+    xrays = [xray for listed in list_files(data, grades).values() for xray in listed]
     by_file = {xray.file: xray for xray in xrays}
     unreadable = {entry["file"] for entry in report["unreadable"]}
     sections = {}
@@ -312,6 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints the report; returns the exit status."""
     parser = argparse.ArgumentParser(description="Is this corpus of knee X-rays fit to train on?")
     parser.add_argument("data", metavar="DATA", nargs="?", help="the corpus, in any layout (default: KNEE_XRAY_DIR)")
+    parser.add_argument("--grades", metavar="NAME=GRADE,...", help=GRADES_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report as JSON")
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE.png", help="draw X-rays of each grade and the doubtful ones"
@@ -319,13 +361,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         data = resolve_data_dir(options.data)
-        report = audit_corpus(data)
+        report = audit_corpus(data, options.grades)
         print(format_report(report))
         if options.json:
             text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
             _write(options.json, lambda path: path.write_text(text, encoding="utf-8"))
         if options.sheet:
-            _write(options.sheet, draw_sheet(data, report).save)
+            _write(options.sheet, draw_sheet(data, report, options.grades).save)
     except (OSError, ValueError) as error:
         print(f"audit.py: {error}", file=sys.stderr)
         return 2

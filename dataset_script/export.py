@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -23,20 +24,13 @@ import pyarrow.parquet as parquet
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm import tqdm
 
-from dataset_script.knee_xray import FEATURES, GRADE_LABELS, encode_png, map_ahead, read_xray
-from dataset_script.layouts import (
-    GRADES,
-    CorpusError,
-    Xray,
-    find_files,
-    is_release,
-    read_contents,
-    release_differences,
-    resolve_data_dir,
-)
+from dataset_script.knee_xray import FEATURES, GRADE_LABELS, encode_png, in_batches, read_ahead, read_xray
+from dataset_script.layouts import find_files, is_release, release_differences, resolve_data_dir
+from dataset_script.listing import Xray, describe_disputes, describe_left_out
+from dataset_script.names import GRADES, GRADES_HELP, CorpusError
 from dataset_script.radiograph import RadiographError
 
-ROWS_OF_SHARD, ROWS_OF_GROUP = 5000, 100
+ROWS_OF_SHARD = 5000
 RELEASE_SOURCE = (
     "P. Chen, Knee Osteoarthritis Severity Grading Dataset, Mendeley Data 2018, https://doi.org/10.17632/56rmx5bjcr.1"
 )
@@ -79,6 +73,7 @@ def export_corpus(
     source: str = "",
     license: str = "",
     rows_of_shard: int = ROWS_OF_SHARD,
+    grades: str | None = None,
 ) -> dict[str, int]:
     """Writes `{output}/data/{split}-00000-of-00002.parquet` and `{output}/README.md`, or nothing.
 
@@ -89,6 +84,7 @@ def export_corpus(
         source: where the X-rays are from, for the card; default: the official release, where they are its.
         license: its identifier on the Hub, as cc-by-4.0; default: that of the official release, or unknown.
         rows_of_shard: X-rays in a Parquet file.
+        grades: see `names.GradeNames`.
 
     Returns:
         X-rays of each split.
@@ -98,7 +94,7 @@ def export_corpus(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CorpusError(f"{output} is not an empty folder: name a new one.")
-    splits = find_files(data)
+    splits = find_files(data, grades)
     released = is_release(splits)
     source = source or (RELEASE_SOURCE if released else "not stated")
     license = license or ("cc-by-4.0" if released else "unknown")
@@ -152,31 +148,27 @@ def _write_split(split: str, xrays: list[Xray], folder: Path, key: bytes | None,
     for number in range(shards):
         path = folder / "data" / f"{split}-{number:05d}-of-{shards:05d}.parquet"
         with parquet.ParquetWriter(path, FEATURES.arrow_schema) as writer:
-            left = min(rows_of_shard, len(xrays) - number * rows_of_shard)
-            while left:
-                group = [next(rows) for _ in range(min(left, ROWS_OF_GROUP))]
+            for group in in_batches(islice(rows, rows_of_shard)):
                 writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))
-                left -= len(group)
     return tally
 
 
 def _rows(split: str, xrays: list[Xray], key: bytes | None, tally: dict) -> Iterator[dict]:
-    def read(item):
-        xray, content = item
+    def read(xray, content):
         radiograph = read_xray(xray, content)
-        return xray, radiograph, encode_png(radiograph.image)
-
-    read_ahead = map_ahead(read, read_contents(xrays))
-    for number, (xray, radiograph, png) in enumerate(tqdm(read_ahead, split, len(xrays), unit=" X-rays")):
         person_id = xray.person_id or radiograph.person_id or ""
         laterality = xray.laterality or radiograph.laterality or ""
+        return xray, person_id, laterality, radiograph.inverted, encode_png(radiograph.image)
+
+    every = tqdm(read_ahead(read, xrays), split, len(xrays), unit=" X-rays")
+    for number, (xray, person_id, laterality, inverted, png) in enumerate(every):
         file = xray.file
         if key:
             person_id = pseudonym(person_id, key)
             file = f"{split}/{xray.grade}/{number:06d}{laterality}.png"
         tally["grades"][xray.grade] += 1
         tally["people"].add(person_id)
-        tally["inverted"] += radiograph.inverted
+        tally["inverted"] += inverted
         tally["bytes"] += len(png)
         yield {
             "image": {"bytes": png, "path": None},
@@ -238,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write knee X-rays as Parquet shards with a dataset card.")
     parser.add_argument("data", metavar="DATA", help="the corpus, in any layout")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="new folder")
+    parser.add_argument("--grades", metavar="NAME=GRADE,...", help=GRADES_HELP)
     parser.add_argument("--keep_person_ids", action="store_true", help="keep person ids and file names as they are")
     parser.add_argument(
         "--key", type=Path, help="file with the key of the pseudonyms (default: OUTPUT.key, made anew)"
@@ -253,14 +246,21 @@ def main(arguments: list[str] | None = None) -> int:
         key_file = options.key or output.with_name(f"{output.name}.key")
         key = None if options.keep_person_ids else load_key(key_file)
         counts = export_corpus(
-            data, output, key=key, source=options.source, license=options.license, rows_of_shard=options.rows_of_shard
+            data,
+            output,
+            key=key,
+            source=options.source,
+            license=options.license,
+            rows_of_shard=options.rows_of_shard,
+            grades=options.grades,
         )
     except (OSError, CorpusError, RadiographError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     print(f"{options.output}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
-    for difference in release_differences(find_files(data)):
-        print(f"note: {difference}")
+    found = find_files(data, options.grades)
+    for remark in describe_left_out(found.left_out) + describe_disputes(found) + release_differences(found):
+        print(f"note: {remark}")
     if key:
         print(f"The key of the pseudonyms is in {key_file}: keep it, and keep it to yourself.")
     return 0

@@ -3,48 +3,34 @@
 Archives are read in place, nothing is unpacked. A layout that is none of these gets an error that says what was found.
 """
 
-import csv
 import hashlib
 import os
 import re
-import stat
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-import pyarrow
-import pyarrow.parquet as parquet
-
-from dataset_script.dicom import read_person_id
+from dataset_script.archives import check_entries, open_archive, read_member
+from dataset_script.dicom import is_dicom, read_identity
+from dataset_script.listing import Listing, Xray, find_shared_people
+from dataset_script.names import SPLIT_FOLDERS, CorpusError, GradeNames, split_of
 from dataset_script.pixels import Refusal
-from dataset_script.radiograph import DICOM_SUFFIXES, MAX_BYTES, SUFFIXES, parse_name
+from dataset_script.radiograph import IMAGE_SUFFIXES, MAX_BYTES, parse_name
+from dataset_script.shards import list_shards, read_rows
+from dataset_script.sniffing import HEAD_BYTES, read_head
+from dataset_script.tables import list_table
+from dataset_script.trees import Tree, beside_a_table, list_tree, scan_archive, scan_folder
 
-GRADES = (0, 1, 2, 3, 4)
-# Folder names of each split. auto_test, automatic crops of the test radiographs, stays apart from all of them.
-SPLIT_FOLDERS = {
-    "train": ("train",),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test",),
-    "auto_test": ("auto_test",),
-}
-_SPLIT_OF_NAME = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 # X-rays per split and grade of the release (Chen 2018), for kneeKL224 and kneeKL299 alike.
 RELEASE_COUNTS = {
     "train": (2286, 1046, 1516, 757, 173),
     "validation": (328, 153, 212, 106, 27),
     "test": (639, 296, 447, 223, 51),
 }
-# Where the release and its copies keep the split folders: the X-rays of 224 pixels go before those of 299.
-_INNER_FOLDERS = tuple(
-    f"{place}{size}".strip("/")
-    for size in ("kneeKL224", "kneeKL299")
-    for place in ("", "ClsKLData/", "KneeXrayData/ClsKLData/")
-)
-_SPLIT_IN_SHARD = re.compile(r"(?<![a-z])(auto_test|train|validation|valid|val|test)(?![a-z])")
+# How much of a DICOM file is read at first to tell whose it is: what comes before the pixels is seldom longer.
+_HEADER_BYTES = 1 << 20
 
 INSTRUCTIONS = (
     "Pass the folder that holds train/, val/ and test/ as data_dir, or set KNEE_XRAY_DIR to it. The X-rays are "
@@ -56,28 +42,6 @@ EXPECTED = (
     "metadata.csv beside the X-rays; a .csv with the columns file,label,person_id,laterality; .parquet files with "
     "the columns image and label."
 )
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be used; the message names the file or folder and says what would be right."""
-
-
-@dataclass(frozen=True)
-class Xray:
-    """One graded X-ray of a corpus.
-
-    `file` is its name below the data; `path` the file on disk that holds it, and `member` its name in that archive or
-    its row in that Parquet file, None where `path` is the X-ray itself. `person_id` and `laterality` are what the
-    layout tells of them.
-    """
-
-    split: str
-    grade: int
-    file: str
-    path: Path
-    member: str | int | None = None
-    person_id: str | None = None
-    laterality: str | None = None
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
@@ -99,15 +63,18 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
     return path
 
 
-def find_files(data: Path) -> dict[str, list[Xray]]:
+def find_files(data: Path, grades: str | None = None) -> Listing:
     """The X-rays of each split, in a stable order, with no person in two splits.
+
+    Args:
+        data: what `resolve_data_dir` gives.
+        grades: see `names.GradeNames`.
 
     Raises:
         CorpusError: as `list_files`, or a person in two splits.
     """
-    splits = list_files(data)
-    shared = find_shared_people(splits)
-    for person, (first, second) in shared.items():
+    splits = list_files(data, grades)
+    for person, (first, second) in find_shared_people(splits).items():
         raise CorpusError(
             f"Person {person} is in two splits ({first.file} and {second.file}): "
             "both knees of a person, and every visit, belong in one split."
@@ -115,42 +82,26 @@ def find_files(data: Path) -> dict[str, list[Xray]]:
     return splits
 
 
-def list_files(data: Path) -> dict[str, list[Xray]]:
-    """The X-rays of each split, whoever they are of.
+def list_files(data: Path, grades: str | None = None) -> Listing:
+    """The X-rays of each split, whoever they are of, and what was left out.
 
     Raises:
         CorpusError: an unknown layout, no X-ray, an empty split, two folders for one split, an X-ray without a grade,
-            a grade outside 0..4, a table that lacks a column or names a file that is not there, or an archive that is
-            damaged or has entries that point outside it.
+            a grade outside 0..4 or a name that may mean two, a table that lacks a column or names a file that is not
+            there, or an archive or a Parquet file that is damaged, does harm or is too large.
     """
-    archive, inner = _archive_of(data)
-    if archive:
-        splits = _list_archive(archive, inner)
-    elif data.is_dir():
-        splits = _list_folder(data)
-    elif data.suffix.lower() == ".csv":
-        splits = _list_table(data, "file")
-    elif data.suffix.lower() == ".parquet":
-        splits = _list_parquet([data], data.parent)
-    else:
-        raise CorpusError(f"{data} is no folder, .zip, .csv or .parquet file. {EXPECTED}")
-    for xrays in splits.values():
-        for xray in xrays:
-            _refuse_unspeakable_name(xray.file)
-    return {split: [_with_identity(xray) for xray in xrays] for split, xrays in splits.items()}
-
-
-def find_shared_people(splits: dict[str, list[Xray]]) -> dict[str, tuple[Xray, Xray]]:
-    """People who are in more than one split, each with an X-ray from the first and one from another.
-
-    `auto_test` is left out: it shows the test people again.
-    """
-    seen, shared = {}, {}
-    for xrays in (xrays for split, xrays in splits.items() if split != "auto_test"):
-        for xray in xrays:
-            if xray.person_id and seen.setdefault(xray.person_id, xray).split != xray.split:
-                shared.setdefault(xray.person_id, (seen[xray.person_id], xray))
-    return shared
+    names = GradeNames(grades)
+    found = _list(data, names)
+    names.refuse_unmet(data)
+    listing = Listing()
+    listing.left_out = found.left_out
+    listing.grade_names = {name: grade for name, grade in names.met.items() if name != str(grade)}
+    for split in SPLIT_FOLDERS:  # in this order, whatever the layout's
+        if split in found:
+            for xray in found[split]:
+                _refuse_unspeakable_name(xray.file)
+            listing[split] = _identify(found[split])
+    return listing
 
 
 def is_release(splits: dict[str, list[Xray]]) -> bool:
@@ -197,79 +148,97 @@ def read_contents(xrays: Iterable[Xray]) -> Iterator[tuple[Xray, Path | bytes]]:
     """Each X-ray with its path, or with its bytes where it lies in an archive or in Parquet. Keeps one file open.
 
     Raises:
-        CorpusError: an archive or a Parquet file that is damaged.
+        CorpusError: an archive or a Parquet file that is damaged, or an X-ray in it that is too large.
     """
-    for (path, kind), run in groupby(xrays, lambda xray: (xray.member is not None and xray.path, type(xray.member))):
+    for path, kind, run in _runs(xrays):
         if kind is str:
-            yield from _read_members(path, run)
+            with open_archive(path) as opened:
+                for xray in run:
+                    yield xray, read_member(opened, xray.member)
         elif kind is int:
-            try:
-                yield from _read_rows(path, run)
-            except (OSError, pyarrow.ArrowException) as error:
-                raise CorpusError(f"{path} is damaged or cannot be read: {error}") from error
+            yield from read_rows(path, run)
         else:
-            yield from ((xray, xray.path) for xray in run)
+            for xray in run:
+                yield xray, xray.path
 
 
-def _read_members(archive: Path, xrays: Iterator[Xray]) -> Iterator[tuple[Xray, bytes]]:
-    with _open_archive(archive) as opened:
-        for xray in xrays:
-            try:
-                yield xray, opened.read(xray.member)
-            except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-                raise CorpusError(f"{archive}/{xray.member} is damaged or cannot be read: {error}") from error
-            except zlib.error as error:
-                raise CorpusError(f"{archive}/{xray.member} is damaged: {error}") from error
+def _runs(xrays: Iterable[Xray]) -> Iterator[tuple[Path, type, Iterator[Xray]]]:
+    """Neighbours that lie in the same archive or Parquet file, or in none."""
+    for (path, kind), run in groupby(xrays, lambda xray: (xray.member is not None and xray.path, type(xray.member))):
+        yield path, kind, run
 
 
-def _read_rows(shard: Path, xrays: Iterator[Xray]) -> Iterator[tuple[Xray, bytes]]:
-    """Rows in ascending order are read in one pass, row groups without any are passed over; others begin another."""
-    wanted = next(xrays, None)
-    while wanted is not None:
-        first = wanted
-        with parquet.ParquetFile(shard) as opened:
-            for start, batch in _batches(opened, first.member):
-                while wanted is not None and start <= wanted.member < start + len(batch):
-                    content = batch.column("image")[wanted.member - start].as_py()
-                    content = content.get("bytes") if isinstance(content, dict) else content
-                    if not isinstance(content, bytes):
-                        raise CorpusError(f"{shard} row {wanted.member} holds no image bytes.")
-                    yield wanted, content
-                    wanted = next(xrays, None)
-                if wanted is None or wanted.member < start:
-                    break
-        if wanted is first:
-            raise CorpusError(f"{shard} has no row {first.member}: it has changed since it was listed.")
+# Whose X-ray it is.
 
 
-def _batches(opened: parquet.ParquetFile, first: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-    """The images from the row group of row `first` on, some at a time, each time with the number of the first row.
+def _identify(xrays: list[Xray]) -> list[Xray]:
+    """Fills in person and side: what the layout says goes first, then what the X-ray itself says, then its name."""
+    named = [parse_name(PurePosixPath(xray.file).name) for xray in xrays]
+    asked = [index for index, xray in enumerate(xrays) if _must_be_asked(xray, named[index][0])]
+    told = dict(zip(asked, _read_identities(xrays[index] for index in asked), strict=True))
+    identified = []
+    for index, xray in enumerate(xrays):
+        own, own_side = told.get(index, (None, None))
+        person, side = named[index]
+        identified.append(
+            replace(
+                xray,
+                person_id=xray.person_id or own or person,
+                laterality=xray.laterality or side or own_side,  # the reader refuses a side that differs
+                own_person_id=own,
+            )
+        )
+    return identified
 
-    A reader of its own for each row group: one for all would keep what it has read in memory.
-    """
-    start = 0
-    for group in range(opened.num_row_groups):
-        rows = opened.metadata.row_group(group).num_rows
-        if start + rows > first:
-            row = start
-            for batch in opened.iter_batches(batch_size=16, row_groups=[group], columns=["image"]):
-                yield row, batch
-                row += len(batch)
-        start += rows
+
+def _must_be_asked(xray: Xray, person_of_name: str | None) -> bool:
+    """Whether its content is looked at; an archive or a Parquet file is only opened where nothing else tells."""
+    if xray.member is None:
+        return True
+    return not xray.person_id and not (person_of_name and xray.file.lower().endswith(IMAGE_SUFFIXES))
 
 
-def _with_identity(xray: Xray) -> Xray:
-    """Fills in person and side from the file's name, and a DICOM file's person from its header."""
-    person_id, laterality = parse_name(PurePosixPath(xray.file).name)
-    person_id = xray.person_id or person_id
-    if not person_id and xray.member is None and xray.file.lower().endswith(DICOM_SUFFIXES):
-        try:
-            person_id = read_person_id(xray.path)
-        except Refusal as refusal:
-            raise CorpusError(f"{xray.path} {refusal}") from refusal
-        except Exception:  # damaged: the reader will say so, and how
-            person_id = None
-    return replace(xray, person_id=person_id, laterality=xray.laterality or laterality)
+def _read_identities(xrays: Iterable[Xray]) -> Iterator[tuple[str | None, str | None]]:
+    """Person and side that each X-ray's content tells: DICOM files do, others do not."""
+    for path, kind, run in _runs(xrays):
+        if kind is str:
+            with open_archive(path) as opened:
+                for xray in run:
+                    yield _identity_of_member(opened, xray)
+        elif kind is int:
+            for xray, content in read_rows(path, run):
+                yield _identity(f"{path} row {xray.member}", content[:HEAD_BYTES], content)
+        else:
+            for xray in run:
+                yield _identity(str(xray.path), read_head(xray.path), xray.path)
+
+
+def _identity_of_member(opened, xray: Xray) -> tuple[str | None, str | None]:
+    place = f"{xray.path}/{xray.member}"
+    try:
+        head = read_member(opened, xray.member, HEAD_BYTES)
+        if not is_dicom(head):
+            return None, None
+        header = read_member(opened, xray.member, _HEADER_BYTES)
+        whole = len(header) < _HEADER_BYTES
+    except CorpusError:  # damaged: the reader will say so, and how
+        return None, None
+    told = _identity(place, head, header)
+    if told[0] is None and not whole:  # cut off before it was told
+        told = _identity(place, head, read_member(opened, xray.member))
+    return told
+
+
+def _identity(place: str, head: bytes, source: Path | bytes) -> tuple[str | None, str | None]:
+    if not is_dicom(head) or (isinstance(source, Path) and source.stat().st_size > MAX_BYTES):
+        return None, None
+    try:
+        person, side = read_identity(source)
+    except Refusal as refusal:
+        raise CorpusError(f"{place} {refusal}") from refusal
+    except Exception:  # damaged: the reader will say so, and how
+        return None, None
+    return person, side if side in ("L", "R") else None
 
 
 def _refuse_unspeakable_name(name: str) -> None:
@@ -279,101 +248,91 @@ def _refuse_unspeakable_name(name: str) -> None:
         raise CorpusError(f"{os.fsencode(name)!r}: the name is not UTF-8; rename the file.") from None
 
 
-# Folders and archives. `zipfile.Path` has the methods of `Path` that are used here, so one code reads both.
+# The layouts.
 
 
-def _list_folder(data: Path) -> dict[str, list[Xray]]:
-    if (data / "metadata.csv").is_file():
-        return _list_table(data / "metadata.csv", "file_name")
-    tables = [path for name in _SPLIT_OF_NAME if (path := data / name / "metadata.csv").is_file()]
+def _list(data: Path, names: GradeNames) -> Listing:
+    archive, inner = _archive_of(data)
+    if archive:
+        return _list_archive(archive, inner, names)
+    if data.is_dir():
+        return _list_folder(data, names)
+    if data.suffix.lower() == ".csv":
+        listing = Listing(list_table(data, "file", names))
+        listing.left_out = beside_a_table(data, [xray.path for xrays in listing.values() for xray in xrays])
+        return listing
+    if data.suffix.lower() == ".parquet":
+        return Listing(list_shards([data], data.parent, names))
+    raise CorpusError(f"{data} is no folder, .zip, .csv or .parquet file. {EXPECTED}")
+
+
+def _list_folder(data: Path, names: GradeNames) -> Listing:
+    tree = scan_folder(data)
+    tables = _metadata_tables(tree)
     if tables:
-        splits = {}
-        for table in tables:
-            for split, xrays in _list_table(table, "file_name", _SPLIT_OF_NAME[table.parent.name], data).items():
-                splits.setdefault(split, []).extend(xrays)
-        return splits
-    splits = _list_tree(data, data)
+        listing = Listing()
+        for table, split in tables.items():
+            for told, xrays in list_table(data / table, "file_name", names, split, data).items():
+                listing.setdefault(told, []).extend(xrays)
+        taken = {os.path.normpath(xray.file) for xrays in listing.values() for xray in xrays}
+        listing.left_out = tree.left_out(taken | tables.keys(), "", "not in metadata.csv", "unlisted")
+        return listing
+    splits, base = list_tree(tree, names)
     if splits:
-        return splits
-    shards = sorted(path for path in data.rglob("*.parquet") if not path.name.startswith("."))
+        return _with_left_out(tree, splits, base)
+    shards = [name for name in tree.files if name.lower().endswith(".parquet")]
     if shards:
-        return _list_parquet(shards, data)
-    alone = [path for path in _visible(data) if path.suffix.lower() in (".zip", ".csv")]
+        listing = Listing(list_shards([data / name for name in shards], data, names))
+        listing.left_out = tree.left_out(set(shards), "", "not in Parquet, as the others are")
+        return listing
+    alone = [name for name in tree.files_in("") if name.lower().endswith((".zip", ".csv"))]
     if len(alone) == 1:
-        return list_files(alone[0])
-    raise CorpusError(_unknown(data, data))
+        listing = _list(data / alone[0], names)
+        if alone[0].lower().endswith(".zip"):
+            listing.left_out += tree.left_out(set(alone), "", f"outside {alone[0]}")
+        return listing
+    raise CorpusError(_unknown(tree, ""))
 
 
-def _list_archive(archive: Path, inner: str) -> dict[str, list[Xray]]:
-    with _open_archive(archive) as opened:
-        _check_entries(opened, archive)
-        root = zipfile.Path(opened)
+def _metadata_tables(tree: Tree) -> dict[str, str]:
+    """ImageFolder's tables, at the top or in the folders of splits, each with its split, "" for that at the top."""
+    if "metadata.csv" in tree.files_in(""):
+        return {"metadata.csv": ""}
+    folders = [(folder, split_of(folder)) for folder in tree.folders_in("")]
+    return {
+        f"{folder}/metadata.csv": split
+        for folder, split in folders
+        if split and f"{folder}/metadata.csv" in tree.files_in(folder)
+    }
+
+
+def _list_archive(archive: Path, inner: str, names: GradeNames) -> Listing:
+    with open_archive(archive) as opened:
+        check_entries(opened, archive)
+        tree, root = scan_archive(archive, opened), ""
         if inner:
-            folders = {name for name in zipfile.CompleteDirs.make(opened).namelist() if name.endswith("/")}
-            found = sorted(name for name in folders if f"/{name}".endswith(f"/{inner}/"))
+            found = tree.folders_that_end_with(inner)
             if len(found) != 1:
                 raise CorpusError(f"{archive} holds {len(found)} folders that end with {inner}: name one in full.")
-            root = zipfile.Path(opened, found[0])
-        splits = _list_tree(root, archive)
+            root = found[0]
+        splits, base = list_tree(tree, names, root)
         if not splits:
-            raise CorpusError(_unknown(root, archive))
-        return splits
+            raise CorpusError(_unknown(tree, root))
+        return _with_left_out(tree, splits, base)
 
 
-def _list_tree(root, data: Path, depth: int = 0) -> dict[str, list[Xray]]:
-    """X-rays in {split}/{grade}/ below `root` or one of the release's inner folders, or in {grade}/, all for train.
-
-    A folder that holds but one folder, as archives are often packed, is gone into.
-    """
-    for inner in ("", *_INNER_FOLDERS):
-        base = root / inner if inner else root
-        splits = {}
-        for split, names in SPLIT_FOLDERS.items():
-            folders = [base / name for name in names if (base / name).is_dir()]
-            if len(folders) > 1:
-                raise CorpusError(f"{folders[0]} and {folders[1]} both name the {split} split: keep one of them.")
-            if folders:
-                splits[split] = _list_split(folders[0], split, data)
-        if splits:
-            return splits
-    if any((root / str(grade)).is_dir() for grade in GRADES):
-        return {"train": _list_split(root, "train", data)}
-    below = _visible(root)
-    return _list_tree(below[0], data, depth + 1) if len(below) == 1 and below[0].is_dir() and depth < 3 else {}
+def _with_left_out(tree: Tree, splits: dict[str, list[Xray]], base: str) -> Listing:
+    listing = Listing(splits)
+    taken = {xray.file for xrays in splits.values() for xray in xrays}
+    listing.left_out = tree.left_out(taken, base, "outside the folders of splits and grades")
+    return listing
 
 
-def _list_split(folder, split: str, data: Path) -> list[Xray]:
-    name, xrays = folder.name.strip("/"), []
-    for grade_folder in _visible(folder):
-        suffix = PurePosixPath(grade_folder.name).suffix.lower()
-        if not grade_folder.is_dir():
-            if suffix in SUFFIXES:
-                raise CorpusError(f"{grade_folder} has no grade: put it into {name}/0 to {name}/4.")
-            continue
-        if grade_folder.name not in map(str, GRADES):
-            raise CorpusError(f"{grade_folder} is no grade: the folders in {name}/ must be named 0 to 4.")
-        for path in _visible(grade_folder):
-            if PurePosixPath(path.name).suffix.lower() in SUFFIXES:
-                grade = int(grade_folder.name)
-                if isinstance(path, zipfile.Path):
-                    xrays.append(Xray(split, grade, path.at, data, path.at))
-                else:
-                    xrays.append(Xray(split, grade, path.relative_to(data).as_posix(), path))
-    if not xrays:
-        raise CorpusError(f"{folder} is empty: it must hold {{grade}}/{{file}} with {', '.join(SUFFIXES)} files.")
-    return xrays
-
-
-def _visible(folder) -> list:
-    """What a folder holds, sorted, without what macOS leaves there (.DS_Store, ._name, __MACOSX)."""
-    found = (path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
-    return sorted(found, key=lambda path: path.name)
-
-
-def _unknown(folder, data: Path) -> str:
-    names = [path.name + ("/" if path.is_dir() else "") for path in _visible(folder)]
+def _unknown(tree: Tree, root: str) -> str:
+    entries = sorted([folder + "/" for folder in tree.folders_in(root)] + tree.files_in(root))
+    names = [entry.removeprefix(root).removeprefix("/") for entry in entries]
     found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
-    return f"{data} holds no train, val or test folder, but {found}. {EXPECTED} {INSTRUCTIONS}"
+    return f"{tree.data} holds no train, val or test folder, but {found}. {EXPECTED} {INSTRUCTIONS}"
 
 
 def _archive_of(path: Path) -> tuple[Path | None, str]:
@@ -385,135 +344,3 @@ def _archive_of(path: Path) -> tuple[Path | None, str]:
         if candidate.exists():
             break
     return None, ""
-
-
-def _open_archive(archive: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CorpusError(f"{archive} is damaged or no .zip: {error}. Download it again.") from error
-
-
-def _check_entries(opened: zipfile.ZipFile, archive: Path) -> None:
-    """Refuses archives that were made to do harm, though nothing is ever unpacked."""
-    seen = set()
-    for entry in opened.infolist():
-        name, reason = entry.filename, ""
-        parts = name.replace("\\", "/").split("/")
-        if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
-            reason = "points outside the archive"
-        elif stat.S_ISLNK(entry.external_attr >> 16):
-            reason = "is a link"
-        elif entry.flag_bits & 1:
-            reason = "is encrypted"
-        elif entry.file_size > MAX_BYTES and PurePosixPath(name).suffix.lower() in SUFFIXES:
-            reason = f"has {entry.file_size:,} bytes, more than {MAX_BYTES:,}"
-        elif name in seen:
-            reason = "is there twice"
-        if reason:
-            raise CorpusError(f"{archive}: the entry {name!r} {reason}; this archive is refused.")
-        seen.add(name)
-
-
-# Tables.
-
-
-def _list_table(table: Path, file_column: str, split: str = "", data: Path | None = None) -> dict[str, list[Xray]]:
-    """X-rays of a .csv; files are relative to it.
-
-    Columns: file (or file_name, as ImageFolder has it), label, and where there are any person_id, laterality, split.
-    Without `split` it is told by the first folder of the file's name, and is train where that is none.
-    """
-    splits, seen = {}, set()
-    for line, row in _read_table(table, file_column):
-        place = f"{table} line {line}"
-        name = (row.get(file_column) or "").strip()
-        path = table.parent / name
-        if not name or not path.is_file():
-            raise CorpusError(f"{place}: there is no file {name!r} in {table.parent}.")
-        if path in seen:
-            raise CorpusError(f"{place}: {name!r} is there twice.")
-        seen.add(path)
-        laterality = (row.get("laterality") or "").strip().upper() or None
-        if laterality not in ("L", "R", None):
-            raise CorpusError(f"{place}: laterality {laterality!r} must be L or R, or empty.")
-        chosen = split or (row.get("split") or "").strip() or _first_folder(name)
-        if chosen not in _SPLIT_OF_NAME:
-            raise CorpusError(f"{place}: split {chosen!r} must be one of {', '.join(_SPLIT_OF_NAME)}.")
-        file = path.relative_to(data).as_posix() if data and path.is_relative_to(data) else name
-        person = (row.get("person_id") or "").strip() or None
-        xray = Xray(_SPLIT_OF_NAME[chosen], _grade(row.get("label"), place), file, path, None, person, laterality)
-        splits.setdefault(xray.split, []).append(xray)
-    if not splits:
-        raise CorpusError(f"{table} names no X-rays.")
-    return {name: splits[name] for name in SPLIT_FOLDERS if name in splits}
-
-
-def _read_table(table: Path, file_column: str) -> Iterator[tuple[int, dict]]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = {file_column, "label"} - set(reader.fieldnames or ())
-            if missing:
-                raise CorpusError(f"{table} has no column {sorted(missing)[0]!r}, but {reader.fieldnames}. {EXPECTED}")
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{table} cannot be read as a UTF-8 .csv: {error}") from error
-
-
-def _first_folder(name: str) -> str:
-    parts = PurePosixPath(name).parts
-    return parts[0] if len(parts) > 1 and parts[0] in _SPLIT_OF_NAME else "train"
-
-
-def _grade(value, place: str) -> int:
-    """A grade as a number, also as spreadsheets write whole ones ("2.0")."""
-    try:
-        grade = float(value)
-    except (TypeError, ValueError):
-        grade = -1
-    if grade not in GRADES:
-        raise CorpusError(f"{place}: label {value!r} must be a Kellgren-Lawrence grade, 0 to 4.")
-    return int(grade)
-
-
-# Parquet.
-
-
-def _list_parquet(shards: list[Path], data: Path) -> dict[str, list[Xray]]:
-    """X-rays of Parquet files whose name or folder tells the split, as train-00000-of-00002.parquet; else train."""
-    splits = {}
-    for shard in shards:
-        told = _SPLIT_IN_SHARD.findall(shard.relative_to(data).as_posix().lower())
-        split = _SPLIT_OF_NAME[told[-1]] if told else "train"
-        columns = _read_columns(shard)
-        for row, label in enumerate(columns["label"]):
-            given = {name: columns[name][row] or None for name in ("file", "person_id", "laterality")}
-            if given["laterality"] not in ("L", "R", None):
-                raise CorpusError(f"{shard} row {row}: laterality {given['laterality']!r} must be L or R, or empty.")
-            file = given["file"] or f"{shard.relative_to(data).as_posix()}#{row}"
-            grade = _grade(label, f"{shard} row {row}")
-            xray = Xray(split, grade, file, shard, row, given["person_id"], given["laterality"])
-            splits.setdefault(split, []).append(xray)
-    if not splits:
-        raise CorpusError(f"{data} names no X-rays: its .parquet files have no rows.")
-    return {name: splits[name] for name in SPLIT_FOLDERS if name in splits}
-
-
-def _read_columns(shard: Path) -> dict[str, list]:
-    """The columns of a shard but for its images; those that are missing and may be are empty."""
-    try:
-        with parquet.ParquetFile(shard) as opened:
-            present = set(opened.schema_arrow.names)
-            missing = {"image", "label"} - present
-            if missing:
-                raise CorpusError(f"{shard} has no column {sorted(missing)[0]!r}, but {sorted(present)}. {EXPECTED}")
-            wanted = [name for name in ("label", "file", "person_id", "laterality") if name in present]
-            columns = opened.read(columns=wanted).to_pydict()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"{shard} is damaged or no Parquet file: {error}") from error
-    rows = len(columns["label"])
-    return {name: columns.get(name) or [None] * rows for name in ("label", "file", "person_id", "laterality")}

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_script.layouts import GRADES, CorpusError, Xray, list_files, resolve_data_dir
+from dataset_script.layouts import list_files, resolve_data_dir
+from dataset_script.listing import Xray, describe_left_out
+from dataset_script.names import GRADES, GRADES_HELP, CorpusError
 
 SPLITS = ("train", "validation", "test")
 _UNKNOWN = ("", "None", "nan", "NaN", "NaT", "<NA>")  # as the metric has it: None, NaN, pandas' NA, blank text
@@ -103,10 +105,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--shares", type=float, nargs=3, default=(0.7, 0.1, 0.2), metavar="SHARE", help="train, validation, test"
     )
+    parser.add_argument("--grades", metavar="NAME=GRADE,...", help=GRADES_HELP)
     parser.add_argument("--seed", type=int, default=0, help="which of the equally good splits (default: 0)")
     options = parser.parse_args(arguments)
     try:
-        found = list_files(resolve_data_dir(options.data))
+        found = list_files(resolve_data_dir(options.data), options.grades)
         # auto_test shows people of the test split again: it is nothing to learn from.
         xrays = [xray for split, listed in found.items() if split != "auto_test" for xray in listed]
         if any(xray.member is not None for xray in xrays):
@@ -118,6 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
         numbers = split_by_person(
             [xray.person_id for xray in xrays], [xray.grade for xray in xrays], options.shares, options.seed
         )
+        for line in describe_left_out(found.left_out):
+            print(f"note: {line}", file=sys.stderr)
         write_table(xrays, [SPLITS[number] for number in numbers], options.output.absolute())
     except (OSError, ValueError) as error:
         print(f"splitter.py: {error}", file=sys.stderr)

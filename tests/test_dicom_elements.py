@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_script.dicom import read_person_id
+from dataset_script.dicom import read_identity
 from dataset_script.radiograph import RadiographError, read_radiograph
 
 pytest.importorskip("pydicom")
@@ -97,7 +97,14 @@ def test_an_empty_or_wrong_length_of_the_file_meta_information_does_not_hinder(n
     path = tmp_path / "x.dcm"
     path.write_bytes(content[:138] + len(length).to_bytes(2, "little") + length + content[144:])
     assert read_radiograph(path).image.tobytes() == read_radiograph(FILES / f"{name}.dcm").image.tobytes()
-    assert read_person_id(path) == read_person_id(path.read_bytes()) == "GENERATED-7"
+    assert read_identity(path) == read_identity(path.read_bytes()) == ("GENERATED-7", "L")
+
+
+def test_an_id_of_many_megabytes_is_not_read(tmp_path):
+    dataset = pydicom.dcmread(FILES / "implicit.dcm")
+    dataset.PatientID = "x" * (1 << 20)
+    dataset.save_as(tmp_path / "x.dcm")
+    assert read_identity(tmp_path / "x.dcm") == (None, "L")
 
 
 @pytest.mark.parametrize(

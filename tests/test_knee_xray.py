@@ -134,7 +134,7 @@ def test_the_refusal_is_the_last_word(knees, run_python, cache):
     )
     environment = {"PYTHONPATH": str(ROOT)}
     result = run_python("-c", code, knees, expect=1, cwd=knees.parent, **environment)
-    assert result.stderr.strip().splitlines()[-1].startswith("dataset_script.layouts.CorpusError: ")
+    assert result.stderr.strip().splitlines()[-1].startswith("dataset_script.names.CorpusError: ")
     assert "9000009L.png" in result.stderr.strip().splitlines()[-1]
     assert "DatasetGenerationError" not in result.stderr
 
@@ -152,10 +152,16 @@ def test_an_xray_without_a_grade_is_refused(knees):
         find_files(knees)
 
 
-def test_a_folder_named_like_an_xray_is_refused(knees, cache):
-    (knees / "test" / "0" / "x.png").mkdir()
-    with pytest.raises(CorpusError, match=r"x\.png"):
-        load_knee_xray(knees, cache_dir=cache)
+def test_a_folder_named_like_an_xray_is_a_folder(knees, cache):
+    _add(knees / "test" / "0" / "x.png", "9000009L.png")
+    assert "test/0/x.png/0/9000009L.png" in _labels(knees, cache)
+
+
+def test_the_refusal_of_another_process_is_the_last_word_too(knees, cache):
+    broken = _add(knees / "test", "9000009L.png")
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(CorpusError, match=r"9000009L\.png is damaged"):
+        KneeXray("folder", data_dir=knees, cache_dir=cache).download_and_prepare(num_proc=2)
 
 
 def test_a_name_that_is_not_utf8_is_refused(knees):

@@ -1,6 +1,8 @@
 """Every layout gives the same X-rays, and what is none says so."""
 
 import csv
+import os
+import re
 import shutil
 import stat
 import zipfile
@@ -11,6 +13,9 @@ import pytest
 from PIL import Image
 
 from clip_koa.grading.grader import find_xrays
+from dataset_script.audit import audit_corpus
+from dataset_script.audit import main as audit_main
+from dataset_script.export import main as export_main
 from dataset_script.knee_xray import KneeXray, load_knee_xray
 from dataset_script.layouts import (
     RELEASE_COUNTS,
@@ -23,6 +28,7 @@ from dataset_script.layouts import (
     resolve_data_dir,
 )
 from dataset_script.radiograph import read_radiograph
+from dataset_script.splitter import main as split_main
 from dataset_script.synthetic import draw_knee
 
 DICOM = Path(__file__).parent / "data" / "dicom"
@@ -248,6 +254,256 @@ def test_dicom_files_in_folders_tell_their_people(tmp_path):
         find_files(tmp_path)
 
 
+# The same fifteen files of five people, however they are packed: no name tells a person.
+
+
+def _dicom_folder(tmp_path, suffix=""):
+    """Five people, three X-rays each; the last person is in both splits."""
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(DICOM / "window.dcm")
+    folder = tmp_path / "dicom"
+    for number in range(15):
+        dataset.PatientID, dataset.ImageLaterality = f"P{number % 5}", "LR"[number // 5 % 2]
+        split = "val" if number == 14 else "train"
+        (folder / split / "1").mkdir(parents=True, exist_ok=True)
+        dataset.save_as(folder / split / "1" / f"IM{number:04d}{suffix}")
+    return folder
+
+
+def _dicom_archive(tmp_path):
+    return _archive(tmp_path / "dicom.zip", _dicom_folder(tmp_path))
+
+
+def _dicom_csv(tmp_path):
+    folder = _dicom_folder(tmp_path)
+    rows = [("file", "label", "split")]
+    rows += [(path.relative_to(tmp_path).as_posix(), 1, path.parts[-3]) for path in sorted(folder.rglob("IM*"))]
+    return _write_csv(tmp_path / "knees.csv", rows)
+
+
+def _dicom_metadata(tmp_path):
+    folder = _dicom_folder(tmp_path)
+    rows = [(path.relative_to(folder).as_posix(), 1) for path in sorted(folder.rglob("IM*"))]
+    _write_csv(folder / "metadata.csv", [("file_name", "label"), *rows])
+    return folder
+
+
+def _dicom_parquet(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    for split in ("train", "val"):
+        contents = [path.read_bytes() for path in sorted(_dicom_folder(tmp_path).rglob(f"{split}/1/IM*"))]
+        table = pyarrow.table({"image": [{"bytes": one} for one in contents], "label": [1] * len(contents)})
+        parquet.write_table(table.append_column("person_id", [[""] * len(contents)]), tmp_path / f"{split}.parquet")
+    shutil.rmtree(tmp_path / "dicom")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        _dicom_folder,
+        lambda tmp_path: _dicom_folder(tmp_path, ".dcm"),
+        lambda tmp_path: _dicom_folder(tmp_path, ".IMA"),
+        lambda tmp_path: _dicom_folder(tmp_path, ".png"),
+        _dicom_archive,
+        _dicom_csv,
+        _dicom_metadata,
+        _dicom_parquet,
+    ],
+)
+def test_who_the_person_is_does_not_depend_on_the_container(pack, tmp_path):
+    data = pack(tmp_path)
+    splits = list_files(data)
+    everyone = [xray for xrays in splits.values() for xray in xrays]
+    assert sorted(xray.person_id for xray in everyone) == sorted(f"P{number % 5}" for number in range(15))
+    assert sorted(xray.laterality for xray in everyone) == ["L"] * 10 + ["R"] * 5
+    with pytest.raises(CorpusError, match="Person P4 is in two splits"):
+        find_files(data)
+    assert [entry["person_id"] for entry in audit_corpus(data)["people_in_several_splits"]] == ["P4"]
+
+
+def test_a_header_longer_than_what_is_read_at_first(tmp_path):
+    """In an archive a DICOM file's beginning is read; the id may come later."""
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(DICOM / "window.dcm")
+    dataset.add_new(0x00091010, "OB", bytes(2 << 20))
+    dataset.PatientID = "late"
+    (tmp_path / "train" / "0").mkdir(parents=True)
+    dataset.save_as(tmp_path / "train" / "0" / "IM1")
+    archive = _archive(tmp_path / "knees.zip", tmp_path / "train", "train/")
+    assert list_files(archive)["train"][0].person_id == "late"
+
+
+@pytest.fixture
+def disputed(tmp_path):
+    """A table that keeps apart whom the DICOM files call one."""
+    folder = _dicom_folder(tmp_path)
+    rows = [("file", "label", "split", "person_id")]
+    for number, path in enumerate(sorted(folder.rglob("IM*"))):
+        rows.append((path.relative_to(tmp_path).as_posix(), 1, path.parts[-3], f"T{number}"))
+    return _write_csv(tmp_path / "knees.csv", rows)
+
+
+def test_a_table_that_contradicts_its_files_is_told(disputed, caplog):
+    KneeXray("folder", data_dir=disputed)
+    [dispute] = audit_corpus(disputed)["disputed_people"]
+    assert re.search(r"is listed as T4 and .*IM0014 \(validation\) as T14, but both files say .* of P4", dispute)
+    assert dispute in caplog.text and dispute in audit_corpus(disputed)["problems"]
+    assert [xray.person_id for xray in list_files(disputed)["validation"]] == ["T14"]  # the table's word stands
+
+
+def test_an_id_that_all_files_share_is_nobodys(disputed):
+    pydicom = pytest.importorskip("pydicom")
+    for path in (disputed.parent / "dicom").rglob("IM*"):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = "ANONYMOUS"
+        dataset.save_as(path)
+    assert audit_corpus(disputed)["disputed_people"] == []
+
+
+# Content decides, and common names are understood.
+
+
+def _copy_as(tree, target, splits, grades):
+    for path in sorted(tree.rglob("*.png")):
+        split, grade = path.relative_to(tree).parts[:2]
+        if split in splits:
+            copy = target / splits[split] / grades[int(grade)] / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    return target
+
+
+@pytest.mark.parametrize("pack", [lambda path: path, lambda path: _archive(path.with_suffix(".zip"), path)])
+@pytest.mark.parametrize(
+    "splits, grades",
+    [
+        (("training", "validation", "testing"), ("0Normal", "1Doubtful", "2Mild", "3Moderate", "4Severe")),
+        (("Train", "Val", "Test"), ("Healthy", "Doubtful", "Minimal", "Moderate", "Severe")),
+        (("TRAIN", "dev", "eval"), ("KL0", "KL-1", "grade_2", "Grade 3", "klg_4")),
+        (("train_set", "valid", "Evaluation"), ("None", "doubtful", "mild", "moderate", "severe")),
+    ],
+)
+def test_common_names_of_splits_and_grades(splits, grades, pack, tree, load, tmp_path):
+    named = dict(zip(("train", "val", "test"), splits, strict=True))
+    data = pack(_copy_as(tree, tmp_path / "named", named, grades))
+    expected = _rows(load(tree))
+    expected.pop("auto_test")
+    assert _rows(load(data)) == expected
+    assert list_files(data).left_out == []
+
+
+def test_a_mapping_of_grades(tree, load, tmp_path, monkeypatch):
+    splits = {"train": "train", "val": "train", "test": "train"}
+    data = _copy_as(tree, tmp_path / "named", splits, ("Early", "1Mild", "", "", ""))
+    with pytest.raises(CorpusError, match="'1Mild' may mean KL1 and KL2.*--grades 1Mild=GRADE"):
+        list_files(data)
+    given, expected = "Early=0,1mild=2", [0] * 6 + [2] * 2
+    corpus = load_knee_xray(data, cache_dir=str(tmp_path / "c"), grades=given)
+    assert corpus["train"]["label"][:] == expected
+    assert audit_main([str(data), "--grades", given]) == 0
+    assert export_main([str(data), str(tmp_path / "out"), "--grades", given]) == 0
+    assert sorted(load(tmp_path / "out")["train"]["label"]) == expected  # exported once, it trains everywhere
+    assert split_main([str(data), "--output", str(tmp_path / "split.csv"), "--grades", given]) == 0
+    graded = [xray.grade for xrays in list_files(tmp_path / "split.csv").values() for xray in xrays]
+    assert sorted(graded) == expected
+    with pytest.raises(CorpusError, match="holds nothing that is called nowhere"):
+        list_files(data, given + ",nowhere=3")
+    for wrong in ("Early", "Early=5", "=1", "Early=0,early=1"):
+        with pytest.raises(CorpusError, match="^grades: "):
+            list_files(data, wrong)
+    monkeypatch.setenv("KNEE_XRAY_GRADES", given + ",nowhere=3")
+    assert len(list_files(data)["train"]) == 8
+
+
+def test_two_names_of_one_grade_are_ambiguous(tree, tmp_path):
+    data = _copy_as(tree, tmp_path / "named", {"train": "train"}, ("Minimal", "Mild", "", "", ""))
+    with pytest.raises(CorpusError, match="named/train/Mild and .*named/train/Minimal all mean KL2.*--grades"):
+        list_files(data)
+    assert [xray.grade for xray in list_files(data, "Minimal=1,Mild=2")["train"]] == [1, 1, 2, 2]
+
+
+def test_splits_inside_grades_are_not_mixed(tree, tmp_path):
+    shutil.move(tree / "train", tmp_path / "other" / "0" / "train")
+    with pytest.raises(CorpusError, match="is a split inside a grade"):
+        list_files(tmp_path / "other")
+
+
+@pytest.mark.parametrize("pack", [lambda path: path, lambda path: _archive(path.with_suffix(".zip"), path)])
+def test_content_decides_and_the_rest_is_named(pack, tree, caplog, capsys):
+    image = tree / "train" / "0" / "9000001L.png"
+    deep = tree / "train" / "0" / "series 1" / "deeper"
+    deep.mkdir(parents=True)
+    for name in ("IM000001", "x.IMA", "x.jfif", "x.JPE", "x.txt"):
+        shutil.copy(image, deep / name)
+    (tree / "train" / "0" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0 thumbs")
+    (tree / "train" / "notes.txt").write_text("BM is not only how a bitmap begins")
+    (tree / ".DS_Store").write_text("x")
+    (tree / "extra").mkdir()
+    shutil.copy(image, tree / "extra" / "IM000002")
+    (tree / "extra" / "scan.gif").write_bytes(b"GIF89a")
+    (tree / "extra" / "old").write_bytes(b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100")
+    with zipfile.ZipFile(tree / "train" / "0" / "more.zip", "w") as nested:
+        nested.write(image, "9000008L.png")
+    data = pack(tree)
+    listing = list_files(data)
+    assert len(listing["train"]) == 4 + 5
+    left_out = {one.file: one.kind for one in listing.left_out}
+    assert left_out == {
+        "train/0/Thumbs.db": "other",
+        "train/notes.txt": "other",
+        ".DS_Store": "hidden",
+        "extra/IM000002": "xray",
+        "extra/scan.gif": "image",
+        "extra/old": "image",
+        "train/0/more.zip": "archive",
+    }
+    KneeXray("folder", data_dir=data)
+    assert "1 X-ray files were not taken: extra/IM000002 (outside the folders" in caplog.text
+    assert audit_main([str(data)]) == 1
+    printed = capsys.readouterr().out
+    for line in (
+        "PROBLEM: 1 X-ray files were not taken: extra/IM000002",
+        "PROBLEM: 2 images of formats that are not read were not taken: ",
+        "note: 1 archives inside the data were not taken: train/0/more.zip",
+        "note: 2 other files were not taken: train/0/Thumbs.db, train/notes.txt",
+        "note: 1 hidden files and folders were not taken: .DS_Store",
+    ):
+        assert line in printed
+
+
+@pytest.mark.parametrize("name", ["5", "KL5", "ungradable"])
+def test_a_folder_that_is_no_grade_is_counted_and_named(name, tree):
+    shutil.copytree(tree / "train" / "0", tree / "train" / name)
+    with pytest.raises(CorpusError, match=f"train/{name}, which holds 2 X-rays, is no grade: .*--grades {name}=GRADE"):
+        list_files(tree)
+
+
+def test_folders_without_xrays_are_no_grades(tree):
+    (tree / "train" / "labels").mkdir()
+    (tree / "train" / "labels" / "all.txt").write_text("x")
+    assert [one.file for one in list_files(tree).left_out] == ["train/labels/all.txt"]
+
+
+def test_xrays_that_a_table_does_not_name_are_noted(tmp_path, tree):
+    table = _table(tmp_path, tree)
+    shutil.copy(tmp_path / "flat" / "0.png", tmp_path / "flat" / "IM1")
+    [left_out] = list_files(table).left_out
+    assert (left_out.file, left_out.kind) == ("flat/IM1", "unlisted")
+    assert not [problem for problem in audit_corpus(table)["problems"] if "not taken" in problem]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tree):
+    (tree / "train" / "4").symlink_to(tree / "test" / "0")
+    (tree / "train" / "0" / "loop").symlink_to(tree / "train")
+    assert [xray.file for xray in list_files(tree)["train"] if xray.grade == 4] == [
+        "train/4/9000004L.png",
+        "train/4/9000004R.png",
+    ]
+
+
 def test_a_picture_of_both_knees_is_refused(tmp_path, load):
     pydicom = pytest.importorskip("pydicom")
     dataset = pydicom.dcmread(DICOM / "window.dcm")
@@ -349,7 +605,7 @@ def test_an_unknown_layout_shows_what_was_found_and_expected(tmp_path):
         ([("file", "label"), ("a.png", "nan")], "label 'nan' must be"),
         ([("file", "label"), ("a.png", 1), ("a.png", 2)], "line 3: 'a.png' is there twice"),
         ([("file", "label", "laterality"), ("a.png", 1, "left")], "laterality 'LEFT' must be L or R"),
-        ([("file", "label", "split"), ("a.png", 1, "dev")], "split 'dev' must be one of"),
+        ([("file", "label", "split"), ("a.png", 1, "holdout")], "split 'holdout' must be one of"),
     ],
 )
 def test_tables_that_are_wrong_name_the_line(rows, reason, tmp_path):
@@ -373,8 +629,79 @@ def test_parquet_that_is_wrong_is_refused(tmp_path):
     with pytest.raises(CorpusError, match=r"train\.parquet row 0: label 7"):
         list_files(path)
     parquet.write_table(pyarrow.table({"image": [{"path": "a.png"}], "label": [1]}), path)
+    with pytest.raises(CorpusError, match="holds no image bytes: its column image is of the type struct"):
+        list_files(path)
+    parquet.write_table(pyarrow.table({"image": pyarrow.nulls(1, pyarrow.binary()), "label": [1]}), path)
     with pytest.raises(CorpusError, match="row 0 holds no image bytes"):
-        list(read_contents(list_files(path)["train"]))
+        list_files(path)
+
+
+_WRONG_COLUMNS = [
+    ({"file": [b"a.png"]}, "column 'file' is of the type binary, it must hold strings"),
+    ({"file": [7]}, "column 'file' is of the type int64, it must hold strings"),
+    ({"laterality": [1]}, "column 'laterality' is of the type int64"),
+    ({"person_id": [["a"]]}, "column 'person_id' is of the type list"),
+    ({"label": [None]}, "row 0: label None must be"),
+    ({"label": [1.5]}, "row 0: label 1.5 must be"),
+    ({"label": [float("nan")]}, "row 0: label nan must be"),
+    ({"label": ["early"]}, "row 0: label 'early' must be.*--grades early=GRADE"),
+    ({"label": [True]}, "column 'label' is of the type bool"),
+    ({"image": [5]}, "holds no image bytes: its column image is of the type int64"),
+    ({"image": ["a.png"]}, "holds no image bytes: its column image is of the type string"),
+]
+
+
+@pytest.mark.parametrize("columns, reason", _WRONG_COLUMNS)
+def test_parquet_of_other_types_gets_one_line(columns, reason, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"image": [b"x"], "label": [1], **columns}), tmp_path / "train.parquet")
+    with pytest.raises(CorpusError, match=reason) as refusal:
+        load_knee_xray(tmp_path / "train.parquet", cache_dir=str(tmp_path / "cache"))
+    assert "\n" not in str(refusal.value) and "train.parquet" in str(refusal.value)
+
+
+@pytest.mark.parametrize("labels", [[2, 4], [2.0, 4.0], ["2", "4.0"], ["KL2", "severe"], ["2Mild", "grade_4"]])
+def test_labels_of_any_writing(labels, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"image": [b"x", b"y"], "label": labels}), tmp_path / "train.parquet")
+    assert [xray.grade for xray in list_files(tmp_path)["train"]] == [2, 4]
+
+
+def test_class_labels_go_by_their_names(tmp_path):
+    """`datasets` numbers the folders of ImageFolder by the alphabet: Healthy is 1 there, and Doubtful 0."""
+    from PIL import Image as PillowImage
+
+    names = sorted(("Healthy", "Doubtful", "Minimal", "Moderate", "Severe"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": [PillowImage.new("L", (40, 40))] * 5, "label": [0, 1, 2, 3, 4]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    assert [xray.grade for xray in list_files(tmp_path)["train"]] == [1, 0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("value", [None, "", "nan", "None", float("nan")])
+def test_an_empty_person_id_is_an_absent_one(value, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = pyarrow.float64() if isinstance(value, float) else pyarrow.string()
+    people = pyarrow.array([value] * 2, kind)
+    for split in ("train", "test"):
+        table = pyarrow.table({"image": [b"x"] * 2, "label": [0] * 2, "person_id": people})
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    assert {xray.person_id for xrays in find_files(tmp_path).values() for xray in xrays} == {None}
+
+
+def test_person_ids_that_are_numbers(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": [b"x"] * 2, "label": [0] * 2, "person_id": [9000001.0, None]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    assert [xray.person_id for xray in list_files(tmp_path)["train"]] == ["9000001", None]
 
 
 def test_rows_of_parquet_in_any_order(tmp_path):
@@ -400,7 +727,7 @@ def test_parquet_that_is_damaged_inside_or_has_changed_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[4:200] = bytes(196)  # the first page and its header
     path.write_bytes(content)
-    with pytest.raises(CorpusError, match=r"train\.parquet is damaged or cannot be read"):
+    with pytest.raises(CorpusError, match=r"train\.parquet is damaged: a page of its column image"):
         list(read_contents(xrays))
     parquet.write_table(table.slice(0, 10), path)
     with pytest.raises(CorpusError, match="has no row 10: it has changed"):
@@ -442,6 +769,28 @@ def test_grading_finds_the_same_suffixes(tmp_path):
     for name in ("a.tif", "b.DCM", "c.bmp", "d.txt"):
         (tmp_path / name).write_bytes(b"")
     assert [Path(file).name for file in find_xrays([tmp_path])] == ["a.tif", "b.DCM", "c.bmp"]
+
+
+def test_grading_goes_by_content_and_names_the_rest(tmp_path, caplog):
+    draw_knee(0, "L", 0, 40).save(tmp_path / "x.png")
+    (tmp_path / "deep").mkdir()
+    for name in ("deep/IM000001", "x.IMA", "x.jfif", "X.JPE"):
+        shutil.copy(tmp_path / "x.png", tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf")
+    (tmp_path / "x.gif").write_bytes(b"GIF89a")
+    (tmp_path / "._x.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    found = [str(Path(file).relative_to(tmp_path)) for file in find_xrays([tmp_path])]
+    assert found == ["X.JPE", "deep/IM000001", "x.IMA", "x.jfif", "x.png"]
+    for line in ("1 X-ray files were not taken", "gone.png (no regular file)", "x.gif (GIF is not read)"):
+        assert line in caplog.text
+    for line in ("3 other files", "notes.txt", "2 hidden files and folders", "links to folders are not followed"):
+        assert line in caplog.text
 
 
 @pytest.mark.real

@@ -1,5 +1,6 @@
 """From X-ray files to grades: one reader for all formats, then the model's own grader."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -10,11 +11,15 @@ from pathlib import Path
 import torch
 
 from clip_koa.grading.onnx_network import load_exported
-from dataset_script.radiograph import SUFFIXES, Radiograph, RadiographError, read_radiograph
+from dataset_script.listing import LeftOut, describe_left_out
+from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
+from dataset_script.sniffing import is_hidden, read_head, why_left_out
 from modeling_clip_koa import CLIPKOAGrader, Explanation, Grade
 
 BATCH_SIZE = 16
 BACKENDS = ("pytorch", "onnx")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,11 @@ class Grader:
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[str]:
-    """The X-ray files that `inputs` name, each once: files as they are, folders searched for images and globs, sorted.
+    """The X-ray files that `inputs` name, each once: files as they are, folders searched and globs, sorted.
 
-    Names are strings, of which an archive's list takes a fraction of the memory that it takes as `Path`s.
+    In folders a file is an X-ray if its suffix says so, or else its content; hidden ones are not taken. What was not
+    taken is logged as a warning, with its number and the first names. Names are strings, of which an archive's list
+    takes a fraction of the memory that it takes as `Path`s.
 
     Raises:
         FileNotFoundError: an input that does not exist, a glob that nothing matches, or a folder without X-rays.
@@ -155,13 +162,33 @@ def find_xrays(inputs: Iterable[str | Path]) -> list[str]:
 
 
 def _search_folder(folder: str) -> list[str]:
-    """The files in a folder and below it whose names end as an X-ray's do."""
-    found = []
-    for place, _, names in os.walk(folder):
+    """The X-rays in a folder and below it; what else is there is logged."""
+    found, left_out, closed = [], [], []
+    for place, folders, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+        left_out += _folders_not_entered(place, folders)
         for name in names:
             file = str(Path(place, name))
-            if os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(file):
+            one = None if is_hidden(name) else why_left_out(file, read_head)
+            if is_hidden(name):
+                left_out.append(LeftOut(file, "hidden", "hidden"))
+            elif one is None and os.path.isfile(file):
                 found.append(file)
+            else:
+                left_out.append(one or LeftOut(file, "no regular file", "xray"))
+    left_out += [LeftOut(place, "cannot be opened", "xray") for place in closed]
+    for line in describe_left_out(left_out):
+        logger.warning("%s: %s.", folder, line)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no X-rays ({', '.join(SUFFIXES)}).")
+        raise FileNotFoundError(f"{folder} holds no X-rays: {', '.join(FORMATS)} or DICOM files.")
     return found
+
+
+def _folders_not_entered(place: str, folders: list[str]) -> Iterator[LeftOut]:
+    """Hidden folders and links to folders, which `os.walk` is kept from or does not follow."""
+    for name in list(folders):
+        path = str(Path(place, name))
+        if is_hidden(name):
+            folders.remove(name)
+            yield LeftOut(path, "hidden", "hidden")
+        elif os.path.islink(path):
+            yield LeftOut(path, "links to folders are not followed", "archive")
