@@ -70,8 +70,7 @@ class GrowingTable:
             InUseError: another process writes it.
             WriteError: its folder cannot be written.
         """
-        with writing(self.path):
-            self._lock.acquire()
+        self._lock.acquire()
         return self
 
     def __exit__(self, *_) -> None:
