@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from clip_koa.ablation.grid import Cell, cell_config, find_cells
 from clip_koa.ablation.runner import CellError, Job, check_jobs, run_jobs
 from clip_koa.ablation.summary import load_results, write_summary
+from clip_koa.files import WriteError
 from clip_koa.grading.predictions import PredictionsError
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.training.corpus import load_corpus
@@ -97,7 +98,7 @@ if __name__ == "__main__":
     except InUseError as error:
         print(f"ablate.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except (RunConfigError, CorpusError, CellError, PredictionsError) as error:
+    except (RunConfigError, CorpusError, CellError, PredictionsError, WriteError) as error:
         sys.exit(f"ablate.py: {error}")
     except KeyboardInterrupt:
         print("ablate.py: stopped. Start it again to go on.", file=sys.stderr)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
+from clip_koa.files import WriteError
 from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.training.checkpoints import SaveError, save_model_folder
@@ -75,5 +76,5 @@ if __name__ == "__main__":
     except InUseError as error:
         print(f"average_weights.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except (CheckpointError, SaveError) as error:
+    except (CheckpointError, SaveError, WriteError) as error:
         sys.exit(f"average_weights.py: {error}")

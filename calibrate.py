@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from clip_koa.files import WriteError
 from clip_koa.grading.calibration import (
     cross_fitted,
     describe,
@@ -141,5 +142,7 @@ if __name__ == "__main__":
     except InUseError as error:
         print(f"calibrate.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except (CalibrationError, CheckpointError, CorpusError, RadiographError, SaveError, FloatingPointError) as error:
+    except (
+        CalibrationError, CheckpointError, CorpusError, RadiographError, SaveError, WriteError, FloatingPointError,
+    ) as error:  # fmt: skip
         sys.exit(f"calibrate.py: {error}")

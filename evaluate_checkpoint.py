@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from clip_koa.files import write_file
+from clip_koa.files import WriteError, write_file
 from clip_koa.grading.comparison import compare_files, describe_comparison
 from clip_koa.grading.evaluation import HEADS, describe_results, evaluate, predict
 from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name, weights_digest
@@ -158,6 +158,6 @@ if __name__ == "__main__":
         sys.exit(2)
     except (
         CheckpointError, CorpusError, PerturbationError, PredictionsError, RadiographError, StockError,
-        FloatingPointError,
+        WriteError, FloatingPointError,
     ) as error:  # fmt: skip
         sys.exit(f"evaluate_checkpoint.py: {error}")

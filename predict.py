@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         stream.reconfigure(errors="backslashreplace")  # a name may hold what the terminal's encoding does not
     try:
         return grade_inputs(options)
-    except (FileNotFoundError, ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         # Bytes of a name that are no UTF-8 are shown as `as_text` shows them.
         print(f"predict.py: {os.fsencode(str(error)).decode('utf-8', 'backslashreplace')}", file=sys.stderr)
         return 2
@@ -202,6 +202,11 @@ def write_table(grader: Grader, table: GrowingTable, maps: HeatMaps | None = Non
     if table.gone:
         named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
         print(f"{table.gone} X-rays of the table are no longer named, and leave it: {named}")
+    if other := table.count_of_other_code():
+        print(
+            f"{other} rows stay that another version of the code graded (column made_by): to grade all anew, remove "
+            f"{as_text(table.path)}."
+        )
     if table.is_current:
         ungraded = table.finish()
         print(f"{as_text(table.path)} is up to date: {len(table.share)} X-rays.")

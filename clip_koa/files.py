@@ -75,8 +75,8 @@ def file_digest(path: Path) -> str:
 def as_text(name: str | Path) -> str:
     r"""A file's name, or a text with one in it, as one line that any table and screen takes; `path_of` gives it back.
 
-    Bytes that are not UTF-8, control characters and line ends become `\xff`, byte by byte. So does a backslash that
-    stands before an `xff` of the name's own, and a first `=`, `+`, `-` or `@`, which spreadsheets would compute.
+    Bytes that are not UTF-8, control characters and line ends become `\x0a` and the like, byte by byte. So does a
+    backslash that would read as such an escape, and a first `=`, `+`, `-` or `@`, which spreadsheets would compute.
     Any other name stays as it is.
     """
     return _ESCAPED.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in _bytes(found[0])), os.fspath(name))

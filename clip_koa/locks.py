@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from clip_koa.files import as_text, writing
+
 # Where a file system knows no locks; the first two are also what a server without a lock service says.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _HELD_ELSEWHERE = (errno.EAGAIN, errno.EACCES)
@@ -44,8 +46,18 @@ class WriterLock:
 
         Raises:
             InUseError: another process, or another part of this one, writes the target.
-            OSError: the folder cannot be written.
+            WriteError: its folder cannot be written.
         """
+        with writing(self.target):
+            self._acquire()
+        _HELD.add(self)
+        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, json.dumps(holder).encode())
+        return self
+
+    def _acquire(self) -> None:
         tries = 0
         while self._descriptor is None:
             self._made += _make_folders(self.file.parent)
@@ -62,12 +74,6 @@ class WriterLock:
                 self._descriptor = descriptor
             else:
                 os.close(descriptor)
-        _HELD.add(self)
-        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        with suppress(OSError):  # on a full disk the lock holds all the same
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, json.dumps(holder).encode())
-        return self
 
     def release(self) -> None:
         """Lets the next writer in; nothing stays on the disk."""
@@ -86,7 +92,10 @@ class WriterLock:
                 return
             except OSError as error:
                 if error.errno in _NO_LOCKS:
-                    print(f"{self.target}: no locks there ({error.strerror}). Run no second writer.", file=sys.stderr)
+                    print(
+                        f"{as_text(self.target)}: no locks there ({error.strerror}). Run no second writer.",
+                        file=sys.stderr,
+                    )
                     return
                 if error.errno not in _HELD_ELSEWHERE:
                     os.close(descriptor)
@@ -95,7 +104,9 @@ class WriterLock:
                 time.sleep(0.05)  # who asks by `is_held` has it for a moment
         content = os.pread(descriptor, 4096, 0)
         os.close(descriptor)
-        raise InUseError(f"{self.target} is being written by {_describe(content)}: wait for its end, or stop it.")
+        raise InUseError(
+            f"{as_text(self.target)} is being written by {_describe(content)}: wait for its end, or stop it."
+        )
 
     def is_held(self) -> bool | None:
         """Whether a process writes the target now; None where the file system knows no locks."""

@@ -21,7 +21,6 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from dataset_script.layouts import Xray, find_files, read_contents, resolve_data_dir
-from dataset_script.pixels import set_right
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_corpus
 
@@ -250,7 +249,7 @@ def read_pairs(data: Path, split: str, limit: int | None = None) -> Iterator[Pai
         knees = people[person]
         images = {}
         for xray, content in read_contents([knees["R"], knees["L"]]):
-            images[xray.laterality] = set_right(read_radiograph(content, name=xray.file).image)[0]
+            images[xray.laterality] = read_radiograph(content, name=xray.file).image
         yield Pair(number, person, images["R"], images["L"], knees["R"].grade, knees["L"].grade)
 
 

@@ -163,7 +163,32 @@ def test_a_table_that_was_made_otherwise_is_refused_by_what_differs(path, archiv
     assert {entry.name for entry in tmp_path.iterdir()} == {"archive", "other.png", path.name}
 
 
-def test_rows_of_another_version_or_model_are_not_gone_on_with(path, archive):
+def test_rows_of_other_code_stay_and_are_counted(path, archive, capsys):
+    files = archive(a=0, b=1, c=2)
+    _bring_up_to_date(path, files, made_by="model=0123 code=old level=0.9")
+    written = path.read_bytes()
+    counted = f" rows stay that another version of the code graded (column made_by): to grade all anew, remove {path}."
+    assert counted not in capsys.readouterr().out
+    new = "model=0123 code=new level=0.9"
+    assert _bring_up_to_date(path, files, made_by=new) == (0, []) and path.read_bytes() == written
+    printed = capsys.readouterr().out
+    assert f"3{counted}" in printed and "is up to date: 3 X-rays" in printed
+
+    time.sleep(0.01)
+    files = archive(b=3, d=4)  # one has changed, one is new
+    with GrowingTable(path) as table:  # stopped after the first of them, and gone on with
+        table.begin(files, new)
+        waiting = next(table.batches(1))
+        table.add(waiting, map(table_row, FileGrader().grade(xray.file for xray in waiting)))
+    assert _bring_up_to_date(path, files, made_by=new) == (0, ["d.png"])
+    assert f"2{counted}" in capsys.readouterr().out
+    rows = [(row["grade"], row["made_by"].split()[1]) for row in _rows(path)]
+    assert rows == [(0, "code=old"), (3, "code=new"), (2, "code=old"), (4, "code=new")]
+    with pytest.raises(GradeTableError, match=r"was made with level=0.9, now level=0.5: remove it"):
+        _bring_up_to_date(path, files, made_by="model=0123 code=newest level=0.5")
+
+
+def test_rows_of_another_kind_or_model_are_not_gone_on_with(path, archive):
     files = archive(a=0, b=1)
     rows = path.with_name(f".{path.name}.rows")
     rows.write_text('{"model": "m", "level": 0.9}\n')

@@ -14,6 +14,7 @@ import time
 import pytest
 from conftest import ROOT
 
+from clip_koa.files import WriteError
 from clip_koa.locks import InUseError, WriterLock
 
 HOLD = """
@@ -76,7 +77,7 @@ def test_a_killed_writer_keeps_nobody_out_though_its_child_lives(tmp_path, insid
 
 
 def test_a_folder_where_nothing_can_be_made():
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(WriteError, match=r"^/proc/table.csv could not be written: No such file or directory\.$"):
         WriterLock("/proc/table.csv").acquire()
 
 

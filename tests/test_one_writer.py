@@ -40,6 +40,21 @@ def test_the_second_is_told_and_ends_with_2(door, tmp_path, monkeypatch, capsys)
     assert [path.name for path in folder.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(door, monkeypatch, capsys):
+    if door == "export_onnx.py":
+        pytest.importorskip("onnxruntime")
+    arguments, _ = DOORS[door]
+    if door == "calibrate.py":  # which asks for a model folder that is there
+        arguments = ["--model", "configs", "--output", "FOLDER"]
+    told = f"{door}: /proc/folder could not be written: No such file or directory."
+    monkeypatch.setattr(sys, "argv", [door, *("/proc/folder" if word == "FOLDER" else word for word in arguments)])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(door, run_name="__main__")
+    assert (capsys.readouterr().err or f"{ended.value.code}\n").splitlines() == [told]
+
+
 def test_a_run_keeps_others_from_its_best_model(tmp_path, monkeypatch, capsys):
     """calibrate.py writes there, train.py too."""
     monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", str(tmp_path / "run")])

@@ -176,7 +176,7 @@ def _framed(image, sides, width, gray, noise, quality, seed) -> Image.Image:
     quality=st.sampled_from([0, 60]),
 )
 def test_a_frame_makes_no_negative_of_a_knee(grade, seed, sides, width, gray, noise, quality):
-    """Its width in shares of the X-ray. An inverted knee is found inside a frame as well."""
+    """Its width in shares of the X-ray."""
     knee = draw_knee(grade, "LR"[seed % 2], seed, image_size=160)
     assert not is_inverted(_framed(knee, sides, width, gray, noise, quality, seed))
 

@@ -57,8 +57,8 @@ class Grader:
         keep_polarity: grade X-rays that show bone dark as they are; otherwise they are inverted.
 
     Raises:
-        OSError: no such model (transformers' own message).
-        CalibrationError: a level for which the checkpoint keeps no threshold.
+        CheckpointError: no such model, a damaged one, or one that cannot grade.
+        CalibrationError: a level for which the checkpoint keeps no threshold, or a damaged file.
         ImportError: the backend is not installed.
         ValueError: a precision for an exported graph.
     """

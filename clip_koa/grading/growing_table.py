@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from clip_koa.files import as_text, replaced, writing
 from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, write_rows
+from clip_koa.grading.provenance import without_code
 from clip_koa.locks import WriterLock
 
 _NAMED = 3  # of the X-rays that are gone
@@ -40,8 +41,9 @@ class GrowingTable:
     """The table of the X-rays that are named now, of which rows that it holds already are kept.
 
     A row is kept where the same model graded the file with the same settings, and the file has its size and time
-    still. Rows are kept on disk as they come, in a hidden file beside the table, so that a stopped run goes on where
-    it was. What memory holds of them is the place of each row.
+    still. Rows that another version of the code graded are kept too, and counted by `count_of_other_code`. Rows are
+    kept on disk as they come, in a hidden file beside the table, so that a stopped run goes on where it was. What
+    memory holds of them is the place of each row, and whether other code graded it.
 
     Args:
         path: ending in one of `FORMATS`. It is written anew when all rows are there; until then it stays as it was.
@@ -68,8 +70,7 @@ class GrowingTable:
             InUseError: another process writes it.
             WriteError: its folder cannot be written.
         """
-        with writing(self.path):
-            self._lock.acquire()
+        self._lock.acquire()
         return self
 
     def __exit__(self, *_) -> None:
@@ -93,14 +94,16 @@ class GrowingTable:
             is_kept: says of a row whether it may stay, or is graded again; default: all may.
 
         Raises:
-            GradeTableError: the rows that are there were made otherwise, or are of other inputs altogether.
+            GradeTableError: the rows that are there were made by another model or with other settings, or are of
+                other inputs altogether.
         """
         self.files, self.made_by, self._is_kept = files, made_by, is_kept
+        self._settings = without_code(made_by)
         self.share = range(len(files)) if share is None else share
         self._numbers = {as_text(file): number for number, file in enumerate(files)}
         names = hashlib.sha256("\n".join(self._numbers).encode()).hexdigest()
-        self.about = json.dumps({"inputs": names, "made_by": made_by})
-        self._places = array("q", [-1]) * len(self.share)
+        self.about = json.dumps({"inputs": names, "made_by": self._settings})
+        self._places, self._other_code = array("q", [-1]) * len(self.share), bytearray(len(self.share))
         self._end = 0
         self.is_current = False
         if self.rows.exists():
@@ -123,7 +126,7 @@ class GrowingTable:
                 self.is_current = in_order == total == len(self.share) and is_of_these
             for other in others:
                 for row in read_rows(other, other.suffix):
-                    if row["made_by"] == self.made_by and row["file"] in self._numbers:
+                    if without_code(row["made_by"]) == self._settings and row["file"] in self._numbers:
                         elsewhere += 1
                         self._write(file, self._number_kept(row), row)
             if total and self.gone == total and not elsewhere:
@@ -136,7 +139,7 @@ class GrowingTable:
             for total, row in enumerate(self._check(self.rows, self._whole_rows(file)), 1):  # noqa: B007
                 number = self._number_kept(row)
                 if number is not None:
-                    self._places[number - self.share.start] = self._row_begins
+                    self._note(number, row, self._row_begins)
             file.truncate(self._end)
         if total and self.gone == total and len(self.share) == len(self.files):
             self._refuse_others(self.rows)
@@ -164,10 +167,11 @@ class GrowingTable:
     def _check(self, source: Path, rows: Iterable[dict]) -> Iterator[dict]:
         """Passes on rows, and counts those of X-rays that are no longer named; raises where one was made otherwise."""
         for row in rows:
-            if row["made_by"] != self.made_by:
+            settings = without_code(row["made_by"])
+            if settings != self._settings:
                 raise GradeTableError(
-                    f"{as_text(source)} was made with {_differences(row['made_by'], self.made_by)}: remove it to "
-                    "begin anew, or give another name."
+                    f"{as_text(source)} was made with {_differences(settings, self._settings)}: remove it to begin "
+                    "anew, or give another name."
                 )
             if row["file"] not in self._numbers:
                 self.gone += 1
@@ -189,7 +193,17 @@ class GrowingTable:
         if number is not None:
             line = (json.dumps(row) + "\n").encode()
             file.write(line)
-            self._places[number - self.share.start], self._end = self._end, self._end + len(line)
+            self._note(number, row, self._end)
+            self._end += len(line)
+
+    def _note(self, number: int, row: dict, begins: int) -> None:
+        """Keeps in memory where an X-ray's row begins, and whether other code graded it."""
+        place = number - self.share.start
+        self._places[place], self._other_code[place] = begins, row["made_by"] != self.made_by
+
+    def count_of_other_code(self) -> int:
+        """How many of the rows another version of the code graded."""
+        return sum(self._other_code)
 
     def batches(self, size: int) -> Iterator[list[Waiting]]:
         """The X-rays that have no row, in their order."""
@@ -246,8 +260,8 @@ class GrowingTable:
         return ungraded
 
 
-def _differences(before: str | None, now: str) -> str:
+def _differences(before: str, now: str) -> str:
     """What differs between two settings, as `level=0.5, now level=0.9`."""
-    then = {item.split("=")[0]: item for item in (before or "").split()}
+    then = {item.split("=")[0]: item for item in before.split()}
     differing = [item for item in now.split() if then.get(item.split("=")[0]) != item]
-    return "; ".join(f"{then.get(item.split('=')[0], 'nothing')}, now {item}" for item in differing) or str(before)
+    return "; ".join(f"{then.get(item.split('=')[0], 'nothing')}, now {item}" for item in differing) or before

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 
+from clip_koa.files import replaced
 from clip_koa.grading.evaluation import Predictions
 from metrics.kl_grading.kl_grading import known_person
 
@@ -55,17 +55,19 @@ def pseudonyms(files: list[str], person_ids: list[str]) -> list[str]:
 
 
 def write_predictions(path: str | Path, graded: PredictionFile) -> None:
-    """Writes a prediction file, whole or not at all."""
+    """Writes a prediction file, whole or not at all.
+
+    Raises:
+        WriteError: it could not be written; an earlier one stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Through Python's floats, which hold every fp32 value, so that reading gives the same logits to the bit.
     columns = [getattr(graded.predictions, name).tolist() for name in LOGITS]
     rows = zip(graded.files, graded.people, graded.predictions.labels.tolist(), *columns, strict=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with replaced(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(dict(zip(("file", "person", "label", *LOGITS), row, strict=True))) + "\n")
-    os.replace(temporary, path)
 
 
 def read_predictions(path: str | Path) -> PredictionFile:

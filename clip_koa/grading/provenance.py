@@ -26,7 +26,7 @@ def model_digest(name: str) -> str:
 
 
 def code_digest() -> str:
-    """Digest of the code that decides a grade: another version may read an X-ray otherwise."""
+    """Digest of the code that reads and grades: another version may give an X-ray another grade, but need not."""
     return _digest(code_files())
 
 
@@ -51,6 +51,11 @@ def _imported(file: Path) -> Iterator[Path]:
 def describe(**settings) -> str:
     """Settings as a table keeps them: `model=0123456789abcdef level=0.9`."""
     return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def without_code(made_by: str | None) -> str:
+    """What `describe` gave, without the code: rows of several versions may stand in one table."""
+    return " ".join(item for item in (made_by or "").split() if not item.startswith("code="))
 
 
 def _digest(files: Iterable[Path]) -> str:

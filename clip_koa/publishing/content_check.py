@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import FORMS, IMAGE_NAME, PERSON, SECRET, find_form
 from clip_koa.publishing.plain_files import open_plain
+from dataset_script.pixels import MAX_PIXELS
 
 # Keys of JSON that name people or files, written without lines and capitals.
 _NAMING_KEYS = re.compile(
@@ -38,7 +39,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs"}
 _SOFTWARE = re.compile(rb"Software\0Matplotlib version[\w.]+, https://matplotlib\.org/")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the PNG's colour type
-_MOST_PIXELS = 50_000_000
 _PART = 2**22  # bytes of a large file that are held at once
 
 
@@ -204,7 +204,7 @@ def _check_picture(name: str, content: bytes) -> None:
             if kind not in _CHUNKS and not (kind == b"tEXt" and _SOFTWARE.fullmatch(body)):
                 raise ReleaseError(f"{name} carries metadata ({kind.decode('latin-1')}): save it without.")
         width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1])
-        if interlaced or width * height > _MOST_PIXELS:
+        if interlaced or width * height > MAX_PIXELS:
             raise ReleaseError(f"{name} is interlaced or has {width} x {height} pixels: save it plainly and smaller.")
         expected = height * (1 + -(-width * bits * _CHANNELS[colour] // 8))  # a byte before each line names its filter
         unpacked = zlib.decompressobj()

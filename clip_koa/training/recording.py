@@ -68,8 +68,7 @@ def only_writer(accelerator: Accelerator, *locks: WriterLock) -> Iterator[None]:
         if accelerator.is_main_process:
             try:
                 for lock in locks:
-                    with writing(lock.target):
-                        held.enter_context(lock)
+                    held.enter_context(lock)
             except OSError as error:
                 refused = [error]
         broadcast_object_list(refused)

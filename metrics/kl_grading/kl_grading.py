@@ -107,8 +107,8 @@ def kl_grading_metrics(
 def known_person(person) -> str | None:
     """A person's name as text, without the blanks around it; None for whoever is not known.
 
-    Unknown is what stands for nothing in Python, numpy and pandas, or in a file: None, NaN, NaT, pandas' NA, text that
-    is empty or blank, and what `str` makes of the former, as numpy does in a list of texts that holds a NaN.
+    Unknown is what stands for nothing in Python, numpy, pandas or a file: None, NaN, NaT, pandas' NA, empty or blank
+    text. So is what `str` makes of them, as numpy does in a list of texts that holds a NaN.
     """
     if isinstance(person, bytes):
         person = person.decode("utf-8", "backslashreplace")
