@@ -75,10 +75,8 @@ class _Page:
         self.api = Api(grader, self.turns, uploads)
         processor = grader.images.image_processor
         self.crop_share = processor.crop_size["height"] / processor.size["shortest_edge"]
-        # The first pass through a model takes longer: nobody should wait for it, nor for both of them.
-        blank = Image.new("L", (256, 256))
-        self.turns.submit("start", lambda: grader.images.grade(blank))
-        self.turns.submit("start", lambda: grader.images.explain(blank, 0))
+        blank = Image.new("L", (256, 256))  # the first pass through a model takes longer: no visitor waits for it
+        self.turns.submit("start", lambda: grader.images.explain(blank, grader.images.grade(blank).grade)).result()
         environment = Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=select_autoescape())
         self.template = environment.get_template("page.html")
 

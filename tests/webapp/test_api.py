@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -78,7 +79,8 @@ def test_agents_find_the_tools_and_grade(served, knee):
             two = [session.call_tool("grade", {"file": content}) for _ in range(2)]  # the same file at once
             return tools, await asyncio.gather(*two)
 
-    tools, answers = asyncio.run(ask())
+    with ThreadPoolExecutor(1) as thread:  # Playwright's loop runs in this one
+        tools, answers = thread.submit(asyncio.run, ask()).result()
     assert set(tools) == {"grade", "explain"}
     assert "Kellgren-Lawrence" in tools["grade"].description and "against" in str(tools["explain"].inputSchema)
     for answer in answers:

@@ -12,7 +12,7 @@ from webapp.conftest import upload, visiting
 
 def _lengths(page):
     """Of each bar of the card and the whole of its track, in pixels; and what it says."""
-    return page.locator("#card .words > .bars li").evaluate_all(
+    return page.locator("#card .details > .bars li").evaluate_all(
         "rows => rows.map(row => [row.querySelector('.bar').getBoundingClientRect().width,"
         " row.querySelector('.track').getBoundingClientRect().width])"
     )
@@ -26,7 +26,7 @@ def test_upload_read_change_the_map(page, served, visitor, knee):
     assert card.locator("h3").inner_text().startswith(f"KL{grade} ")
     assert "9000001L.png · 120 × 120" in card.locator(".file").inner_text()
     assert re.search(r"Grade \d.* 90 % of the time", card.locator(".sure").inner_text())
-    shares = [int(text.split()[0]) for text in card.locator(".words > .bars .share").all_inner_texts()]
+    shares = [int(text.split()[0]) for text in card.locator(".details > .bars .share").all_inner_texts()]
     told = visitor.upload(file.read_bytes(), file.name).json()  # what the browser was told
     assert shares == [pytest.approx(100 * share, abs=0.51) for share in told["probabilities"]]
     assert shares[grade] == max(shares) and told["laterality"] == "L"
@@ -170,7 +170,7 @@ def test_a_phone_sees_the_answer_at_once_and_moves_the_slider_by_touch(browser, 
         page.get_by_role("button", name="Example: KL3").first.tap()
         page.locator("#card .stage").wait_for()
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 375
-        assert page.locator("#card .stage").bounding_box()["y"] < 740 / 2  # scrolled to
+        assert page.locator("#card .badge").bounding_box()["y"] < 740 / 2  # scrolled to
         slider = page.get_by_role("slider", name="Opacity of the heat map")
         slider.scroll_into_view_if_needed()
         box = slider.bounding_box()

@@ -12,7 +12,7 @@ _MEASURE = """() => {
       && (inner.right > card.right + 1 || inner.left < card.left - 1);
   });
   return { page: document.documentElement.scrollWidth, stage: box('.stage').width, card: box('#card .card').width,
-    track: Math.min(...[...document.querySelectorAll('.words > .bars .track')].map((track) => track.clientWidth)),
+    track: Math.min(...[...document.querySelectorAll('.details > .bars .track')].map((track) => track.clientWidth)),
     outside: outside.map((element) => element.outerHTML.slice(0, 100)) };
 }"""
 

@@ -65,8 +65,9 @@ function answerCard(item, page, forget) {
     h(
       "div",
       { class: "columns" },
+      answer(item, page),
       h("div", { class: "views" }, viewer.element, heatControls(item, page, viewer), sideChoice(item, page, viewer)),
-      words(item, page, forget),
+      details(item, page, forget),
     ),
   );
   requestAnimationFrame(() => viewer.paint()); // once it has a size
@@ -130,18 +131,15 @@ function reportUrl(item, page, kind) {
   return `${page.url(item)}/report.${kind}?${query}`;
 }
 
-function words(item, page, forget) {
+function answer(item, page) {
   const { facts } = item;
   const notes = [];
   if (facts.atypical) notes.push(t("atypical_reminder"));
   if (facts.both_knees) notes.push(t("both_knees"));
   if (facts.inverted) notes.push(t("inverted"));
-  const reports = ["html", "pdf"].map((kind) =>
-    h("a", { class: "button", "data-kind": kind, href: reportUrl(item, page, kind), download: true }, `${t("report")}, ${kind.toUpperCase()}`),
-  );
   return h(
     "div",
-    { class: "words" },
+    { class: "answer" },
     h("p", { class: "file" }, `${facts.name} · ${facts.width} × ${facts.height}`),
     notes.map((note) => h("p", { class: "warning" }, note)),
     h(
@@ -152,6 +150,17 @@ function words(item, page, forget) {
     ),
     facts.true_grade === null ? null : h("p", { class: "truth" }, t("true_grade", { grade: gradeName(facts.true_grade) })),
     facts.set.length ? h("p", { class: "sure" }, describeSet(facts.set, page.level)) : null,
+  );
+}
+
+function details(item, page, forget) {
+  const { facts } = item;
+  const reports = ["html", "pdf"].map((kind) =>
+    h("a", { class: "button", "data-kind": kind, href: reportUrl(item, page, kind), download: true }, `${t("report")}, ${kind.toUpperCase()}`),
+  );
+  return h(
+    "div",
+    { class: "details" },
     bars(facts.probabilities, facts.grade, facts.set, t("bars")),
     h(
       "dl",

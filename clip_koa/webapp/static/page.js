@@ -191,7 +191,8 @@ function spoken(item) {
   if (!item) return "";
   if (item.error !== undefined) return `${t("announced_error", { name: item.name })} ${item.error}`;
   if (!isShown(item)) return t("announced_atypical", { name: item.name });
-  return t("announced", { name: item.name, grade: gradeName(item.facts.grade), side: sideName(item.side) });
+  const values = { name: item.name, grade: gradeName(item.facts.grade), side: sideName(item.side) };
+  return t(item.side ? "announced" : "announced_sideless", values);
 }
 
 function announce(words) {

@@ -80,7 +80,7 @@ export class XrayTable {
     const thumbnail = item.facts ? h("img", { src: `${page.url(item)}/thumbnail.png`, alt: "" }) : h("span", { class: "blank" });
     const cells = [
       h("td", { class: "side" }, item.facts ? sideName(item.side) : ""),
-      h("td", { class: "grade" }, shown(item, (facts) => badge(facts.grade)) ?? (item.facts || item.error !== undefined ? "–" : "…")),
+      h("td", { class: "grade" }, shown(item, (facts) => badge(facts.grade)) ?? noGrade(item)),
       h("td", { class: "set" }, shown(item, (facts) => range(facts.set)) ?? ""),
       h("td", { class: "osteoarthritis" }, shown(item, (facts) => percent(facts.osteoarthritis)) ?? ""),
       h("td", { class: "warning" }, warningOf(item)),
@@ -95,4 +95,5 @@ export class XrayTable {
 }
 
 const range = (set) => (set.length > 1 ? `${set[0]} – ${set[set.length - 1]}` : `${set[0] ?? ""}`);
+const noGrade = (item) => (item.facts || item.error !== undefined ? h("span", { class: "alarm", "aria-hidden": "true" }, "⚠ –") : "…");
 const badge = (grade) => h("span", { class: `tag grade${grade}` }, gradeName(grade));
