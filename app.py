@@ -9,8 +9,10 @@ keeps nothing of a visit. Research only, no medical device.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from clip_koa import RELEASED_MODEL
@@ -29,6 +31,19 @@ def named_by_the_card() -> str | None:
     return models[0] if models else None
 
 
+def positive(kind: type):
+    """An argparse type: a number above zero."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: it must be above 0.")
+        return value
+
+    parse.__name__ = kind.__name__  # what argparse calls it
+    return parse
+
+
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(description="A page that grades knee X-rays. Research only, no medical device.")
@@ -39,6 +54,16 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", type=float, default=0.9, help="of the confidence sets (default: 0.9)")
     parser.add_argument("--host", help="address to listen on (default: this computer only; 0.0.0.0: all networks)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
+    parser.add_argument("--max-visitors", type=positive(int), default=100, help="at a time (default: 100)")
+    parser.add_argument(
+        "--keep-minutes", type=positive(float), default=60,
+        help="X-rays of a visit that nobody uses are forgotten after so many minutes (default: 60)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--examples", type=Path, default=Path(__file__).with_name("examples"),
+        help="folder of the X-rays that a visitor may try (default: examples/, which `make examples` fills)",
+    )  # fmt: skip
+    parser.add_argument("--mcp", action="store_true", help="also serve agents, over the Model Context Protocol")
     return parser.parse_args(arguments)
 
 
@@ -46,12 +71,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Serves the page until it is stopped; returns the exit status."""
     options = parse_options(arguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with tempfile.TemporaryDirectory(prefix="clip-koa-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # gone with the page
+    stopped = threading.Event()
+    # Without it the process would end where it stands, and leave its temporary folder.
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    with tempfile.TemporaryDirectory(prefix="clip-koa-", ignore_cleanup_errors=True) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # read when gradio is imported
         try:
-            from clip_koa.webapp.page import build_page, launch_settings
+            from clip_koa.webapp.page import build_page
+            from clip_koa.webapp.report import model_facts
+            from clip_koa.webapp.visits import Limits
+
+            if options.mcp:
+                import mcp  # noqa: F401
         except ModuleNotFoundError as error:
-            print(f"app.py needs {error.name}: pip install 'clip-koa[app]'.", file=sys.stderr)
+            extra = "mcp" if error.name == "mcp" else "app"
+            print(f"app.py needs {error.name}: pip install 'clip-koa[{extra}]'.", file=sys.stderr)
             return 2
         from clip_koa.grading.grader import Grader
 
@@ -60,9 +94,22 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             print(f"app.py: {error}", file=sys.stderr)
             return 2
-        name = Path(options.model).resolve().name if Path(options.model).exists() else options.model
-        page = build_page(grader, name, options.level)
-        page.queue(max_size=200).launch(server_name=options.host, server_port=options.port, **launch_settings())
+        facts = model_facts(options.model, grader, options.level)
+        limits = Limits(visitors=options.max_visitors, idle_seconds=60 * options.keep_minutes)
+        server, settings = build_page(grader, facts, Path(uploads), limits, options.examples)
+        try:
+            _, address, _ = server.launch(
+                server_name=options.host, server_port=options.port, mcp_server=options.mcp, prevent_thread_lock=True,
+                **settings,
+            )  # fmt: skip
+        except OSError as error:
+            print(f"app.py: {error}", file=sys.stderr)
+            return 2
+        print(f"The page is at {address}. It ends with Ctrl+C.", flush=True)
+        try:
+            stopped.wait()
+        except KeyboardInterrupt:
+            print("The page has ended.", flush=True)
     return 0
 
 

@@ -8,12 +8,16 @@ PROJECT = Path(__file__).parents[2]
 # Folders and files of the project that each is made of, and names that its release may hold.
 _PAGE = (
     "app.py", "LICENSE", "clip_koa/__init__.py", "clip_koa/grading/__init__.py", "clip_koa/grading/grader.py",
-    "clip_koa/grading/onnx_network.py",
-    "clip_koa/webapp/*.py", "clip_koa/webapp/templates/*", "modeling_clip_koa/*.py", "dataset_script/__init__.py",
+    "clip_koa/grading/onnx_network.py", "clip_koa/grading/grade_table.py",
+    "clip_koa/webapp/*.py", "clip_koa/webapp/texts.yaml", "clip_koa/webapp/templates/*", "clip_koa/webapp/static/*",
+    "modeling_clip_koa/*.py", "dataset_script/__init__.py",
     "dataset_script/radiograph.py", "dataset_script/pixels.py", "dataset_script/dicom*.py",
-    "dataset_script/synthetic.py",
+    "examples/kl[0-4]_left.png", "examples/kl[0-4]_right.png", "examples/ATTRIBUTION.md",
 )  # fmt: skip
-_REQUIREMENTS = ("torch", "transformers", "safetensors", "pillow", "numpy", "pydicom", "Jinja2")
+_REQUIREMENTS = (
+    "torch", "transformers", "safetensors", "pillow", "numpy", "pydicom", "Jinja2", "PyYAML", "fpdf2", "matplotlib",
+    "pyarrow",
+)  # fmt: skip
 SPACE_FILES = ("README.md", "requirements.txt", *_PAGE)
 METRIC_FILES = ("README.md", "LICENSE", "__init__.py", "index.html", "kl_grading.py", "paired.py", "requirements.txt")
 DATASET_FILES = ("README.md", "LICENSE", "preprocessing_clip_koa.py", "dataset_script/*.py")

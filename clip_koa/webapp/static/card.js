@@ -1,0 +1,213 @@
+// The card of one X-ray: what the model says of it, how sure it is, and what it leans on.
+
+import { h, percent, radios, t } from "./dom.js";
+import { Viewer } from "./viewer.js";
+
+const GRADES = [0, 1, 2, 3, 4];
+export const gradeName = (grade) => t(`grade_${grade}`);
+export const sideName = (side) => (side ? t(`side_${side}`) : t("side_unknown"));
+
+// Whether an answer is shown: where the image is unlike a knee X-ray, only after the warning was read.
+export const isShown = (item) => item.facts?.grade !== undefined && (!item.facts.atypical || item.warningRead);
+
+export function describeSet(set, level) {
+  if (!set.length) return "";
+  const values = { low: set[0], high: set[set.length - 1], level };
+  return t(set.length === 1 ? "set_one" : "set_many", values);
+}
+
+// `page` has url(item), level, language, changed(item) and forget(item).
+export function buildCard(item, page) {
+  const forget = h("button", { type: "button", class: "button quiet", onclick: () => page.forget(item) }, t("forget_one"));
+  if (item.error !== undefined) return refusedCard(item, forget);
+  if (!isShown(item)) return warningCard(item, page, forget);
+  return answerCard(item, page, forget);
+}
+
+function refusedCard(item, forget) {
+  return h(
+    "article",
+    { class: "card", "aria-label": item.name },
+    h("div", { class: "refused" }, h("h3", {}, t("not_graded", { name: item.name })), h("p", item.foreign ? { lang: "en" } : {}, item.error)),
+    h("p", {}, forget),
+  );
+}
+
+function warningCard(item, page, forget) {
+  const show = () => {
+    item.warningRead = true;
+    page.changed(item);
+    document.querySelector("#card .headline").focus();
+  };
+  return h(
+    "article",
+    { class: "card", "aria-label": item.name },
+    h(
+      "div",
+      { class: "unlike" },
+      h("img", { src: `${page.url(item)}/thumbnail.png`, alt: t("xray_alt", { name: item.name }) }),
+      h(
+        "div",
+        {},
+        h("p", { class: "file" }, item.name),
+        h("h3", {}, t("atypical_title")),
+        h("p", {}, t("atypical_body")),
+        h("p", {}, h("button", { type: "button", class: "button", onclick: show }, t("show_anyway")), " ", forget),
+      ),
+    ),
+  );
+}
+
+function answerCard(item, page, forget) {
+  const viewer = new Viewer(item, page.url(item));
+  const card = h("article", { class: "card", "aria-label": item.name });
+  card.append(
+    h(
+      "div",
+      { class: "columns" },
+      answer(item, page),
+      h("div", { class: "views" }, viewer.element, heatControls(item, page, viewer), sideChoice(item, page, viewer)),
+      details(item, page, forget),
+    ),
+  );
+  requestAnimationFrame(() => viewer.paint()); // once it has a size
+  return card;
+}
+
+function heatControls(item, page, viewer) {
+  const { facts } = item;
+  const grade = gradeName(facts.grade);
+  const caption = h("p", { class: "caption" });
+  const load = () => {
+    const against = item.against ?? "";
+    viewer.heat.src = `${page.url(item)}/heat${against === "" ? "" : `?against=${against}`}`;
+    const sentence = against === "" ? t("heat_for", { grade }) : t("heat_rather", { grade, against: gradeName(against) });
+    caption.textContent = viewer.framed ? `${sentence} ${t("heat_frame")}` : sentence;
+    for (const link of document.querySelectorAll("#card .reports a")) link.href = reportUrl(item, page, link.dataset.kind);
+  };
+  viewer.heat.addEventListener("error", () => {
+    caption.textContent = t("heat_failed");
+  });
+  item.opacity ??= 60;
+  viewer.heat.style.opacity = item.opacity / 100;
+  const slider = h("input", { type: "range", min: 0, max: 100, value: item.opacity, "aria-label": t("heat_opacity"), class: "opacity" });
+  slider.addEventListener("input", () => {
+    item.opacity = Number(slider.value);
+    viewer.heat.style.opacity = item.opacity / 100;
+  });
+  const others = [facts.grade - 1, facts.grade + 1].filter((other) => GRADES.includes(other));
+  const choices = [["", t("for_grade", { grade })], ...others.map((other) => [other, t("rather_than", { grade: gradeName(other) })])];
+  const question = radios("heat", t("heat_question"), choices, item.against ?? "", (value) => {
+    item.against = value === "" ? undefined : value;
+    load();
+  });
+  load();
+  return h(
+    "div",
+    { class: "heat-controls" },
+    h("label", { class: "slider" }, h("span", {}, t("heat_map")), slider),
+    h("div", { class: "legend" }, h("span", {}, t("heat_weak")), h("span", { class: "scale", "aria-hidden": "true" }), h("span", {}, t("heat_strong"))),
+    question,
+    caption,
+  );
+}
+
+function sideChoice(item, page, viewer) {
+  if (item.facts.both_knees) return null;
+  const choices = ["R", "L", ""].map((side) => [side, sideName(side)]);
+  const choice = radios("side", t("side"), choices, item.side, (side) => {
+    item.side = side;
+    viewer.markSides();
+    page.sideChanged(item);
+    for (const link of document.querySelectorAll("#card .reports a")) link.href = reportUrl(item, page, link.dataset.kind);
+  });
+  choice.append(h("p", { class: "small" }, t("side_note")));
+  return choice;
+}
+
+function reportUrl(item, page, kind) {
+  const query = new URLSearchParams({ lang: page.language, side: item.side });
+  if (item.against !== undefined) query.set("against", item.against);
+  return `${page.url(item)}/report.${kind}?${query}`;
+}
+
+function answer(item, page) {
+  const { facts } = item;
+  const notes = [];
+  if (facts.atypical) notes.push(t("atypical_reminder"));
+  if (facts.both_knees) notes.push(t("both_knees"));
+  if (facts.inverted) notes.push(t("inverted"));
+  return h(
+    "div",
+    { class: "answer" },
+    h("p", { class: "file" }, `${facts.name} · ${facts.width} × ${facts.height}`),
+    notes.map((note) => h("p", { class: "warning" }, note)),
+    h(
+      "div",
+      { class: "headline", tabindex: -1 },
+      h("span", { class: `badge grade${facts.grade}`, "aria-hidden": "true" }, String(facts.grade)),
+      h("div", {}, h("h3", {}, gradeName(facts.grade)), h("p", {}, t(`meaning_${facts.grade}`))),
+    ),
+    facts.true_grade === null ? null : h("p", { class: "truth" }, t("true_grade", { grade: gradeName(facts.true_grade) })),
+    facts.set.length ? h("p", { class: "sure" }, describeSet(facts.set, page.level)) : null,
+  );
+}
+
+function details(item, page, forget) {
+  const { facts } = item;
+  const reports = ["html", "pdf"].map((kind) =>
+    h("a", { class: "button", "data-kind": kind, href: reportUrl(item, page, kind), download: true }, `${t("report")}, ${kind.toUpperCase()}`),
+  );
+  return h(
+    "div",
+    { class: "details" },
+    bars(facts.probabilities, facts.grade, facts.set, t("bars")),
+    h(
+      "dl",
+      {},
+      h("dt", {}, t("osteoarthritis")),
+      h("dd", {}, percent(facts.osteoarthritis)),
+      h("dt", {}, t("expected")),
+      h("dd", {}, facts.expected.toFixed(1)),
+    ),
+    mirror(item, page),
+    h("p", { class: "reports" }, reports, forget),
+  );
+}
+
+function mirror(item, page) {
+  const { facts } = item;
+  const values = { grade: gradeName(facts.image_grade), mirror: gradeName(facts.mirror_grade) };
+  const agrees = facts.image_grade === facts.mirror_grade;
+  return h(
+    "section",
+    { class: "mirror", "aria-label": t("mirror") },
+    h("img", { src: `${page.url(item)}/mirror.png`, alt: t("mirror_alt") }),
+    h(
+      "div",
+      {},
+      h("p", agrees ? {} : { class: "differs" }, t(agrees ? "mirror_agrees" : "mirror_differs", values)),
+      bars(facts.mirror_probabilities, facts.mirror_grade, [], `${t("mirror")}: ${t("bars")}`),
+    ),
+  );
+}
+
+// The whole width of a track is 100 %.
+function bars(probabilities, chosen, set, label) {
+  return h(
+    "ul",
+    { class: "bars", "aria-label": label },
+    probabilities.map((share, grade) => {
+      const bar = h("span", { class: "bar" });
+      bar.style.width = `${100 * share}%`;
+      const kind = `${grade === chosen ? "chosen" : ""} ${set.includes(grade) ? "inset" : ""}`;
+      return h(
+        "li",
+        { class: kind },
+        h("span", { class: "grade" }, gradeName(grade)),
+        h("span", { class: "track" }, bar),
+        h("span", { class: "share" }, percent(share)),
+      );
+    }),
+  );
+}

@@ -1,0 +1,88 @@
+"""Files of the API: each upload lies in a folder of its own that nobody can guess, and goes when it is read.
+
+The page itself uploads into memory and writes no file. Gradio's clients upload a file first and name it afterwards; by
+itself Gradio would keep it under a hash of its content, where equal files of several callers are one.
+"""
+
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from clip_koa.webapp.visits import Limits, Refusal
+
+_KEPT_SECONDS = 300  # an upload that nobody reads, a heat map that nobody fetches
+_FILES_AT_ONCE = 10
+
+
+class Uploads:
+    """The folder of the API's files.
+
+    Args:
+        folder: its place, which exists.
+        limits: the size of a file, and of all of them.
+    """
+
+    def __init__(self, folder: Path, limits: Limits):
+        self.folder, self.limits = folder.resolve(), limits
+
+    async def take(self, request: Request) -> list[str]:
+        """Saves the files of a form as Gradio's clients send it; gives their paths.
+
+        Raises:
+            Refusal: a file that is too large, or too many.
+        """
+        self.sweep()
+        if int(request.headers.get("content-length") or 0) > self.limits.file_bytes * _FILES_AT_ONCE:
+            raise Refusal("too_large", 413, megabytes=self.limits.file_bytes // 1024**2)
+        paths = []
+        async with request.form(max_files=_FILES_AT_ONCE) as form:
+            for part in form.getlist("files"):
+                if isinstance(part, UploadFile):
+                    paths.append(str(await self._save(part)))
+        return paths
+
+    def read(self, path: str) -> tuple[bytes, str]:
+        """Content and name of an upload, which is deleted.
+
+        Raises:
+            FileNotFoundError: no such upload, or it was read before.
+        """
+        file = Path(path).resolve()
+        if file.parent.parent != self.folder or not file.is_file():
+            raise FileNotFoundError(f"{file.name}: there is no such upload. An upload is read once: send it anew.")
+        content = file.read_bytes()
+        shutil.rmtree(file.parent, ignore_errors=True)
+        return content, file.name
+
+    def place(self, name: str) -> Path:
+        """Where a new file of this name may be written."""
+        folder = self.folder / secrets.token_urlsafe(32)
+        folder.mkdir(mode=0o700)
+        return folder / (plain_name(name) or "upload")
+
+    def sweep(self) -> None:
+        """Deletes what lies here for too long."""
+        for entry in self.folder.iterdir():
+            if time.time() - entry.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    async def _save(self, part: UploadFile) -> Path:
+        size = part.size or 0
+        if size > self.limits.file_bytes:
+            raise Refusal("too_large", 413, megabytes=self.limits.file_bytes // 1024**2)
+        lying = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        if lying + size > self.limits.waiting_bytes:
+            raise Refusal("busy", 503)
+        path = self.place(part.filename or "upload")
+        path.write_bytes(await part.read())
+        return path
+
+
+def plain_name(name: str) -> str:
+    """A file's name without folders and what cannot be printed, its last 100 characters; empty for none."""
+    base = Path(name.replace("\\", "/")).name
+    return "".join(sign for sign in base if sign.isprintable())[-100:]

@@ -1,0 +1,92 @@
+"""The project's examples: ten real X-rays of the public data set, two of each grade, chosen by a rule, not by a look.
+
+    python -m dataset_script.examples --data_dir FOLDER
+
+writes them to examples/, one left and one right knee of each grade. The rule: the X-rays of the validation split, in
+the order of their names, are shuffled with Python's `random.Random(2018)`; of each grade and side the first is taken
+whose person gave none yet. What the model says of them plays no part. The files are gray PNGs without metadata, and
+their names hold no person's number.
+"""
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dataset_script.layouts import CorpusError, Xray, find_files, read_contents, resolve_data_dir
+from dataset_script.radiograph import RadiographError, read_radiograph
+
+FOLDER = Path(__file__).parents[1] / "examples"
+GRADES = (0, 1, 2, 3, 4)
+SIDES = {"L": "left", "R": "right"}
+SEED = 2018  # the year of the data set
+
+
+class ExampleError(ValueError):
+    """A corpus that the examples cannot be chosen from; the message says what it lacks."""
+
+
+def choose(xrays: Iterable[Xray]) -> Iterator[tuple[str, Xray]]:
+    """Name and X-ray of each example, by the rule of this file.
+
+    Args:
+        xrays: of the validation split, as `dataset_script.layouts.find_files` lists them.
+
+    Raises:
+        ExampleError: no X-ray of a grade and side.
+    """
+    shuffled = sorted(xrays, key=lambda xray: Path(xray.file).name)
+    random.Random(SEED).shuffle(shuffled)
+    taken = set()
+    for grade in GRADES:
+        for side, word in SIDES.items():
+            fitting = (x for x in shuffled if (x.grade, x.laterality) == (grade, side) and x.person_id not in taken)
+            xray = next(fitting, None)
+            if xray is None:
+                raise ExampleError(f"the validation split holds no {word} knee of grade {grade}.")
+            taken.add(xray.person_id)
+            yield f"kl{grade}_{word}.png", xray
+
+
+def write_examples(data_dir: str | None, folder: Path) -> list[Path]:
+    """Writes the ten examples.
+
+    Args:
+        data_dir: the data set in any of its layouts; default: the environment's KNEE_XRAY_DIR.
+
+    Raises:
+        CorpusError: no such data set.
+        ExampleError: it lacks a grade or side.
+        RadiographError: an X-ray that cannot be read.
+    """
+    chosen = dict(choose(find_files(resolve_data_dir(data_dir)).get("validation", [])))
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, xray in chosen.items():
+        ((_, content),) = read_contents([xray])
+        unfinished = folder / f".{name}.writing"
+        read_radiograph(content, name=xray.file).image.save(unfinished, "PNG", optimize=True)
+        os.replace(unfinished, folder / name)
+        written.append(folder / name)
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the examples; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write the page's ten examples out of the public data set.")
+    parser.add_argument("--data_dir", help="the data set (default: the environment's KNEE_XRAY_DIR)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: examples/ of the project)")
+    options = parser.parse_args(arguments)
+    try:
+        written = write_examples(options.data_dir, options.output)
+    except (CorpusError, ExampleError, RadiographError, OSError) as error:
+        print(f"examples: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(written)} X-rays in {options.output}: {', '.join(path.name for path in written)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

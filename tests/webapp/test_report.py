@@ -1,0 +1,83 @@
+"""The report: what it names, and that it fills one page."""
+
+import re
+import zlib
+from pathlib import Path
+
+import pytest
+
+from clip_koa.webapp.report import model_facts
+from webapp.conftest import upload
+
+
+def _texts_of_pdf(content: bytes) -> int:
+    """How many glyphs the page of a PDF writes."""
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, flags=re.S)
+    drawn = b""
+    for stream in streams:
+        try:
+            drawn += zlib.decompress(stream)
+        except zlib.error:
+            continue
+    return drawn.count(b" Tj") + drawn.count(b" TJ")
+
+
+def test_a_report_names_what_it_needs(page, visitor, knee, model_folder):
+    import hashlib
+
+    told = visitor.upload(knee("9000001L.png").read_bytes(), "9000001L.png").json()
+    against = 2 if told["grade"] != 2 else 1
+    html = visitor.get(f"xrays/{told['id']}/report.html", against=against, side="R").text
+    digest = hashlib.sha256((model_folder / "model.safetensors").read_bytes()).hexdigest()
+    expected = (
+        "9000001L.png", "120 × 120 pixels", digest, "model", "a local folder", "fp32", "set of 90 %", "right knee",
+        f"rather than KL{against}", "not a medical device", f"KL{told['grade']} ",
+    )  # fmt: skip
+    assert [words for words in expected if words not in html] == []
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", html) and html.count("data:image/png") == 2
+    assert not re.search(r"""(src|href)=["']?(http|/)""", html)
+    pdf = visitor.get(f"xrays/{told['id']}/report.pdf")
+    assert pdf.headers["content-type"] == "application/pdf" and pdf.content.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type /Page\b", pdf.content)) == 1 and _texts_of_pdf(pdf.content) > 40
+    assert pdf.content.count(b"/Subtype /Image") >= 2
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "es"])
+@pytest.mark.parametrize("size", [(120, 120), (60, 300), (300, 60)])
+def test_it_fills_one_a4_page(browser, visitor, tmp_path, language, size):
+    from dataset_script.synthetic import draw_knee
+
+    draw_knee(4, "L", 3, 120).resize(size).save(tmp_path / "knee.png")
+    told = visitor.upload((tmp_path / "knee.png").read_bytes(), "a name of some length, as films have.png").json()
+    (tmp_path / "report.html").write_text(visitor.get(f"xrays/{told['id']}/report.html", lang=language).text)
+    printed = browser.new_page()
+    printed.goto(f"file://{tmp_path}/report.html")
+    pdf = printed.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type /Page\b", pdf)) == 1
+    printed.emulate_media(media="print")
+    printed.set_viewport_size({"width": 688, "height": 1017})  # A4 less its margins at 96 dots an inch
+    foot = printed.locator("footer").bounding_box()
+    assert 0.93 < (foot["y"] + foot["height"]) / 1017 <= 1.0
+    printed.close()
+
+
+def test_both_reports_are_downloaded(page, knee):
+    upload(page, knee("膝 9.png"))
+    for kind in ("HTML", "PDF"):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=f"Report of one page, {kind}").click()
+        assert download.value.suggested_filename == f"clip-koa-膝 9.{kind.lower()}"
+        assert Path(download.value.path()).stat().st_size > 10_000
+
+
+def test_the_facts_of_a_model_on_the_hub(monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("clip_koa.webapp.report.cached_file", lambda *_, **__: str(tmp_path / "model.safetensors"))
+    config = SimpleNamespace(_commit_hash="0123abc")
+    facts = model_facts(
+        "anna/knees", SimpleNamespace(images=SimpleNamespace(model=SimpleNamespace(config=config))), 0.8
+    )
+    assert (facts.name, facts.revision, facts.level) == ("anna/knees", "0123abc", 0.8)
+    assert facts.digest.startswith("9bcd6ccfa2f2") or len(facts.digest) == 64
