@@ -488,6 +488,7 @@ def load_checkpoint(name: str, **options) -> tuple[CLIPKOAForImageClassification
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{name} cannot be loaded: its weights lack {missing[0]}, which train.py writes.")
     check_values(name, model)
+    model.config.return_dict = True  # what grades reads outputs by name
     return model.eval(), load_image_processor(name, config.vision_config.image_size)
 
 

@@ -145,8 +145,8 @@ class CLIPKOAForImageClassification(CLIPModel):
         With `num_labels` (or `id2label`) and `prompts`, both heads are new and for these labels.
 
         Raises:
-            ValueError: weights of the towers that are missing or not those the configuration describes, or one of
-                `num_labels` and `prompts` that does not fit the other.
+            ValueError: weights of the towers that are missing or not those the configuration describes; one of
+                `num_labels` and `prompts` that does not fit the other; or prompts without a tokenizer for them.
         """
         with_info = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
@@ -159,7 +159,13 @@ class CLIPKOAForImageClassification(CLIPModel):
         # Without tokens: the weights come from a stock CLIPModel, whatever its config still says.
         if edited or model.lacks_prompts():
             hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
+            except Exception as error:  # transformers raises what a missing or damaged file happens to lead to
+                raise ValueError(
+                    f"The prompts must be tokenised, and the tokenizer of {pretrained_model_name_or_path} cannot be "
+                    f"loaded: {error}"
+                ) from error
             model.set_prompts(model.config.prompts, tokenizer)
         return (model, info) if with_info else model
 
@@ -341,8 +347,7 @@ class CLIPKOAForImageClassification(CLIPModel):
     ) -> CLIPKOAOutput | tuple:
         """Grades X-rays; with labels, also the losses of the paper.
 
-        X-ray and mirror image are embedded and read in one call. The text tower runs once, on the prompts, while
-        training, and at inference where its weights have changed.
+        X-ray and mirror image are read in one call. The text tower runs while training, and where it has changed.
 
         Args:
             pixel_values: (N, 3, H, W), as the checkpoint's image processor gives them.
@@ -353,8 +358,7 @@ class CLIPKOAForImageClassification(CLIPModel):
             interpolate_pos_encoding: take images of other sizes than the configuration's.
 
         Raises:
-            ValueError: images of the wrong size or kind, none, or with values that are no numbers; labels that are no
-                grades and no distributions over them.
+            ValueError: images of the wrong size or kind, none, or of no finite numbers; labels that are no grades.
         """
         self._check_pixels(pixel_values, interpolate_pos_encoding)
         config, count = self.config, pixel_values.shape[0]
@@ -375,7 +379,6 @@ class CLIPKOAForImageClassification(CLIPModel):
 
         losses = {}
         if labels is not None:
-            labels = labels.to(logits.device)
             losses = self._losses(logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels)
         if average:
             logits = (logits + flipped_logits) / 2
@@ -423,7 +426,7 @@ class CLIPKOAForImageClassification(CLIPModel):
 
     def _losses(self, logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels) -> dict:
         """The loss and its named parts (scalars); every logits tensor is (N, K)."""
-        config = self.config
+        config, labels = self.config, labels.to(logits.device)
 
         def parts(original, flipped):
             consistency = original.new_zeros(())

@@ -25,7 +25,6 @@ __all__ = [
     "is_inverted",
     "look_up",
     "read_picture",
-    "set_right",
     "to_gray",
     "to_picture",
     "widen_deep_colour",
@@ -136,7 +135,8 @@ def to_picture(
     if turn is not None:
         gray = gray.transpose(turn)
     gray.info = {}  # what a file says beside its pixels ends here
-    return (gray, False) if keep_polarity else set_right(gray)
+    inverted = not keep_polarity and is_inverted(gray)
+    return (ImageOps.invert(gray) if inverted else gray), inverted
 
 
 def _has_more_frames(image: Image.Image) -> bool:
@@ -371,12 +371,6 @@ def _flat_lines(grid: np.ndarray, start: int) -> int:
         if one_gray < _FRAME_SHARE * len(values):
             return line
     return _FRAME_DEPTH
-
-
-def set_right(gray: Image.Image) -> tuple[Image.Image, bool]:
-    """The image with bone bright, and whether it had to be inverted for that."""
-    inverted = is_inverted(gray)
-    return (ImageOps.invert(gray) if inverted else gray), inverted
 
 
 class XrayPreprocessor:

@@ -6,12 +6,13 @@ Needs the extra `dicom` (pydicom with its decoders). Nothing but what `DicomRadi
 import io
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dataset_script.dicom_decoding import DEFLATED, MISSING_EXTRA, PixelFormat, decode_frame, read_pixel_format
-from dataset_script.dicom_elements import read_code, read_number, read_text
+from dataset_script.dicom_elements import read_code, read_integer, read_number, read_text
 from dataset_script.dicom_gray_scale import gray_levels, palette_colours
 from dataset_script.pixels import MAX_PIXELS, Refusal, count_values, look_up, to_gray
 
@@ -73,22 +74,45 @@ def read_dicom(content: bytes, first_frame: bool = False) -> DicomRadiograph:
     )
 
 
-def read_person_id(source) -> str | None:
-    """The patient id of a DICOM file, a path or its bytes, without reading its pixels; None where it is none.
+def read_identity(source: str | Path | bytes) -> tuple[str | None, str | None]:
+    """The patient id and the side ("L", "R" or "B") of a DICOM file, without reading its pixels; None for neither.
+
+    Args:
+        source: its path, or its bytes, of which the end may be missing.
 
     Raises:
         Refusal: no pydicom, or the file inflates without end. Damage raises whatever pydicom raises.
     """
-    if not isinstance(source, bytes):
-        with open(source, "rb") as file:
-            head = file.read(1024)
-            if is_dicom(head) and (DEFLATED.encode() in head or _set_group_length_right(head) != head):
-                source = head + file.read()
-    else:
-        head = source[:132]
-    if not is_dicom(head):
-        return None
-    return read_text(_parse(source, stop_before_pixels=True, specific_tags=["PatientID"]), "PatientID")
+    dataset = _parse_header(source, ["PatientID", "ImageLaterality", "Laterality"])
+    return (read_text(dataset, "PatientID"), _laterality(dataset)) if dataset else (None, None)
+
+
+def count_pixels(source: str | Path | bytes) -> int:
+    """How many pixels a DICOM file says that it has, without reading them; 0 where it does not say.
+
+    Raises:
+        Refusal: as `read_identity`, or one of its sides is not a number.
+    """
+    dataset = _parse_header(source, ["Rows", "Columns"])
+    return (read_integer(dataset, "Rows") or 0) * (read_integer(dataset, "Columns") or 0) if dataset else 0
+
+
+def _parse_header(source: str | Path | bytes, keywords: list[str]):
+    """A few elements that come before the pixels, empty where a value is far too long; None for no DICOM file."""
+    options = {"specific_tags": keywords, "stop_before_pixels": True}
+    if isinstance(source, bytes):
+        return _parse(source, **options) if is_dicom(source[:132]) else None
+    with open(source, "rb") as file:
+        if not is_dicom(head := file.read(1024)):
+            return None
+        if DEFLATED.encode() in head or _set_group_length_right(head) != head:
+            return _parse(head + file.read(), **options)
+    dataset = _parse(source, defer_size=1 << 16, **options)
+    for keyword in keywords:
+        element = dataset.get_item(keyword, keep_deferred=True)
+        if element is not None and element.value is None:  # deferred, since it is long
+            del dataset[keyword]
+    return dataset
 
 
 def _parse(source, **options):
