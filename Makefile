@@ -28,7 +28,7 @@ demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fr
 	@echo "The same by the released model, which has seen real X-rays and no drawing:"
 	$(BIN)/python predict.py $(DEMO)/unseen
 
-examples: setup  ## write the page's ten examples out of the public data set, which KNEE_XRAY_DIR names
+examples: setup  ## write the page's ten examples anew, out of the public data set that KNEE_XRAY_DIR names
 	$(BIN)/python -m dataset_script.examples
 
 test: setup  ## run the tests (with KNEE_XRAY_DIR set, those on real X-rays too)

@@ -61,7 +61,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--examples", type=Path, default=Path(__file__).with_name("examples"),
-        help="folder of the X-rays that a visitor may try (default: examples/, which `make examples` fills)",
+        help="folder of the X-rays that a visitor may try (default: examples/)",
     )  # fmt: skip
     parser.add_argument("--mcp", action="store_true", help="also serve agents, over the Model Context Protocol")
     return parser.parse_args(arguments)

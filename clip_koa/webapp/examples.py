@@ -22,6 +22,6 @@ class Example:
 
 
 def find_examples(folder: Path) -> list[Example]:
-    """The examples that lie in a folder, by grade; none where they were not written."""
+    """The examples that lie in a folder, by grade; none where there are none."""
     named = ((path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("*.png")))
     return [Example(path, int(name[1]), name[2][0].upper()) for path, name in named if name]
