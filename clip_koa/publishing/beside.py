@@ -8,7 +8,7 @@ PROJECT = Path(__file__).parents[2]
 # Folders and files of the project that each is made of, and names that its release may hold.
 _PAGE = (
     "app.py", "LICENSE", "clip_koa/__init__.py", "clip_koa/grading/__init__.py", "clip_koa/grading/grader.py",
-    "clip_koa/grading/onnx_network.py", "clip_koa/grading/grade_table.py",
+    "clip_koa/grading/onnx_network.py", "clip_koa/grading/grade_table.py", "clip_koa/files.py",
     "clip_koa/webapp/*.py", "clip_koa/webapp/texts.yaml", "clip_koa/webapp/templates/*", "clip_koa/webapp/static/*",
     "modeling_clip_koa/*.py", "dataset_script/__init__.py",
     "dataset_script/radiograph.py", "dataset_script/pixels.py", "dataset_script/dicom*.py",

@@ -67,8 +67,8 @@ class Api:
         radiograph = self._read(file)
 
         def draw():
-            grade = self.grader.images.grade(radiograph.image).grade
-            return self.grader.images.explain(radiograph.image, grade, against).overlay()
+            grade = self.grader.grade_radiograph(radiograph).grade.grade
+            return self.grader.images.explain(radiograph.image, grade, against, keep_polarity=True).overlay()
 
         try:
             picture = self._run(request, draw)

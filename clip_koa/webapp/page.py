@@ -283,7 +283,8 @@ class _Page:
         return Reading(graded, radiograph.image, radiograph.inverted, true_grade)
 
     def _explain(self, reading: Reading, against: int | None) -> Explanation:
-        return self.grader.images.explain(reading.image, reading.xray.grade.grade, against)
+        # The reader has judged already whether the X-ray shows bone dark.
+        return self.grader.images.explain(reading.image, reading.xray.grade.grade, against, keep_polarity=True)
 
     def _find(self, visit: Visit, xray: str) -> Reading:
         if xray not in visit.readings:

@@ -63,17 +63,13 @@ def describe(reading: Reading, crop_share: float) -> dict:
 
 
 def as_csv(readings: Iterable[Reading]) -> str:
-    """The readings as predict.py's table. A name that a spreadsheet would compute gets an apostrophe before it."""
+    """The readings as predict.py's table, which keeps names from being computed by a spreadsheet."""
     from clip_koa.grading.grade_table import COLUMNS, table_row  # needs pyarrow, which takes a while to import
 
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    for reading in sorted(readings, key=lambda reading: reading.number):
-        row = table_row(reading.xray)
-        if row["file"].startswith(("=", "+", "-", "@", "\t", "\r")):
-            row["file"] = "'" + row["file"]
-        writer.writerow(row)
+    writer.writerows(table_row(reading.xray) for reading in sorted(readings, key=lambda reading: reading.number))
     return text.getvalue()
 
 

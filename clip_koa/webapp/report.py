@@ -34,7 +34,7 @@ class ModelFacts:
     revision: str  # the Hub's commit; empty for a folder
     digest: str  # SHA-256 of model.safetensors; empty where its weights are in several files
     level: float  # of the confidence sets
-    precision: str = "fp32"
+    precision: str  # of the vision tower
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def model_facts(name: str, grader: Grader, level: float) -> ModelFacts:
         with Path(weights).open("rb") as file:
             digest = hashlib.sha256(file.read()).hexdigest()
     revision = "" if is_folder else getattr(grader.images.model.config, "_commit_hash", None) or ""
-    return ModelFacts(Path(name).resolve().name if is_folder else name, revision, digest, level)
+    return ModelFacts(Path(name).resolve().name if is_folder else name, revision, digest, level, grader.precision)
 
 
 def render_html(report: Report) -> str:

@@ -1,5 +1,6 @@
 """The report: what it names, and that it fills one page."""
 
+import hashlib
 import re
 import zlib
 from pathlib import Path
@@ -23,8 +24,6 @@ def _texts_of_pdf(content: bytes) -> int:
 
 
 def test_a_report_names_what_it_needs(page, visitor, knee, model_folder):
-    import hashlib
-
     told = visitor.upload(knee("9000001L.png").read_bytes(), "9000001L.png").json()
     against = 2 if told["grade"] != 2 else 1
     html = visitor.get(f"xrays/{told['id']}/report.html", against=against, side="R").text
@@ -77,7 +76,9 @@ def test_the_facts_of_a_model_on_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr("clip_koa.webapp.report.cached_file", lambda *_, **__: str(tmp_path / "model.safetensors"))
     config = SimpleNamespace(_commit_hash="0123abc")
     facts = model_facts(
-        "anna/knees", SimpleNamespace(images=SimpleNamespace(model=SimpleNamespace(config=config))), 0.8
+        "anna/knees",
+        SimpleNamespace(images=SimpleNamespace(model=SimpleNamespace(config=config)), precision="fp32"),
+        0.8,
     )
     assert (facts.name, facts.revision, facts.level) == ("anna/knees", "0123abc", 0.8)
-    assert facts.digest.startswith("9bcd6ccfa2f2") or len(facts.digest) == 64
+    assert facts.digest == hashlib.sha256(b"weights").hexdigest() and facts.precision == "fp32"
