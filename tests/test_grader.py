@@ -1,7 +1,9 @@
 """The Python door: load, grade, explain."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -43,6 +45,14 @@ def test_it_gives_what_the_model_gives(grader):
         assert grade.grade == output.logits[number].argmax() and grade.name == grader.labels[grade.grade]
         assert grade.confidence_set == ()
     assert grader.grade(images[4]).grade == grades[4].grade
+
+
+@pytest.mark.parametrize("given", ["knee.png", Path("knee.png"), b"bytes", np.zeros((64, 64)), None, iter([])])
+def test_what_is_no_image_is_named_by_its_type(grader, given):
+    with pytest.raises(ValueError, match=rf"The image is of type {type(given).__name__}: give a PIL image"):
+        grader.grade(given)
+    with pytest.raises(ValueError, match=rf"Image 2 of 2 is of type {type(given).__name__}"):
+        grader.grade([*_knees(1), given])
 
 
 def test_the_mirror_image_gets_the_same_grade_with_the_views_swapped(grader):

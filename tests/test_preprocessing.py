@@ -192,6 +192,22 @@ def test_an_inverted_knee_is_found_in_its_frame(gray, sides, width):
     assert sum(found) >= 4
 
 
+def _on_screen(image: Image.Image, share: float) -> Image.Image:
+    """A screenshot: the X-ray in a light window, with a row of buttons above it that reach the left edge."""
+    framed = _framed(image, "ltrb", share, 240, 0, 0, 0)
+    height = round(share * image.height)
+    for left in range(0, framed.width, 30):
+        framed.paste(90, (left, 4, left + 20, height - 8))
+    return framed
+
+
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.2])
+def test_a_screenshot_makes_no_negative_of_a_knee(share):
+    knees = [draw_knee(number % 5, "L", number, 224) for number in range(10)]
+    assert not any(is_inverted(_on_screen(knee, share)) for knee in knees)
+    assert sum(is_inverted(_on_screen(ImageOps.invert(knee), share)) for knee in knees) >= 8
+
+
 def test_what_lies_in_a_frame_of_more_than_a_third_is_unclear():
     inverted = ImageOps.invert(draw_knee(3, "L", 0, 160))
     assert is_inverted(inverted)
@@ -200,11 +216,12 @@ def test_what_lies_in_a_frame_of_more_than_a_third_is_unclear():
 
 @pytest.mark.real
 def test_frames_round_real_knees(knee_xray_dir):
-    """A white frame of a tenth round the KL3 and KL4 of the validation split: none becomes a negative."""
+    """A white frame of a tenth, or a window with buttons, round the KL3 and KL4 of the validation split."""
     files = [file for grade in "34" for file in sorted((knee_xray_dir / "val" / grade).iterdir())]
     for file in files:
         knee = read_radiograph(file).image
         assert not is_inverted(_framed(knee, "ltrb", 0.1, 255, 0, 0, 0)), file.name
+        assert not is_inverted(_on_screen(knee, 0.15)) and not is_inverted(_on_screen(knee, 0.2)), file.name
 
 
 def _processor(name: str, side: int = 48) -> CLIPImageProcessor:

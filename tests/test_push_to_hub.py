@@ -164,13 +164,18 @@ knee = Image.open(io.BytesIO(content))
 deep = io.BytesIO()  # the same X-ray with 16 bits, which read_radiograph windows; the server opens it and cuts it off
 Image.fromarray(numpy.asarray(knee, numpy.uint16) * 257).save(deep, "PNG")
 as_served = Image.open(deep).convert("RGB")
-right = [content, text, {"xray": text}, knee.convert("RGB"), knee.convert("RGBA"), {"image": Image.open(deep)}]
+right = [content, text, {"xray": text}, base64.encodebytes(content).decode(), "data:image/png;base64," + text]
+right += [bytearray(content), knee.convert("RGB"), knee.convert("RGBA"), {"image": Image.open(deep)}]
 given, errors = [handler({"inputs": inputs}) for inputs in right], []
 for wrong in (b"no image", "no base64!", as_served, knee.resize((16, 16)), None, {}):
     try:
         handler({"inputs": wrong})
     except ValueError as error:
         errors.append(str(error))
+try:
+    handler(content)  # not in an object
+except ValueError as error:
+    errors.append(str(error))
 ours = [name for name in ("clip_koa", "modeling_clip_koa") if hasattr(sys.modules.get(name), "__path__")]
 print(json.dumps([given, errors, ours]))
 """
@@ -210,9 +215,8 @@ def test_published_by_the_command_and_loaded_by_its_name(server, checkpoint, tmp
         assert grades == of_bytes and len(grades) == 5
     # Windowed from its percentiles, so not quite the same picture.
     assert dict_of(graded[-1]) == pytest.approx(dict_of(of_bytes), abs=0.05)
-    for error, reason in zip(
-        errors, ("the X-ray", "no base64", "16 bits sent as image", "at least 32", "bytes", "bytes"), strict=True
-    ):
+    reasons = ("the X-ray", "no base64", "16 bits sent as image", "at least 32", "bytes", "bytes", "an object")
+    for error, reason in zip(errors, reasons, strict=True):
         assert reason in error and error.count("\n") == 0
     assert ours == []
     assert sum(grade["score"] for grade in of_bytes) == pytest.approx(1, abs=1e-5)

@@ -69,7 +69,7 @@ FORMS = (
         r"[\"']?(?=[^\s\"',;]*\d)[^\s\"',;(){}\[\]<>]{8,}", _I,
     ),
     _form("a path of a machine", MACHINE, r"\bfile:/+[^\s\"'<>]*", _I),
-    _form("a path of a machine", MACHINE, rf"{_BEGINS}/(?:{_ROOTS})/[\w.~-][^\s\"'<>]*"),
+    _form("a path of a machine", MACHINE, rf"{_BEGINS}/(?:{_ROOTS})\d{{0,3}}/[\w.~-][^\s\"'<>]*"),
     # Any other absolute path of three parts or with a file's ending; what every system has names none.
     _form(
         "a path of a machine", MACHINE,
