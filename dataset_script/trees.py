@@ -113,9 +113,10 @@ class Tree:
 
 def beside_a_table(table: Path, taken: Iterable[Path]) -> list[LeftOut]:
     """What lies in the folders of the X-rays that a table names, and is not named by it."""
-    taken = {os.path.normpath(path) for path in (table, *taken)}
-    found = []
-    for folder in sorted({os.path.dirname(path) for path in taken}):
+    taken = {os.path.normpath(path) for path in taken}
+    folders, found = {os.path.dirname(path) for path in taken}, []
+    taken.add(os.path.normpath(table))
+    for folder in sorted(folders):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name = os.path.relpath(entry.path, table.parent)
             if entry.path in taken or not entry.is_file():

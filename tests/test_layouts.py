@@ -490,6 +490,7 @@ def test_folders_without_xrays_are_no_grades(tree):
 def test_xrays_that_a_table_does_not_name_are_noted(tmp_path, tree):
     table = _table(tmp_path, tree)
     shutil.copy(tmp_path / "flat" / "0.png", tmp_path / "flat" / "IM1")
+    shutil.copy(tmp_path / "flat" / "0.png", tmp_path / "holiday.png")  # beside the table, where it names nothing
     [left_out] = list_files(table).left_out
     assert (left_out.file, left_out.kind) == ("flat/IM1", "unlisted")
     assert not [problem for problem in audit_corpus(table)["problems"] if "not taken" in problem]
