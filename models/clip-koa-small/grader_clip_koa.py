@@ -3,7 +3,7 @@
 import json
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,17 +221,17 @@ class CLIPKOAGrader:
             _compute_in_bf16(model)
         return cls(model, image_processor, threshold, typicality)
 
-    def grade(self, images: Image.Image | list[Image.Image], keep_polarity: bool = False) -> Grade | list[Grade]:
+    def grade(self, images: Image.Image | Sequence[Image.Image], keep_polarity: bool = False) -> Grade | list[Grade]:
         """Grades one X-ray, or each of a list, cropped to one knee.
 
         Args:
-            images: PIL images in any mode.
+            images: PIL images in any mode, one or a list of them.
             keep_polarity: grade an X-ray that shows bone dark as it is; otherwise it is inverted.
 
         Raises:
             ValueError: an image that is none, is damaged, has several frames or an absurd size.
         """
-        if isinstance(images, Image.Image):
+        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
             picture, inverted = read_picture(images, keep_polarity=keep_polarity)
             return replace(self._grade_batch([picture])[0], inverted=inverted)
         grades = []

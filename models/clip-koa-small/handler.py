@@ -5,7 +5,6 @@ X-ray of 16 bits. Such ones, and DICOM files, go as base64 in JSON: {"inputs": {
 """
 
 import base64
-import binascii
 import sys
 from typing import Any
 
@@ -39,8 +38,8 @@ class EndpointHandler:
         """Grades one X-ray.
 
         Args:
-            data: `inputs`, the file's bytes, their base64, a dictionary of one of these under any name, or a PIL
-                image.
+            data: `inputs`, the file's bytes, their base64 (also in lines, or as a data: address), a dictionary of
+                one of these under any name, or a PIL image.
 
         Returns:
             For each grade its `label` and `score`, the likeliest first, both views averaged.
@@ -48,6 +47,8 @@ class EndpointHandler:
         Raises:
             ValueError: no X-ray, or one that cannot be read.
         """
+        if not isinstance(data, dict):
+            raise ValueError('The request must be an object, {"inputs": X-RAY}.')
         pixel_values = self.pixel_values([_read(data.get("inputs"))])
         scores = self.model(pixel_values.to(self.device)).logits.softmax(-1)[0].tolist()
         grades = [{"label": self.model.config.id2label[grade], "score": score} for grade, score in enumerate(scores)]
@@ -70,10 +71,17 @@ def _read(inputs) -> Image.Image:
             )
         return picture
     if isinstance(inputs, str):
-        try:
-            inputs = base64.b64decode(inputs, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ValueError("inputs is text that is no base64: send the file's bytes.") from error
-    if not isinstance(inputs, bytes) or not inputs:
+        inputs = _decode(inputs)
+    if not isinstance(inputs, (bytes, bytearray)) or not inputs:
         raise ValueError("inputs must be the bytes of an X-ray file.")
-    return read_radiograph(inputs, name="the X-ray").image
+    return read_radiograph(bytes(inputs), name="the X-ray").image
+
+
+def _decode(text: str) -> bytes:
+    """What base64 stands for, also in lines as `base64` writes it, or behind the `data:` that browsers put first."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:  # as are binascii.Error and the refusal of other letters
+        raise ValueError("inputs is text that is no base64: send the base64 of the file's bytes.") from error

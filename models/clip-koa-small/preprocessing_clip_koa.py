@@ -52,6 +52,8 @@ _TURNS = {
 # Frames are looked for on an X-ray reduced to this many lines a side. A line is one gray where this share of it lies
 # within the tolerance of its median; at most a third of a side is frame; the lines next to a frame are half frame.
 _FRAME_GRID, _FRAME_SHARE, _FRAME_TOLERANCE, _FRAME_DEPTH, _FRAME_MARGIN = 64, 0.95, 10, 21, 2
+# Where less of a line is one gray, it may be a frame with something on it, such as the buttons of a screenshot.
+_UNCLEAR_SHARE = 0.85
 
 
 class Refusal(ValueError):
@@ -301,16 +303,21 @@ def is_inverted(gray: Image.Image) -> bool:
     Flat frames, as scanners, screenshots and slides put them round an X-ray, are cut off first. Then two things must
     come together on what is left, reduced to 32x32: the outer strips at its sides, soft tissue or air, are brighter
     than its middle, bone, by 0.3 standard deviations; and the joint space is darker than the bone above and below it
-    by no more than 0.05. Both must hold of the mirror image too. X-rays further from square than 4:3 are never taken
-    for inverted: they may show both legs. Nor is what lies in a frame that takes over a third of a side. On the 5,778
-    training X-rays of the official release this marks 70, all of which are inverted, and misses none: of these the
-    difference is -0.75 at most, of all others 0.08 at least but for one, whose joint space is far too dark.
+    by no more than 0.05. Both must hold of the mirror image too, and where frames with something on them are cut off
+    as well. X-rays further from square than 4:3 are never taken for inverted: they may show both legs. Nor is what
+    lies in a frame that takes over a third of a side. On the 5,778 training X-rays of the official release this marks
+    70, all of which are inverted, and misses none: of these the difference is -0.75 at most, of all others 0.08 at
+    least but for one, whose joint space is far too dark.
     """
-    return _shows_bone_dark(gray) and _shows_bone_dark(ImageOps.mirror(gray))
+    return all(
+        _shows_bone_dark(view, share)
+        for share in (_FRAME_SHARE, _UNCLEAR_SHARE)
+        for view in (gray, ImageOps.mirror(gray))
+    )
 
 
-def _shows_bone_dark(gray: Image.Image) -> bool:
-    box = _inside_of_frame(gray)
+def _shows_bone_dark(gray: Image.Image, frame_share: float) -> bool:
+    box = _inside_of_frame(gray, frame_share)
     if box is None:
         return False
     if box != (0, 0, *gray.size):
@@ -335,10 +342,11 @@ def _shrink(gray: Image.Image, side: int) -> Image.Image:
     return gray.resize((side, side), Image.Resampling.BOX)
 
 
-def _inside_of_frame(gray: Image.Image) -> tuple[int, int, int, int] | None:
+def _inside_of_frame(gray: Image.Image, share: float) -> tuple[int, int, int, int] | None:
     """The box (left, top, right, bottom) inside flat frames, of any gray and on any sides, in pixels.
 
-    None where a frame takes more than a third of a side, so that it is unclear what is X-ray.
+    A line is frame where this share of it is one gray. None where a frame takes more than a third of a side, so that
+    it is unclear what is X-ray.
     """
     grid = np.asarray(_shrink(gray, _FRAME_GRID), np.float32)
     top = bottom = left = right = -1
@@ -347,8 +355,8 @@ def _inside_of_frame(gray: Image.Image) -> tuple[int, int, int, int] | None:
         top, bottom, left, right = ends
         # Turned so that each side in its turn is the top; columns see what the rows have left, and rows the columns.
         columns, rows = slice(left, _FRAME_GRID - right), slice(top, _FRAME_GRID - bottom)
-        ends[:2] = _flat_lines(grid[:, columns], top), _flat_lines(grid[::-1, columns], bottom)
-        ends[2:] = _flat_lines(grid.T[:, rows], left), _flat_lines(grid.T[::-1, rows], right)
+        ends[:2] = _flat_lines(grid[:, columns], top, share), _flat_lines(grid[::-1, columns], bottom, share)
+        ends[2:] = _flat_lines(grid.T[:, rows], left, share), _flat_lines(grid.T[::-1, rows], right, share)
     if max(ends) == _FRAME_DEPTH:
         return None
     top, bottom, left, right = (min(end + _FRAME_MARGIN, _FRAME_DEPTH) if end else 0 for end in ends)
@@ -361,14 +369,14 @@ def _inside_of_frame(gray: Image.Image) -> tuple[int, int, int, int] | None:
     )
 
 
-def _flat_lines(grid: np.ndarray, start: int) -> int:
+def _flat_lines(grid: np.ndarray, start: int, share: float) -> int:
     """How many lines from the top are each of one gray, `start` of which are known to be."""
     for line in range(start, _FRAME_DEPTH):
         values = np.sort(grid[line])
         median = values[len(values) // 2]
         one_gray = np.searchsorted(values, median + _FRAME_TOLERANCE, side="right")
         one_gray -= np.searchsorted(values, median - _FRAME_TOLERANCE)
-        if one_gray < _FRAME_SHARE * len(values):
+        if one_gray < share * len(values):
             return line
     return _FRAME_DEPTH
 
