@@ -13,7 +13,7 @@ from conftest import largest_file
 
 import predict
 from clip_koa.files import WriteError, path_of
-from clip_koa.grading.grade_table import COLUMNS, FORMATS, GradeTableError, read_rows, table_row
+from clip_koa.grading.grade_table import COLUMNS, FORMATS, GradeTableError, part_of, read_rows, table_row
 from clip_koa.grading.grader import GradedXray
 from clip_koa.grading.growing_table import GrowingTable
 from clip_koa.locks import InUseError
@@ -197,6 +197,24 @@ def test_rows_of_another_kind_or_model_are_not_gone_on_with(path, archive):
     rows.write_text(json.dumps(dict.fromkeys(COLUMNS) | {"file": files[0], "made_by": "model=9"}) + "\n")
     with pytest.raises(GradeTableError, match="was made with model=9, now model=0123; nothing, now level=0.9"):
         _bring_up_to_date(path, files)
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path):
+    """A device or a pipe would be read without an end."""
+    device, pipe = tmp_path / "device.csv", tmp_path / "pipe.csv"
+    device.symlink_to("/dev/full")
+    os.mkfifo(pipe)
+    for path in (device, pipe):
+        with pytest.raises(GradeTableError, match=f"{path.name} is no plain file"):
+            GrowingTable(path)
+
+
+@pytest.mark.parametrize("name", ["t.CSV", "t.xlsx", "t.tsv", "there", "/dev/full"])
+def test_parts_need_a_folder(name, tmp_path):
+    (tmp_path / "there").touch()
+    with pytest.raises(GradeTableError, match="a table ends in .csv, .jsonl, .parquet; parts need a folder"):
+        part_of(tmp_path / name, 0, 1)
+    assert part_of(tmp_path / "new.v2", 0, 1).parent.name == "new.v2"
 
 
 def test_names_that_no_table_has(tmp_path):

@@ -34,6 +34,8 @@ COLUMNS = {
     "file_modified": pyarrow.string(),
     "made_by": pyarrow.string(),
 }
+# Who gives a name with such an ending does not mean a folder.
+_OTHER_TABLES = (*FORMATS, ".json", ".tsv", ".txt", ".xls", ".xlsx")
 _ROWS_AT_ONCE = 1000
 
 
@@ -154,8 +156,13 @@ def part_of(folder: Path, process: int, processes: int) -> Path:
     """The table that one of several processes writes into a folder, which together hold every X-ray once.
 
     Raises:
-        GradeTableError: the folder has parts of another number of processes.
+        GradeTableError: the name is that of a file, or the folder has parts of another number of processes.
     """
+    is_missing = not folder.exists()
+    if folder.suffix.lower() in _OTHER_TABLES if is_missing else not folder.is_dir():
+        raise GradeTableError(
+            f"--output {as_text(folder)}: a table ends in {', '.join(FORMATS)}; parts need a folder."
+        )
     for part in folder.glob("*part-*-of-*"):
         if f"-of-{processes:05d}." not in part.name and part.suffix != ".lock":
             raise GradeTableError(f"{part} is of another number of processes than {processes}: give another folder.")

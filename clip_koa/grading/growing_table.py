@@ -49,7 +49,7 @@ class GrowingTable:
         path: ending in one of `FORMATS`. It is written anew when all rows are there; until then it stays as it was.
 
     Raises:
-        GradeTableError: another ending, or a folder in its place.
+        GradeTableError: another ending, or a folder, device or pipe in its place.
     """
 
     def __init__(self, path: str | Path):
@@ -58,6 +58,8 @@ class GrowingTable:
             raise GradeTableError(f"--output {as_text(path)}: its name must end in {', '.join(FORMATS)}.")
         if self.path.is_dir():
             raise GradeTableError(f"--output {as_text(path)} is a folder: give the name of a file.")
+        if self.path.exists() and not self.path.is_file():  # reading a device or a pipe would never end
+            raise GradeTableError(f"--output {as_text(path)} is no plain file: give the name of one.")
         self.rows = self.path.with_name(f".{self.path.name}.rows")
         self._lock = WriterLock(self.path)
         self.gone, self.gone_names = 0, []
