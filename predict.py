@@ -93,8 +93,15 @@ def main(arguments: list[str] | None = None) -> int:
         return grade_inputs(options)
     except (ImportError, OSError, ValueError) as error:
         # Bytes of a name that are no UTF-8 are shown as `as_text` shows them.
-        print(f"predict.py: {os.fsencode(str(error)).decode('utf-8', 'backslashreplace')}", file=sys.stderr)
+        print(f"predict.py: {os.fsencode(_told(error)).decode('utf-8', 'backslashreplace')}", file=sys.stderr)
         return 2
+
+
+def _told(error: Exception) -> str:
+    # The system names each file but the one that lines are printed to.
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        return f"what it prints could not be written: {os.strerror(error.errno)}."
+    return str(error)
 
 
 def grade_inputs(options: argparse.Namespace) -> int:

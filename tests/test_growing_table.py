@@ -1,6 +1,7 @@
 """A table in the making: one writer, nothing lost by kills or a full disk, brought up to date as the archive grows."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -215,6 +216,15 @@ def test_parts_need_a_folder(name, tmp_path):
     with pytest.raises(GradeTableError, match="a table ends in .csv, .jsonl, .parquet; parts need a folder"):
         part_of(tmp_path / name, 0, 1)
     assert part_of(tmp_path / "new.v2", 0, 1).parent.name == "new.v2"
+
+
+def test_a_full_disk_under_what_is_printed_is_told(monkeypatch, capsys):
+    def fill(options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as print does: no file is named
+
+    monkeypatch.setattr(predict, "grade_inputs", fill)
+    assert predict.main(["knee.png"]) == 2
+    assert capsys.readouterr().err == "predict.py: what it prints could not be written: No space left on device.\n"
 
 
 def test_names_that_no_table_has(tmp_path):
