@@ -30,6 +30,12 @@ def resident(process_id: int) -> float:
     return sum(process.memory_info().rss for process in [server, *server.children(recursive=True)]) / MIB
 
 
+def peak(process_id: int) -> float:
+    """The most memory that the server had at any time, in MiB (Linux)."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def visit(url: str, contents: list[bytes]) -> None:
     """A whole visit: every X-ray graded and looked at, a report kept, the page closed."""
     visitor = Visitor(url)
@@ -110,8 +116,10 @@ def main() -> None:
     files = find_xrays([options.xrays])
     files = random.Random(1).sample(files, min(100, len(files)))
     contents = [Path(file).read_bytes() for file in files]
+    launch = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "page", "--model", options.model) as served:
         start = time.monotonic()
+        print(f"the page answers {start - launch:.2f} s after its command")
         visitor = Visitor(served.url)
         visitor.upload(contents[0])
         print(f"first grade {time.monotonic() - start:.2f} s after the page answers")
@@ -132,6 +140,7 @@ def main() -> None:
             f"their waits {waits[0]:.1f} to {waits[-1]:.1f} s, at most {waits[-1] / found['share']:.2f} of the share"
         )
         print(f"the one with many waited {found['many_wait']:.1f} s; {resident(served.process.pid):.0f} MiB after it")
+        print(f"at its peak the server took {peak(served.process.pid):.0f} MiB")
         measured = memory_after(served.url, served.process.pid, contents, (20, options.visits))
         print("memory after visits:", {count: f"{size:.0f} MiB" for count, size in measured.items()})
 
