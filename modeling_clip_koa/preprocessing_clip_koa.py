@@ -53,7 +53,7 @@ _TURNS = {
 # within the tolerance of its median; at most a third of a side is frame; the lines next to a frame are half frame.
 _FRAME_GRID, _FRAME_SHARE, _FRAME_TOLERANCE, _FRAME_DEPTH, _FRAME_MARGIN = 64, 0.95, 10, 21, 2
 # Where less of a line is one gray, it may be a frame with something on it, such as the buttons of a screenshot.
-_UNCLEAR_SHARE = 0.85
+_UNCLEAR_SHARE = 0.88
 
 
 class Refusal(ValueError):

@@ -120,6 +120,7 @@ def tiny_ablation(tmp_path, knees):
     return output, ["ablate.py", "--config", config, "--output", output, "--cells", "random_flips", "both"]
 
 
+@pytest.mark.slow
 def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
     output, command = tiny_ablation
     printed = run_python(*command, "--seeds", "0", "1").stdout
@@ -145,6 +146,7 @@ def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
     assert "holds another run" in refused.stderr and "batch_size: 16 -> 8" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_stop_saves_and_the_next_start_goes_on(tiny_ablation, run_python):
     output, command = tiny_ablation
     config = output.parent / "ablation.yaml"
@@ -163,6 +165,7 @@ def test_a_stop_saves_and_the_next_start_goes_on(tiny_ablation, run_python):
     assert "Going on from" in (output / "random_flips" / "seed-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_with_its_log(tiny_ablation, run_python):
     output, command = tiny_ablation
     config = output.parent / "ablation.yaml"

@@ -16,6 +16,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", {**towers, "projection_dim": 16})
 
 
+@pytest.mark.slow
 def test_grading_against_the_pipelines(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     figures = inference.measure_inference("tiny", batch_size=3, prompts="standard", rounds=1)

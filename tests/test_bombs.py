@@ -55,7 +55,10 @@ for name in json.loads((folder / "names.json").read_text()):
 (folder / "report.json").write_text(json.dumps(report))
 """
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory in Linux's /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory in Linux's /proc"),
+]
 
 
 def _encoded(image, format="PNG", **options) -> bytes:

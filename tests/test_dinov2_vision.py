@@ -96,6 +96,7 @@ def test_files_that_hold_no_backbone_are_refused(tmp_path):
         read_dinov2_onnx(path)
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.skipif(not VISION_WEIGHTS.is_file(), reason="run make vision-weights")
 def test_the_real_vit_s():

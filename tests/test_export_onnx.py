@@ -55,6 +55,7 @@ def test_logits_and_features_are_the_models(make_model, tokenizer, tmp_path, act
         torch.testing.assert_close(torch.from_numpy(averaged), output.logits.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_predict_gives_the_same_table(checkpoint, run_python, tmp_path):
     knees = tmp_path / "knees"
     knees.mkdir()

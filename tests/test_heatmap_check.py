@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from clip_koa.grading import heatmap_check
@@ -41,6 +42,7 @@ def test_maps_of_weights_drawn_anew_are_others(make_model, pixel_values):
         assert len(correlations) == 6 and max(correlations) < 0.99
 
 
+@pytest.mark.slow
 def test_the_command(run_python, tiny_start, tmp_path):
     save_model_folder(tmp_path / "m", tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
     write_corpus(tmp_path / "knees", 8, 0, 48, 0.3, "validation")

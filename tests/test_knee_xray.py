@@ -213,6 +213,7 @@ def test_long_numbers_are_not_the_same_person(knees):
     assert set(find_files(knees)) == {"train", "validation", "test"}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_corpus_side_by_side(knee_xray_dir, cache):
     """Both knees of every person, the splits of the official release, all read within seconds."""
@@ -245,6 +246,7 @@ def test_the_benchmark_measures(run_python):
     assert run_python(*arguments, "--data", "nowhere", expect=2).stderr.startswith("benchmark.py: nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_benchmark_builds_the_real_corpus_in_flat_memory(knee_xray_dir, run_python):
     arguments = ("-m", "dataset_script.benchmark", "--count", 20, "--stream", 0, "--data", knee_xray_dir)

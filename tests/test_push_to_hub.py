@@ -223,6 +223,7 @@ def test_published_by_the_command_and_loaded_by_its_name(server, checkpoint, tmp
     assert [grade["score"] for grade in of_bytes] == sorted((grade["score"] for grade in of_bytes), reverse=True)
 
 
+@pytest.mark.slow
 def test_space_corpus_and_metric_are_published_the_same_way(server, tmp_path):
     home = tmp_path / "home"
     for arguments, expected in (
@@ -258,6 +259,7 @@ def test_a_space_holds_all_that_its_page_imports(tmp_path):
     assert "models:\n- anna/knees\n" in (tmp_path / "space" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_fails_its_checks_does_not_stay(server, checkpoint, tmp_path):
     output = tmp_path / "release"
     config = json.loads((checkpoint / "config.json").read_text())

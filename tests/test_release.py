@@ -113,7 +113,7 @@ def test_calibration_travels_and_its_metadata_is_looked_into(checkpoint, tmp_pat
     error = {"expected_calibration_error": {"value": 0.0321, "interval": [0.02, 0.04]}}
     text = {"before": error, "after": error, "level": 0.9, "coverage": 0.912, "mean_set_size": 2.5}
     (checkpoint / "calibration.json").write_text(json.dumps({"split": "validation", "heads": {"text": text}}))
-    tensors = {name: torch.ones(2) for name in ("mean", "precision", "distances")}
+    tensors = {"mean": torch.ones(2), "precision": torch.ones(2, 2), "distances": torch.ones(2)}
     stranger = {"9001234L": torch.zeros(1)}
     save_file({**tensors, **stranger}, checkpoint / "typicality.safetensors", {"block": "1", "file": "9001234L"})
     folder = build_release(checkpoint, tmp_path / "release", "anna/knees").folder

@@ -65,6 +65,7 @@ def test_it_is_what_predict_takes(run_python, tmp_path):
     assert row["probability_3"] == pytest.approx(GOLDEN[example.name]["probabilities"][3], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_it_grades_real_knees(knee_xray_dir):
     files = find_xrays([Path(knee_xray_dir) / "val"])[::4]

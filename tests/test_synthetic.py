@@ -80,6 +80,7 @@ def test_command_writes_a_folder_the_builder_reads(run_python, tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_knees_have_the_fibula_on_the_same_side(knee_xray_dir):
     """The drawing follows the real corpus: right of the image for left knees."""

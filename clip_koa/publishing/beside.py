@@ -12,6 +12,7 @@ _PAGE = (
     "clip_koa/webapp/*.py", "clip_koa/webapp/texts.yaml", "clip_koa/webapp/templates/*", "clip_koa/webapp/static/*",
     "modeling_clip_koa/*.py", "dataset_script/__init__.py",
     "dataset_script/radiograph.py", "dataset_script/pixels.py", "dataset_script/dicom*.py",
+    "dataset_script/listing.py", "dataset_script/sniffing.py",
     "examples/kl[0-4]_left.png", "examples/kl[0-4]_right.png", "examples/ATTRIBUTION.md",
 )  # fmt: skip
 _REQUIREMENTS = (

@@ -87,6 +87,7 @@ def test_agents_find_the_tools_and_grade(served, knee):
         assert not answer.isError and "probabilities" in answer.content[0].text
 
 
+@pytest.mark.slow
 def test_the_space_serves_the_page_from_its_own_folder(browser, model_folder, knee, run_python, tmp_path):
     space = tmp_path / "space"
     run_python("push_to_hub.py", "anna/knees", "anna/page", "--space", "--dry_run", "--output", space)
