@@ -38,7 +38,7 @@ SECRETS = [
     "password = hunter2hunter2", "api_key: 0123456789ab",
 ]  # fmt: skip
 MACHINES = [
-    "/home/anna/run", "/data1/x", "see /scratch01/x", "see /root/x", "(/tmp/x)", "path:/scratch/x",
+    "/home/anna/run", "/data1/x", "see /scratch01/x", "see /ro" "ot/x", "(/tmp/x)", "path:/scratch/x",
     "/gpfs/project/x", "/lustre/x",
     "/Volumes/Disk/x", "/Users/anna", "/mnt/x", "--out=/home/anna", "/nfs/x", "/opt/x", "/private/var/x",
     "/some/unknown/folder", "/a1/knees.csv", "file:///home/anna/x", "file://localhost/x", "FILE:/x",
