@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
+from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.files import WriteError
-from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.training.checkpoints import SaveError, save_model_folder
 from modeling_clip_koa import CLIPKOAForImageClassification

@@ -19,22 +19,22 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from clip_koa.files import WriteError
-from clip_koa.grading.calibration import (
+from clip_koa.calibration.temperatures import (
     cross_fitted,
     describe,
     fit_temperature,
     fold_temperatures,
     thresholds_by_level,
 )
-from clip_koa.grading.evaluation import Predictions, predict
-from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, load_tokenizer, split_name
-from clip_koa.grading.predictions import pseudonyms
-from clip_koa.grading.typicality import collect_features, fit_typicality, typicality_block, typicality_file
+from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block, typicality_file
+from clip_koa.data.loader import XrayDataset
+from clip_koa.evaluation.heads import Predictions, predict
+from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_split, load_tokenizer, split_name
+from clip_koa.evaluation.predictions import pseudonyms
+from clip_koa.files import WriteError
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.memory import keep_freed_memory
 from clip_koa.training.checkpoints import SaveError, save_model_folder
-from clip_koa.training.loader import XrayDataset
 from clip_koa.training.recording import only_writer
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError

@@ -20,18 +20,18 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from clip_koa.data.loader import XrayDataset
+from clip_koa.evaluation.comparison import compare_files, describe_comparison
+from clip_koa.evaluation.heads import HEADS, describe_results, evaluate, predict
+from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_split, split_name, weights_digest
+from clip_koa.evaluation.perturbation import PerturbationError, check_perturbations
+from clip_koa.evaluation.predictions import PredictionFile, PredictionsError, write_predictions
+from clip_koa.evaluation.robustness import measure_robustness, predict_perturbed
+from clip_koa.evaluation.seeds import average_files, describe_average
+from clip_koa.evaluation.stock import StockError, measure_stock, predict_stock
 from clip_koa.files import WriteError, write_file
-from clip_koa.grading.comparison import compare_files, describe_comparison
-from clip_koa.grading.evaluation import HEADS, describe_results, evaluate, predict
-from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_split, split_name, weights_digest
-from clip_koa.grading.perturbation import PerturbationError, check_perturbations
-from clip_koa.grading.predictions import PredictionFile, PredictionsError, write_predictions
-from clip_koa.grading.robustness import measure_robustness, predict_perturbed
-from clip_koa.grading.seeds import average_files, describe_average
-from clip_koa.grading.stock import StockError, measure_stock, predict_stock
 from clip_koa.locks import InUseError, WriterLock
-from clip_koa.publishing.evaluation_report import write_evaluation
-from clip_koa.training.loader import XrayDataset
+from clip_koa.reporting.evaluation_report import write_evaluation
 from clip_koa.training.recording import only_writer
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError

@@ -11,12 +11,12 @@ stands, `python -m clip_koa.training.status RUN` tells.
 import sys
 from pathlib import Path
 
+from clip_koa.data.corpus import load_corpus
 from clip_koa.files import WriteError
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.memory import keep_freed_memory
-from clip_koa.publishing.report import write_report
+from clip_koa.reporting.report import write_report
 from clip_koa.training.checkpoints import SaveError
-from clip_koa.training.corpus import load_corpus
 from clip_koa.training.engine import build_accelerator, evaluate_best, prepare_run, train
 from clip_koa.training.preemption import RESUME_ME, Preempted
 from clip_koa.training.recording import only_writer

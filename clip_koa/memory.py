@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory for the next tensor instead of giving it back to the system.
 
     By default each tensor above 32 MiB is mapped anew and every page of it faulted in, which costs a quarter of a
-    training step of ViT-B/16 on a CPU (`benchmark.py` with and without `--system_allocator`). Call it before the first
-    tensor.
+    training step of ViT-B/16 on a CPU (`python -m studies.benchmark` with and without `--system_allocator`). Call it
+    before the first tensor.
 
     Returns:
         Whether it took effect; False where the C library is another one.

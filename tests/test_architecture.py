@@ -56,8 +56,15 @@ def test_imports_run_one_way(package):
 
 
 def test_inside_the_workshop():
-    """Training uses grading; grading knows neither training nor publishing, training not publishing."""
-    for folder, forbidden in {"grading": ("training", "publishing"), "training": ("publishing",)}.items():
+    """Data and grading come first, evaluation uses them, training all; reporting knows results, not who made them."""
+    for folder, forbidden in {
+        "data": ("grading", "evaluation", "reporting", "publishing"),
+        "grading": ("data", "training", "evaluation", "reporting", "publishing"),
+        "evaluation": ("training", "reporting", "publishing"),
+        "calibration": ("training", "reporting", "publishing"),
+        "reporting": ("training", "publishing"),
+        "training": ("reporting", "publishing"),
+    }.items():
         for path in (ROOT / "clip_koa" / folder).glob("*.py"):
             for module, _ in _imports(path):
                 assert not any(module.startswith(f"clip_koa.{other}") for other in forbidden), f"{path}: {module}"

@@ -14,12 +14,19 @@ from dataset_script.synthetic import write_corpus
 # How each door is told its folder, and whether its lock lies in it.
 DOORS = {
     "train.py": (["--output_dir", "FOLDER", "--resume", "latest"], True),
-    "ablate.py": (["--config", "configs/ablation.yaml", "--output", "FOLDER"], True),
+    "studies.ablation": (["--config", "configs/ablation.yaml", "--output", "FOLDER"], True),
     "calibrate.py": (["--model", "FOLDER"], False),
     "average_weights.py": (["one", "other", "--output", "FOLDER"], False),
     "export_onnx.py": (["runs/none", "FOLDER"], False),
     "evaluate_checkpoint.py": (["--model", "none", "--output", "FOLDER"], True),
 }
+
+
+def _run(door):
+    if door.endswith(".py"):
+        runpy.run_path(door, run_name="__main__")
+    else:
+        runpy.run_module(door, run_name="__main__")
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -33,7 +40,7 @@ def test_the_second_is_told_and_ends_with_2(door, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", [door, *(str(folder) if word == "FOLDER" else word for word in arguments)])
     monkeypatch.chdir(ROOT)
     with WriterLock(folder, inside), pytest.raises(SystemExit) as ended:
-        runpy.run_path(door, run_name="__main__")
+        _run(door)
     told = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert len(told) == 1 and told[0].startswith(f"{door}: {folder} is being written by process {os.getpid()} on ")
@@ -51,7 +58,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(door, monkeypatch, 
     monkeypatch.setattr(sys, "argv", [door, *("/proc/folder" if word == "FOLDER" else word for word in arguments)])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(door, run_name="__main__")
+        _run(door)
     assert (capsys.readouterr().err or f"{ended.value.code}\n").splitlines() == [told]
 
 

@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from clip_koa.grading.typicality import typicality_block
+from clip_koa.calibration.typicality import typicality_block
 from modeling_clip_koa import CLIPKOAForImageClassification
 from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
 

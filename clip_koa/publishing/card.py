@@ -6,10 +6,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
-from clip_koa.publishing import figures
 from clip_koa.publishing.card_facts import CardFacts
 from clip_koa.publishing.errors import ReleaseError
-from clip_koa.publishing.page import MAIN_HEAD, METRIC_NAMES, TEMPLATES, figure_text, interval_text, save_picture
+from clip_koa.reporting import pictures
+from clip_koa.reporting.page import MAIN_HEAD, METRIC_NAMES, figure_text, interval_text, save_picture
 from modeling_clip_koa import CALIBRATION_FILE, GRADE_LABELS, CLIPKOAConfig
 
 _SET_FIGURES = ("level", "coverage", "mean_set_size")
@@ -31,14 +31,16 @@ def write_card(
     for name, picture in facts.pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
     for split, results in facts.results.items():
-        for name, draw in (("confusion_matrix", figures.confusion_matrices), ("recall", figures.recall_per_grade)):
+        for name, draw in (("confusion_matrix", pictures.confusion_matrices), ("recall", pictures.recall_per_grade)):
             save_picture(folder / "figures" / f"{name}_{split}.png", "", "", draw, results)
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, lstrip_blocks=True
+    )
     text = environment.get_template("model_card.md").render(
         repo_id=repo_id, name=repo_id.split("/")[-1], facts=facts, dtype=dtype, parameters=parameters / 1e6,
         prompts=[texts[0] for texts in config.prompts], one_prompt=all(len(texts) == 1 for texts in config.prompts),
         flip_average=config.flip_average, sections=[_section(*item) for item in facts.results.items()],
-        heads=list(figures.HEAD_NAMES.values()), pictures=facts.pictures,
+        heads=list(pictures.HEAD_NAMES.values()), pictures=facts.pictures,
         calibration=_calibration(folder / CALIBRATION_FILE),
     )  # fmt: skip
     card = ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}")
@@ -84,7 +86,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
     """Every metric of every head and split, with its interval."""
     results = []
     for split, heads in facts.results.items():
-        for head, title in figures.HEAD_NAMES.items():
+        for head, title in pictures.HEAD_NAMES.items():
             values = heads[head]
             for metric, name in METRIC_NAMES.items():
                 if values.get(metric) is None:
@@ -109,7 +111,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
 
 def _section(split: str, results: dict) -> dict:
     def cells(metric, grade=None):
-        for head in figures.HEAD_NAMES:
+        for head in pictures.HEAD_NAMES:
             value, bounds = results[head][metric], results[head]["intervals"].get(metric)
             if grade is not None:
                 value, bounds = value[grade], bounds[grade] if bounds else None

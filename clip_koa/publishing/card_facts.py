@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from clip_koa.grading.evaluation import HEADS
-from clip_koa.grading.loading import weights_digest
+from clip_koa.evaluation.heads import HEADS
+from clip_koa.evaluation.loading import weights_digest
 from clip_koa.publishing.errors import ReleaseError
-from clip_koa.publishing.page import METRIC_NAMES
 from clip_koa.publishing.plain_files import read_plain
 from clip_koa.publishing.release_check import CARD_SPLITS, REPORT_PICTURES
+from clip_koa.reporting.page import METRIC_NAMES
 
 RECIPE_FIELDS = (
     "image_size", "prompts", "freeze_layers", "mirror_symmetric", "lora_rank", "drop_path", "patch_dropout",

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPProcessor
 
-from clip_koa.grading.loading import CheckpointError, load_checkpoint, load_tokenizer
-from clip_koa.grading.typicality import typicality_file
+from clip_koa.calibration.typicality import typicality_file
+from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.publishing.card import write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError

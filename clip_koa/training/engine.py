@@ -12,10 +12,12 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, broa
 from datasets import DatasetDict
 from tqdm.auto import tqdm
 
+from clip_koa.data.augmentation import Augmentation
+from clip_koa.data.loader import XrayDataset, build_loader, sample_images
+from clip_koa.data.sampling import EpochSampler
+from clip_koa.evaluation.heads import CHOOSABLE_METRICS, NEWEST, Predictions, describe_results, evaluate, predict
+from clip_koa.evaluation.predictions import PredictionFile, write_predictions
 from clip_koa.files import WriteError
-from clip_koa.grading.evaluation import CHOOSABLE_METRICS, NEWEST, Predictions, describe_results, evaluate, predict
-from clip_koa.grading.predictions import PredictionFile, write_predictions
-from clip_koa.training.augmentation import Augmentation
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.checkpoints import (
     TrainState,
@@ -26,7 +28,6 @@ from clip_koa.training.checkpoints import (
     save_model_folder,
 )
 from clip_koa.training.cpu_kernels import choose_kernels
-from clip_koa.training.loader import XrayDataset, build_loader, sample_images
 from clip_koa.training.lora import add_lora
 from clip_koa.training.mirror_symmetry import make_mirror_symmetric
 from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
@@ -34,7 +35,6 @@ from clip_koa.training.preemption import Preempted, StopRequest
 from clip_koa.training.recording import Recorder, tracker_names
 from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
-from clip_koa.training.sampling import EpochSampler
 from clip_koa.training.starting_points import StartingPoint, load_starting_point
 from modeling_clip_koa import PROMPT_SETS, CLIPKOAForImageClassification, bf16_is_fast, soft_labels
 

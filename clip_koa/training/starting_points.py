@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessor, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from clip_koa.grading.loading import load_tokenizer
+from clip_koa.evaluation.loading import load_tokenizer
 from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx, resize_positions
 from clip_koa.training.run_config import RunConfigError
 from clip_koa.training.tokenizer import build_prompt_tokenizer

@@ -1,1 +1,0 @@
-"""What training costs, as ratios taken in one run; the sections of benchmark.py."""

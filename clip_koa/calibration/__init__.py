@@ -1,0 +1,1 @@
+"""Temperatures, confidence sets and typicality, fitted on X-rays of other people."""

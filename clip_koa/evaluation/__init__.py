@@ -1,0 +1,1 @@
+"""What a checkpoint grades on a split, and how far that can be trusted."""

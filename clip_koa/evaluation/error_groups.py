@@ -1,0 +1,86 @@
+"""Where a model errs: its figures by grade, side, contrast, and how the X-rays are stored.
+
+    python -m clip_koa.evaluation.error_groups EVALUATION/predictions_validation.jsonl --data_dir FOLDER
+
+EVALUATION is a folder that evaluate_checkpoint.py wrote, FOLDER the folder of X-rays it was of. Prints Markdown.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from clip_koa.evaluation.heads import HEADS, grading
+from clip_koa.evaluation.predictions import PredictionFile, PredictionsError, read_predictions
+from dataset_script.radiograph import RadiographError, read_radiograph
+from metrics.kl_grading.kl_grading import kl_grading_metrics
+from modeling_clip_koa import GRADE_LABELS
+
+_SIDES = {"L": "left knees", "R": "right knees", "B": "both knees", None: "side unknown"}
+_QUARTERS = ("lowest", "second", "third", "highest")
+
+
+def find_groups(graded: PredictionFile, folder: Path) -> dict[str, np.ndarray]:
+    """Which X-rays belong to each group, (N,) bool; groups without any are left out.
+
+    Args:
+        folder: holds the files that the predictions are of.
+
+    Raises:
+        RadiographError: a file that is not there or cannot be read.
+    """
+    radiographs = [read_radiograph(folder / file) for file in tqdm(graded.files, desc="reading", unit="X-ray")]
+    sides = np.array([_SIDES[radiograph.laterality] for radiograph in radiographs])
+    inverted = np.array([radiograph.inverted for radiograph in radiographs])
+    contrast = np.array([np.asarray(radiograph.image).std() for radiograph in radiographs])
+    quarter = np.searchsorted(np.quantile(contrast, (0.25, 0.5, 0.75)), contrast)
+    labels = graded.predictions.labels.numpy()
+    groups = {name: labels == grade for grade, name in enumerate(GRADE_LABELS)}
+    groups |= {side: sides == side for side in _SIDES.values()}
+    groups |= {"stored bone bright": ~inverted, "stored bone dark": inverted}
+    groups |= {f"contrast: {name} quarter": quarter == number for number, name in enumerate(_QUARTERS)}
+    return {name: members for name, members in groups.items() if members.any()}
+
+
+def measure_groups(graded: PredictionFile, groups: dict[str, np.ndarray], head: str) -> dict[str, dict]:
+    """Of each group the number of X-rays, accuracy with its interval over people, MAE, and the mean error (signed)."""
+    named, labels = grading(graded.predictions, head)["predictions"], graded.predictions.labels.numpy()
+    people = np.array(graded.people)
+    figures = {}
+    for name, members in groups.items():
+        metrics = kl_grading_metrics(named[members], labels[members], people=people[members].tolist())
+        figures[name] = {
+            "number": int(members.sum()),
+            "accuracy": metrics["accuracy"],
+            "interval": metrics["intervals"]["accuracy"],
+            "mae": metrics["mae"],
+            "mean_error": float((named - labels)[members].mean()),
+        }
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Where a model errs: figures by grade, side, contrast and storage.")
+    parser.add_argument("predictions", type=Path, help="predictions_SPLIT.jsonl of evaluate_checkpoint.py")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder that holds the X-rays' files")
+    parser.add_argument("--head", choices=HEADS, default="text_flip_averaged", help="default: text_flip_averaged")
+    options = parser.parse_args(arguments)
+    try:
+        graded = read_predictions(options.predictions)
+        figures = measure_groups(graded, find_groups(graded, options.data_dir), options.head)
+    except (PredictionsError, RadiographError) as error:
+        print(f"error_groups.py: {error}", file=sys.stderr)
+        return 2
+    print("| X-rays | number | accuracy (95 % interval) | MAE | mean error, grades |\n|---|---|---|---|---|")
+    for name, row in figures.items():
+        interval = "" if row["interval"] is None else " ({:.3f} to {:.3f})".format(*row["interval"])
+        errors = f"{row['mae']:.3f} | {row['mean_error']:+.2f}"
+        print(f"| {name} | {row['number']} | {row['accuracy']:.3f}{interval} | {errors} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Prediction files: what a model said of every X-ray of a split, one JSON line each, the same from every script."""
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from clip_koa.evaluation.heads import Predictions
+from clip_koa.files import replaced
+from metrics.kl_grading.kl_grading import known_person
+
+# The columns of logits; a row holds `file`, `person`, `label` and these.
+LOGITS = ("logits", "flipped_logits", "classifier_logits", "flipped_classifier_logits")
+
+
+class PredictionsError(ValueError):
+    """A prediction file that cannot be used; the message names it, its line, and what would be right."""
+
+
+@dataclass
+class PredictionFile:
+    """Predictions of N X-rays, with the files they are of and whose they are."""
+
+    predictions: Predictions
+    files: list[str]  # below the data folder
+    people: list[str]  # pseudonyms; X-rays of equal pseudonym are one person's
+
+    @classmethod
+    def of_split(cls, predictions: Predictions, split: Dataset) -> "PredictionFile":
+        """The predictions of a split of the `KneeXray` builder, of which `file` and `person_id` are read.
+
+        Raises:
+            PredictionsError: predictions that are not of every X-ray of the split, each once and in its order.
+        """
+        files = list(split["file"])
+        if predictions.index.tolist() != list(range(len(files))):
+            raise PredictionsError(
+                f"{len(predictions.index)} predictions for {len(files)} X-rays: there must be one for each, in order."
+            )
+        return cls(predictions, files, pseudonyms(files, list(split["person_id"])))
+
+
+def pseudonyms(files: list[str], person_ids: list[str]) -> list[str]:
+    """For each X-ray a name for its person, the same in every split, script and year.
+
+    An X-ray without a person id counts as a person of its own. The name groups X-rays and hides nothing: the id may
+    stand in the file's name beside it.
+    """
+    names = [known_person(person) for person in person_ids]
+    keys = [f"file {file}" if name is None else f"person {name}" for file, name in zip(files, names, strict=True)]
+    return [hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys]
+
+
+def write_predictions(path: str | Path, graded: PredictionFile) -> None:
+    """Writes a prediction file, whole or not at all.
+
+    Raises:
+        WriteError: it could not be written; an earlier one stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Through Python's floats, which hold every fp32 value, so that reading gives the same logits to the bit.
+    columns = [getattr(graded.predictions, name).tolist() for name in LOGITS]
+    rows = zip(graded.files, graded.people, graded.predictions.labels.tolist(), *columns, strict=True)
+    with replaced(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(dict(zip(("file", "person", "label", *LOGITS), row, strict=True))) + "\n")
+
+
+def read_predictions(path: str | Path) -> PredictionFile:
+    """Reads a prediction file; an X-ray whose person is empty or null is a person of its own.
+
+    Raises:
+        PredictionsError: no such file, an empty one, or a line that lacks a column or holds no numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PredictionsError(f"{path}: there is no such file; evaluate_checkpoint.py and train.py write such files.")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            logits = [torch.tensor(row[name], dtype=torch.float32) for name in LOGITS]
+            file = str(row["file"])
+            # As `pseudonyms`: a file that another program wrote may name nobody.
+            person = known_person(row["person"]) or pseudonyms([file], [None])[0]
+            rows.append((file, person, int(row["label"]), *logits))
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise PredictionsError(
+                f"{path}, line {number} is no prediction ({type(error).__name__}: {error}): "
+                f"it must hold file, person, label, {', '.join(LOGITS)}."
+            ) from error
+    if not rows:
+        raise PredictionsError(f"{path} is empty: it must hold a line for each X-ray.")
+    if len({part.shape for row in rows for part in row[3:]}) > 1:
+        raise PredictionsError(f"{path}: its lines hold logits of different lengths; write it anew.")
+    files, people, labels, *logits = map(list, zip(*rows, strict=True))
+    tensors = [torch.arange(len(rows)), torch.tensor(labels), *map(torch.stack, logits)]
+    names = [f.name for f in fields(Predictions)]
+    return PredictionFile(Predictions(**dict(zip(names, tensors, strict=True))), files, people)

@@ -1,0 +1,105 @@
+"""The ablation of the paper's claim: train the same model with and without each of its losses, and compare.
+
+    python -m studies.ablation --config configs/ablation.yaml --data_dir FOLDER --seeds 0 1 2 --output runs/ablation
+    python -m studies.ablation --config configs/ablation.yaml --data_dir FOLDER --cells all --devices 0 1 2 3
+
+Each cell and seed is a run of train.py under the output folder. What is trained is kept: start it again after a stop
+and it goes on. After each run ablation.md, ablation.csv and ablation.png are written anew. The figures are of the
+validation split. Research only, no medical device.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from clip_koa.data.corpus import load_corpus
+from clip_koa.evaluation.predictions import PredictionsError
+from clip_koa.files import WriteError
+from clip_koa.locks import InUseError, WriterLock
+from clip_koa.training.run_config import RunConfigError, read_run_config
+from dataset_script.knee_xray import CorpusError
+from studies.ablation.grid import Cell, cell_config, find_cells
+from studies.ablation.runner import CellError, Job, check_jobs, run_jobs
+from studies.ablation.summary import load_results, write_summary
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with a message where it is wrong."""
+    parser = argparse.ArgumentParser(description="Train with and without each loss of CLIP-KOA, and compare.")
+    parser.add_argument("--config", required=True, help="what all runs share: a configuration of train.py")
+    parser.add_argument("--data_dir", help="folder of knee X-rays (default: the configuration's, or KNEE_XRAY_DIR)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument(
+        "--cells", nargs="+", default=["corners"], metavar="CELL",
+        help="corners (default): the four corners and random flips; all; or names of cells",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
+    parser.add_argument(
+        "--devices", nargs="+", default=["cpu"], help="numbers of GPUs, a run at a time on each (default: cpu)"
+    )
+    options = parser.parse_args(arguments)
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error("--seeds: name each seed once.")
+    if wrong := [device for device in options.devices if device != "cpu" and not device.isdecimal()]:
+        parser.error(f"--devices {wrong[0]}: give cpu, or numbers of GPUs.")
+    return options
+
+
+def plan(options: argparse.Namespace) -> tuple[list[Cell], dict[tuple[str, int], Job]]:
+    """The cells, and their trainings by cell and seed, every seed of all cells before the next."""
+    shared = read_run_config(options.config)
+    if options.data_dir:
+        shared = dataclasses.replace(shared, data_dir=options.data_dir)
+    cells = find_cells(shared, options.cells)
+    # Built once, so that runs side by side find it.
+    train_size = len(load_corpus(shared, Accelerator(cpu=True))["train"])
+    jobs = {}
+    for seed in options.seeds:
+        for cell in cells:
+            folder = options.output / cell.name / f"seed-{seed}"
+            config = cell_config(shared, cell, seed, str(folder), train_size)
+            jobs[cell.name, seed] = Job(f"{cell.name}, seed {seed}", config)
+    return cells, jobs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains what is not trained, and writes the table; returns the exit status."""
+    options = parse_options(arguments)
+    with WriterLock(options.output, inside=True):
+        train_cells(options)
+    return 0
+
+
+def train_cells(options: argparse.Namespace) -> None:
+    """Trains what is not trained under the output folder, and writes the table after each run."""
+    cells, jobs = plan(options)
+    check_jobs(list(jobs.values()))
+    left = [job for job in jobs.values() if not job.finished]
+    print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done. Logs: {options.output}/*/seed-*.log", flush=True)
+
+    def summarise(job: Job | None = None) -> None:
+        folders = {key: other.folder for key, other in jobs.items() if other.finished}
+        if folders:
+            table = write_summary(options.output, load_results(cells, folders))
+            print(
+                f"{job.title} done, {len(folders)} of {len(jobs)}: {table}" if job else f"Table: {table}", flush=True
+            )
+
+    run_jobs(left, options.devices, summarise)
+    summarise()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InUseError as error:
+        print(f"studies.ablation: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RunConfigError, CorpusError, CellError, PredictionsError, WriteError) as error:
+        sys.exit(f"studies.ablation: {error}")
+    except KeyboardInterrupt:
+        print("studies.ablation: stopped. Start it again to go on.", file=sys.stderr)
+        sys.exit(75)

@@ -1,0 +1,1 @@
+"""Members of an ensemble, which leave out a fifth of the training people each."""

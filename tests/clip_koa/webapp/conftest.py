@@ -1,0 +1,205 @@
+"""The page in a process of its own, as a visitor's browser and as plain requests reach it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block, typicality_file
+from clip_koa.training.checkpoints import save_model_folder
+from dataset_script.synthetic import draw_knee
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE
+
+pytest.importorskip("gradio", reason="needs the extra app")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+WAIT = 30_000  # ms
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+
+@dataclass
+class Served:
+    """A page that runs."""
+
+    url: str
+    folder: Path  # `uploads` in it is the server's folder for temporary files, `log` what it prints
+    process: subprocess.Popen
+
+
+@contextmanager
+def serve(folder: Path, *arguments, cwd=ROOT, **variables):
+    """Runs `app.py` of the folder `cwd` until the end."""
+    (folder / "uploads").mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", *map(str, arguments), "--port", str(port)], cwd=cwd, stdout=log,
+            stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(folder / "uploads"), **variables},
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                httpx.get(url, timeout=5)
+                break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        yield Served(url, folder, process)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny_start, tmp_path_factory) -> Path:
+    """A tiny model that is calibrated and tells noise from drawn knees."""
+    folder = tmp_path_factory.mktemp("page-model") / "model"
+    save_model_folder(folder, tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
+    (folder / CALIBRATION_FILE).write_text('{"thresholds": {"0.90": 0.9}}')
+    knees = [draw_knee(number % 5, "LR"[number % 2], number, 120).convert("RGB") for number in range(160)]
+    batch = tiny_start.image_processor(knees, return_tensors="pt")
+    features = collect_features(tiny_start.model, [batch])
+    typicality = fit_typicality(typicality_block(tiny_start.model), features[::2], features[1::2])
+    typicality = replace(typicality, distances=1.5 * typicality.distances)  # no drawn knee is told by chance
+    (folder / TYPICALITY_FILE).write_bytes(typicality_file(typicality))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example_folder(tmp_path_factory) -> Path:
+    """Drawn X-rays under the examples' names, in place of the real ones."""
+    from dataset_script.examples import GRADES, SIDES
+
+    folder = tmp_path_factory.mktemp("examples")
+    for grade in GRADES:
+        for side, word in SIDES.items():
+            draw_knee(grade, side, grade, 120).save(folder / f"kl{grade}_{word}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(model_folder, example_folder, tmp_path_factory) -> Served:
+    """The page that most tests visit."""
+    folder = tmp_path_factory.mktemp("page") / "served"
+    agents = ("--mcp",) if find_spec("mcp") else ()
+    with serve(folder, "--model", model_folder, "--examples", example_folder, *agents) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def small(model_folder, tmp_path_factory) -> Served:
+    """A page for two visitors, which forgets after three seconds."""
+    folder = tmp_path_factory.mktemp("small") / "served"
+    with serve(folder, "--model", model_folder, "--keep-minutes", 0.05, "--max-visitors", 2) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium."""
+    if not CHROMIUM:
+        pytest.skip("needs chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visiting(browser, url, **settings):
+    """A visitor's page; what goes wrong in it is in `page.faults`, the hosts it asks in `page.asked`."""
+    settings = {"viewport": {"width": 1280, "height": 900}, "accept_downloads": True, "locale": "en-GB"} | settings
+    context = browser.new_context(**settings)
+    page = context.new_page()
+    page.faults, page.asked = [], set()
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and page.faults.append(message.text))
+    page.on("request", lambda request: page.asked.add("/".join(request.url.split("/")[:3])))
+    page.set_default_timeout(WAIT)
+    page.goto(url)
+    page.locator("body[data-ready]").wait_for()
+    try:
+        yield page
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def page(browser, served):
+    """A visitor's page."""
+    with visiting(browser, served.url) as page:
+        yield page
+        assert not page.faults
+
+
+def upload(page, *files) -> None:
+    """Chooses files and waits until all are graded or refused."""
+    page.locator("#file").set_input_files([str(file) for file in files])
+    page.locator("#progress").wait_for(state="hidden")
+
+
+@pytest.fixture
+def knee(tmp_path):
+    """Writes a drawn knee."""
+
+    def write(name="knee.png", seed=0, size=120):
+        draw_knee(3, "L", seed, size).save(tmp_path / name, "PNG")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """An image that is no X-ray."""
+    pixels = torch.randint(0, 256, (96, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    Image.frombytes("L", (96, 96), pixels.numpy().tobytes()).save(tmp_path / "noise.png")
+    return tmp_path / "noise.png"
+
+
+class Visitor:
+    """A visit by plain requests, as the page's own script makes them."""
+
+    def __init__(self, url: str):
+        limits = httpx.Limits(keepalive_expiry=1)  # the server closes idle connections after some seconds
+        self.http = httpx.Client(base_url=url, timeout=120, limits=limits)
+        self.token = self.http.post("visit").json()["token"]
+        self.path = f"visit/{self.token}"
+        self.alive = self.http.send(self.http.build_request("GET", f"{self.path}/alive"), stream=True)
+
+    def upload(self, content: bytes, name: str = "knee.png") -> httpx.Response:
+        """Sends an X-ray; the answer comes when it is graded."""
+        return self.http.post(f"{self.path}/xrays", params={"name": name}, content=content)
+
+    def get(self, path: str, **query) -> httpx.Response:
+        """What the visit shows."""
+        return self.http.get(f"{self.path}/{path}", params=query)
+
+    def leave(self) -> None:
+        """Closes the page."""
+        self.http.post(f"{self.path}/leave")
+        self.alive.close()
+        self.http.close()
+
+
+@pytest.fixture
+def visitor(served):
+    """One visitor."""
+    visitor = Visitor(served.url)
+    yield visitor
+    visitor.leave()

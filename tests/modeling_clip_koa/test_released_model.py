@@ -1,0 +1,84 @@
+"""The checkpoint in models/: it loads in every documented way and gives the grades it was released with.
+
+python tests/modeling_clip_koa/test_released_model.py writes these grades anew, for a new release.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from clip_koa import RELEASED_MODEL
+from clip_koa.grading.grader import Grader, find_xrays
+from clip_koa.publishing.release_check import check_folder, check_loading
+from modeling_clip_koa import CLIPKOAGrader
+
+# Probabilities of the release's own examples as the release was built; both views averaged, and the mirror image's.
+GOLDEN_FILE = Path(__file__).parents[1] / "data" / "released_grades.json"
+GOLDEN = json.loads(GOLDEN_FILE.read_text()) if GOLDEN_FILE.exists() else {}
+ROOT = RELEASED_MODEL.parents[1]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    return CLIPKOAGrader.from_pretrained(str(RELEASED_MODEL))
+
+
+def grade_examples(grader) -> dict:
+    examples = sorted((RELEASED_MODEL / "examples").iterdir())
+    grades = grader.grade([Image.open(example).convert("L") for example in examples])
+    return dict(zip([example.name for example in examples], grades, strict=True))
+
+
+def test_it_gives_the_grades_it_was_released_with(grader):
+    grades = grade_examples(grader)
+    assert list(grades) == list(GOLDEN)
+    for grade, golden in zip(grades.values(), GOLDEN.values(), strict=True):
+        assert grade.probabilities == pytest.approx(golden["probabilities"], abs=1e-3)
+        assert grade.mirror_probabilities == pytest.approx(golden["mirror_probabilities"], abs=1e-3)
+        assert grade.confidence_set and grade.atypicality is not None
+
+
+def test_it_loads_in_every_way_and_holds_nothing_else():
+    check_folder(RELEASED_MODEL)
+    assert len(check_loading(RELEASED_MODEL, None)) == 5
+    assert sum(file.stat().st_size for file in RELEASED_MODEL.rglob("*")) < 60e6
+
+
+def test_it_carries_the_code_of_the_project():
+    templates = ROOT / "clip_koa" / "publishing" / "templates"
+    pairs = {RELEASED_MODEL / "handler.py": templates / "handler.py"}
+    for source in (ROOT / "modeling_clip_koa").glob("*_clip_koa.py"):
+        pairs[RELEASED_MODEL / source.name] = source
+    for copied in (RELEASED_MODEL / "dataset_script").iterdir():
+        pairs[copied] = ROOT / "dataset_script" / copied.name
+    stale = [copied.name for copied, source in pairs.items() if copied.read_bytes() != source.read_bytes()]
+    assert not stale, "run make released-code"
+
+
+def test_it_is_what_predict_takes(run_python, tmp_path):
+    example = RELEASED_MODEL / "examples" / "generated_KL3.png"
+    run_python("predict.py", "--output", tmp_path / "grades.jsonl", example)
+    row = json.loads((tmp_path / "grades.jsonl").read_text())
+    assert row["probability_3"] == pytest.approx(GOLDEN[example.name]["probabilities"][3], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_it_grades_real_knees(knee_xray_dir):
+    files = find_xrays([Path(knee_xray_dir) / "val"])[::4]
+    graded = list(Grader(str(RELEASED_MODEL)).grade(files))
+    true = torch.tensor([int(Path(file).parent.name) for file in files])
+    named = torch.tensor([xray.grade.grade for xray in graded])
+    assert (named == true).float().mean() > 0.6
+    assert (named - true).abs().float().mean() < 0.5
+    assert sum(bool(xray.warnings) for xray in graded) < 0.05 * len(files)
+
+
+if __name__ == "__main__":
+    released = grade_examples(CLIPKOAGrader.from_pretrained(str(RELEASED_MODEL)))
+    parts = ("probabilities", "mirror_probabilities")
+    golden = {name: {part: getattr(grade, part) for part in parts} for name, grade in released.items()}
+    GOLDEN_FILE.write_text(json.dumps(golden, indent=1) + "\n")

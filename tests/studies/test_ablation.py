@@ -1,0 +1,185 @@
+"""The ablation: a fair grid, runs that go on after a stop, and a table of what they gave."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from clip_koa.evaluation.heads import Predictions
+from clip_koa.evaluation.predictions import PredictionFile
+from clip_koa.training.run_config import RunConfig, RunConfigError
+from studies.ablation.grid import CORNERS, cell_config, corner_cells, find_cells
+from studies.ablation.summary import CellResult, compare_cells, table_rows
+
+
+def test_every_cell_sees_as_many_views_in_as_many_steps():
+    shared = RunConfig(consistency_weight=4.0, batch_size=16, epochs=3)
+    seen = set()
+    for cell in find_cells(shared, ["all"]):
+        config = cell_config(shared, cell, 1, "folder", train_size=1000)
+        both = config.symmetry or config.consistency_weight > 0
+        assert both == (cell.views == 2)
+        assert config.max_steps <= 1000 // config.batch_size * config.epochs  # no cell ends before
+        seen.add((config.batch_size * cell.views, config.max_steps, config.augmentation, config.seed))
+    assert len(seen) == 1
+
+
+def test_the_corners_are_the_four_corners():
+    shared = RunConfig(consistency_weight=4.0)
+    corners = {}
+    for cell in corner_cells():
+        config = cell_config(shared, cell, 0, "folder", 1000)
+        corners[cell.name] = (config.symmetry, config.consistency_weight, config.random_flip)
+    assert corners == {
+        "plain": (False, 0.0, 0.0),
+        "random_flips": (False, 0.0, 0.5),
+        "symmetry": (True, 0.0, 0.0),
+        "consistency": (False, 4.0, 0.0),
+        "both": (True, 4.0, 0.0),
+    }
+    assert [cell.name for cell in find_cells(shared, ["corners"])] == list(CORNERS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "words"),
+    [
+        ({}, ["wings"], "--cells wings: use corners, all"),
+        ({"consistency_weight": 0.0}, ["all"], "consistency_weight above 0"),
+        ({"symmetry": False}, ["all"], "symmetry: true"),
+        ({"random_flip": 0.5}, ["all"], "no random_flip"),
+        ({"synthetic_people": 40}, ["all"], "other X-rays for each seed"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(changes, names, words):
+    with pytest.raises(RunConfigError, match=words):
+        find_cells(RunConfig(**changes), names)
+
+
+def _graded(seed, skill, count=60) -> PredictionFile:
+    """X-rays of `count / 2` people; the higher the skill, the more logits favour the true grade."""
+    labels = torch.arange(count) % 5
+    draws = torch.Generator().manual_seed(seed)
+    logits = [
+        torch.randn(count, 5, generator=draws) + skill * torch.nn.functional.one_hot(labels, 5) for _ in range(4)
+    ]
+    files = [f"{index}.png" for index in range(count)]
+    return PredictionFile(
+        Predictions(torch.arange(count), labels, *logits), files, [str(i // 2) for i in range(count)]
+    )
+
+
+def test_cells_are_compared_seed_by_seed_and_together():
+    plain, flips, *_ = corner_cells()
+    weak = CellResult(flips, {seed: _graded(seed, 0.5) for seed in (0, 1)})
+    strong = CellResult(plain, {seed: _graded(seed + 10, 3.0) for seed in (0, 1)})
+    compared = compare_cells(weak, strong, "text", "text")
+    expected = sum(strong.values("text", "accuracy")) / 2 - sum(weak.values("text", "accuracy")) / 2
+    assert compared["difference"]["accuracy"] == pytest.approx(expected)
+    low, high = compared["intervals"]["accuracy"]
+    assert 0 < low < expected < high
+    assert compared["seeds"] == [0, 1] and set(compared["mcnemar_p"]) == {0, 1}
+    assert compare_cells(weak, weak, "text", "text")["difference"]["accuracy"] == 0
+    assert compare_cells(weak, CellResult(plain, {7: _graded(0, 1)}), "text", "text") is None
+
+    rows = {(row["cell"], row["head"]): row for row in table_rows([strong, weak])}
+    assert rows["plain", "text"]["accuracy_difference"] == pytest.approx(expected)
+    values = strong.values("text", "accuracy")
+    assert rows["plain", "text"]["accuracy_sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert "accuracy_difference" not in rows["random_flips", "text"]
+
+
+@pytest.fixture(scope="module")
+def knees(tmp_path_factory):
+    """A folder of generated X-rays with a train and a validation split."""
+    folder = tmp_path_factory.mktemp("knees")
+    for seed, (split, people) in enumerate({"train": 20, "validation": 10}.items()):
+        command = [sys.executable, "-m", "dataset_script.synthetic", "--output", str(folder / f"drawn-{split}")]
+        options = ["--split", split, "--people", str(people), "--image_size", "32", "--seed", str(seed)]
+        subprocess.run([*command, *options], cwd=ROOT, check=True, capture_output=True)
+        (folder / f"drawn-{split}" / split).rename(folder / split)
+    return folder
+
+
+@pytest.fixture
+def tiny_ablation(tmp_path, knees):
+    """A configuration of a few steps, and the command that runs it."""
+    config = tmp_path / "ablation.yaml"
+    values = {
+        "model": "tiny", "data_dir": str(knees), "epochs": 1, "batch_size": 8, "consistency_weight": 1.0,
+        "trackers": "", "mixed_precision": "no", "checkpoint_steps": 1,
+    }  # fmt: skip
+    config.write_text(yaml.safe_dump(values))
+    output = tmp_path / "out"
+    return output, [
+        "-m",
+        "studies.ablation",
+        "--config",
+        config,
+        "--output",
+        output,
+        "--cells",
+        "random_flips",
+        "both",
+    ]
+
+
+@pytest.mark.slow
+def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
+    output, command = tiny_ablation
+    printed = run_python(*command, "--seeds", "0", "1").stdout
+    assert "both, seed 1 done, 4 of 4" in printed
+    with open(output / "ablation.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["cell"], row["seeds"]) for row in rows} == {("random_flips", "2"), ("both", "2")}
+    both = next(row for row in rows if row["cell"] == "both" and row["head"] == "text")
+    assert float(both["accuracy_low"]) <= float(both["accuracy_difference"]) <= float(both["accuracy_high"])
+    text = (output / "ablation.md").read_text()
+    assert "| less random_flips |" in text and "±" in text
+    assert (output / "ablation.png").stat().st_size > 10_000
+
+    weights = [path.stat().st_mtime_ns for path in sorted(output.rglob("best/model.safetensors"))]
+    assert len(weights) == 4
+    again = run_python(*command, "--seeds", "0", "1")
+    assert "4 runs, 4 of them done" in again.stdout
+    assert weights == [path.stat().st_mtime_ns for path in sorted(output.rglob("best/model.safetensors"))]
+
+    config = output.parent / "ablation.yaml"
+    config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 4"))
+    refused = run_python(*command, "--seeds", "0", expect=1)
+    assert "holds another run" in refused.stderr and "batch_size: 16 -> 8" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_stop_saves_and_the_next_start_goes_on(tiny_ablation, run_python):
+    output, command = tiny_ablation
+    config = output.parent / "ablation.yaml"
+    config.write_text(config.read_text().replace("epochs: 1", "epochs: 6"))
+    arguments = [sys.executable, *map(str, command), "--seeds", "0"]
+    process = subprocess.Popen(arguments, cwd=ROOT, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
+    checkpoints = output / "random_flips" / "seed-0" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert "Start it again" in process.communicate(timeout=120)[1]
+    assert process.returncode == 75
+    assert not (output / "both").exists() and not list(output.rglob("predictions_*"))
+    run_python(*command, "--seeds", "0")
+    assert "Going on from" in (output / "random_flips" / "seed-0.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_named_with_its_log(tiny_ablation, run_python):
+    output, command = tiny_ablation
+    config = output.parent / "ablation.yaml"
+    config.write_text(config.read_text() + "learning_rate: 1.0e+30\nnew_learning_rate: 1.0e+30\n")
+    failed = run_python(*command, "--seeds", "0", expect=1)
+    assert "studies.ablation: random_flips, seed 0 failed with status 1" in failed.stderr
+    assert f"{output}/random_flips/seed-0.log" in failed.stderr

@@ -1,0 +1,50 @@
+"""benchmark.py measures what it says, on a model small enough for a test."""
+
+import pytest
+import torch
+
+from studies.benchmark import inference, training
+from studies.benchmark.growth import measure_growth
+from studies.benchmark.measure import MODELS, matrix_product
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """Adds a model `tiny` to those that are measured."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    towers = {"vision_config": {**sizes, "image_size": 32, "patch_size": 16}, "text_config": sizes}
+    monkeypatch.setitem(MODELS, "tiny", {**towers, "projection_dim": 16})
+
+
+@pytest.mark.slow
+def test_grading_against_the_pipelines(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    figures = inference.measure_inference("tiny", batch_size=3, prompts="standard", rounds=1)
+    assert figures["one view, bf16 over the zero-shot pipeline"]["median"] > 0
+    same = figures["same grades as the zero-shot pipeline"]
+    assert same["one view, fp32"] == same["one view, fp32, image processor"] == 1
+    assert 0 < figures["forward fp32 of the peak"]["median"] < 1
+    assert not any("compiled" in name for name in figures)
+
+
+def test_training_for_each_batch_size_and_what_it_spends_its_time_on():
+    figures = training.measure_batches("tiny", "fp32", "standard", rounds=1)
+    assert [int(name.split()[1].strip(",")) for name in figures] == [4, 8, 16, 32, 64]
+    assert all(figure["median"] > 0 for figure in figures.values())
+    shares = training.profile_training("tiny", 4, "bf16", "standard", steps=1)
+    assert sum(share["share"] for share in shares.values()) == pytest.approx(1)
+    assert all(shares[kind]["share"] > 0 for kind in ("copies and casts", "softmax", "norms", "optimizer"))
+
+
+def test_the_yardstick_of_utilisation_counts_what_it_computes():
+    product, flops = matrix_product("bf16")
+    result = product()
+    assert result.dtype == torch.bfloat16 and flops == 2 * len(result) ** 3
+
+
+def test_growth_of_the_archive():
+    figures = measure_growth((40, 80))
+    assert list(figures) == ["40 X-rays", "80 X-rays"]
+    assert figures["80 X-rays"]["MiB over the first"] == pytest.approx(1, abs=0.1)
+    # Of so few X-rays the time is mostly start-up's noise: that it is measured is all a test can say.
+    assert figures["40 X-rays"]["X-rays/s over the first"] == 1 and "X-rays/s over the first" in figures["80 X-rays"]
