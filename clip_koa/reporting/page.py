@@ -133,10 +133,10 @@ def _tables(split: str, results: dict) -> list[dict]:
 
 def _pictures(folder: Path, split: str, results: dict, graded: PredictionFile | None) -> list[dict]:
     main = results[MAIN_HEAD]
-    pictures = []
+    saved = []
 
     def add(name, title, alt, draw, *arguments):
-        pictures.append(save_picture(folder / f"{name}_{split}.png", title, alt, draw, *arguments))
+        saved.append(save_picture(folder / f"{name}_{split}.png", title, alt, draw, *arguments))
 
     alt = (
         f"For each head a confusion matrix of {main['num_samples']} X-rays, rows true and columns predicted grades; "
@@ -147,7 +147,7 @@ def _pictures(folder: Path, split: str, results: dict, graded: PredictionFile | 
     alt = "Bar chart of the recall of each grade for the three heads; the table above holds the figures."
     add("recall_per_grade", title, alt, pictures.recall_per_grade, results)
     if graded is None:
-        return pictures
+        return saved
     predictions = graded.predictions
     alt = (
         f"For each head the share of right grades against confidence in {pictures.CALIBRATION_BINS} bins, over a "
@@ -166,7 +166,7 @@ def _pictures(folder: Path, split: str, results: dict, graded: PredictionFile | 
     )
     title = "Image against mirror image, text head without averaging"
     add("flip_scatter", title, alt, pictures.flip_scatter, predictions)
-    return pictures
+    return saved
 
 
 def hardest_xrays(graded: PredictionFile, xrays: Dataset | None = None, count: int = HARDEST) -> list[dict]:
