@@ -1,7 +1,7 @@
 """Train CLIP-KOA on knee X-rays.
 
-    accelerate launch train.py --config configs/small.yaml --data_dir FOLDER
-    python train.py --config configs/demo.yaml --output_dir runs/demo
+    accelerate launch train.py --config configs/small.yaml --data.corpus FOLDER
+    python train.py --config configs/demo.yaml --run.output_dir runs/demo
 
 `python train.py --help` lists every field. Exit status: 0 finished, 1 an error, 2 another process writes the run
 folder, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved: start it again with `--resume latest`. How a run
@@ -11,16 +11,17 @@ stands, `python -m clip_koa.training.status RUN` tells.
 import sys
 from pathlib import Path
 
-from clip_koa.data.corpus import load_corpus
 from clip_koa.files import WriteError
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.memory import keep_freed_memory
 from clip_koa.reporting.report import write_report
 from clip_koa.training.checkpoints import SaveError
-from clip_koa.training.engine import build_accelerator, evaluate_best, prepare_run, train
+from clip_koa.training.engine import train
 from clip_koa.training.preemption import RESUME_ME, Preempted
+from clip_koa.training.preparation import build_accelerator, load_run_corpus, prepare_run
 from clip_koa.training.recording import only_writer
 from clip_koa.training.run_config import RunConfigError, parse_run_config
+from clip_koa.training.validation import evaluate_best
 from dataset_script.knee_xray import CorpusError
 from dataset_script.radiograph import RadiographError
 
@@ -35,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse_run_config(arguments)
     keep_freed_memory()
     accelerator = build_accelerator(config)
-    folder = Path(config.output_dir)
+    folder = Path(config.run.output_dir)
     with only_writer(accelerator, WriterLock(folder, inside=True), WriterLock(folder / "best")):
-        corpus = load_corpus(config, accelerator)
+        corpus = load_run_corpus(config, accelerator)
         run = prepare_run(config, corpus, accelerator)
         train(run)
         evaluate_best(run, corpus)

@@ -344,6 +344,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        both_views: bool = True,
     ) -> CLIPKOAOutput | tuple:
         """Grades X-rays; with labels, also the losses of the paper.
 
@@ -356,6 +357,7 @@ class CLIPKOAForImageClassification(CLIPModel):
             return_dict: `False` gives a tuple; default: `config.return_dict`.
             output_attentions, output_hidden_states: what the vision tower computed on the way; default: as configured.
             interpolate_pos_encoding: take images of other sizes than the configuration's.
+            both_views: `False` leaves mirror images out of the losses of this call, whatever the configuration says.
 
         Raises:
             ValueError: images of the wrong size or kind, none, or of no finite numbers; labels that are no grades.
@@ -365,7 +367,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         labels = None if labels is None else as_targets(labels, count, self.num_labels)
         training = self.training or (labels is not None and torch.is_grad_enabled())
         average = (config.flip_average if flip_average is None else flip_average) and not self.training
-        compare = labels is not None and (config.symmetry or config.consistency_weight > 0)
+        compare = labels is not None and both_views and (config.symmetry or config.consistency_weight > 0)
 
         views = torch.cat([pixel_values, pixel_values.flip(-1)]) if average or compare else pixel_values
         options = self._vision_options(output_attentions, output_hidden_states, interpolate_pos_encoding)
@@ -379,7 +381,8 @@ class CLIPKOAForImageClassification(CLIPModel):
 
         losses = {}
         if labels is not None:
-            losses = self._losses(logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels)
+            flipped = (flipped_logits, flipped_classifier_logits) if compare else (None, None)
+            losses = self._losses(logits, flipped[0], classifier_logits, flipped[1], labels)
         if average:
             logits = (logits + flipped_logits) / 2
             classifier_logits = (classifier_logits + flipped_classifier_logits) / 2
@@ -425,12 +428,12 @@ class CLIPKOAForImageClassification(CLIPModel):
             raise ValueError("pixel_values hold values that are no finite numbers (NaN or infinity).")
 
     def _losses(self, logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels) -> dict:
-        """The loss and its named parts (scalars); every logits tensor is (N, K)."""
+        """The loss and its named parts (scalars); logits are (N, K), and None of mirror images that are left out."""
         config, labels = self.config, labels.to(logits.device)
 
         def parts(original, flipped):
             consistency = original.new_zeros(())
-            if config.consistency_weight > 0:
+            if flipped is not None and config.consistency_weight > 0:
                 consistency = consistency_loss(original, flipped, config.consistency)
             return symmetry_loss(original, flipped if config.symmetry else None, labels), consistency
 

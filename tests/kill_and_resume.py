@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 TRAINING = (
-    "--model", "tiny", "--synthetic_people", "24", "--epochs", "6", "--batch_size", "8", "--new_learning_rate", "1e-3",
-    "--mixed_precision", "no", "--checkpoint_steps", "2", "--trackers", "", "--ema_decay", "0.9",
-    "--drop_path", "0.2", "--patch_dropout", "0.3", "--class_balance", "0.5", "--label_smoothing", "0.05",
+    "--model.start", "tiny", "--data.corpus", "synthetic:24", "--optimisation.epochs", "6",
+    "--optimisation.batch_size", "8", "--optimisation.new_learning_rate", "1e-3", "--compute.mixed_precision", "no",
+    "--run.checkpoint_steps", "2", "--optimisation.ema_decay", "0.9", "--model.drop_path", "0.2",
+    "--model.patch_dropout", "0.3", "--data.class_balance", "0.5", "--losses.ordinal_smoothing", "0.5",
     "--resume", "latest",
 )  # fmt: skip
 DEADLINE = 300  # seconds
@@ -38,7 +39,7 @@ def launch(folder: Path, processes: int, log) -> subprocess.Popen:
         command += ["--rdzv_endpoint", "localhost:0"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     return subprocess.Popen(
-        [*command, "train.py", *TRAINING, "--output_dir", str(folder)],
+        [*command, "train.py", *TRAINING, "--run.output_dir", str(folder)],
         cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -127,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill training runs at random moments and go on.")
     parser.add_argument("--kills", type=int, default=24, help="kills in all, over four runs (default: 24)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 1, 2, 2], help="processes of each run")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run.seed", type=int, default=0)
     options = parser.parse_args()
     rng, failed, done = random.Random(options.seed), False, 0
     with tempfile.TemporaryDirectory() as name:

@@ -13,7 +13,7 @@ from dataset_script.synthetic import write_corpus
 
 # How each door is told its folder, and whether its lock lies in it.
 DOORS = {
-    "train.py": (["--output_dir", "FOLDER", "--resume", "latest"], True),
+    "train.py": (["--run.output_dir", "FOLDER", "--resume", "latest"], True),
     "studies.ablation": (["--config", "configs/ablation.yaml", "--output", "FOLDER"], True),
     "calibrate.py": (["--model", "FOLDER"], False),
     "average_weights.py": (["one", "other", "--output", "FOLDER"], False),
@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(door, monkeypatch, 
 
 def test_a_run_keeps_others_from_its_best_model(tmp_path, monkeypatch, capsys):
     """calibrate.py writes there, train.py too."""
-    monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", str(tmp_path / "run")])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--run.output_dir", str(tmp_path / "run")])
     with WriterLock(tmp_path / "run" / "best"), pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     assert ended.value.code == 2 and f"{tmp_path}/run/best is being written" in capsys.readouterr().err

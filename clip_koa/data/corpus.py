@@ -1,35 +1,51 @@
-"""The corpus of a run: the X-rays it names, in any layout, or generated ones."""
+"""The corpus of a run: the X-rays it names, in any layout, or drawn ones."""
+
+import re
 
 from accelerate import Accelerator
 from datasets import DatasetDict
 
-from clip_koa.training.run_config import RunConfig
-from clip_koa.training.starting_points import SMALL_CONFIGURATIONS
 from dataset_script.knee_xray import CorpusError, KneeXray
 
 NEEDED_SPLITS = ("train", "validation")
+_DRAWN = "synthetic:"
 
 
-def load_corpus(config: RunConfig, accelerator: Accelerator) -> DatasetDict:
+def is_drawn(corpus: str) -> bool:
+    """Whether `corpus` asks for drawn X-rays, as `synthetic:40` does for those of 40 people."""
+    return corpus.startswith(_DRAWN)
+
+
+def _drawn_people(corpus: str) -> int:
+    people = corpus.removeprefix(_DRAWN)
+    if not re.fullmatch("[1-9][0-9]{0,8}", people):
+        raise CorpusError(f"{corpus}: name a number of people, at least 1, such as {_DRAWN}40.")
+    return int(people)
+
+
+def load_corpus(corpus: str, accelerator: Accelerator, *, seed: int, drawn_size: int) -> DatasetDict:
     """Builds the corpus on the main process first, so that the others find it in the cache.
 
+    Args:
+        corpus: a folder, archive or table; `synthetic:40` for drawn X-rays of 40 people; empty: KNEE_XRAY_DIR's.
+        seed: of the drawings.
+        drawn_size: their side, in pixels.
+
     Raises:
-        CorpusError: no corpus, a damaged one, or one without train and validation.
+        CorpusError: no corpus, a damaged one, one without train and validation, or no number of people to draw.
     """
+    people = _drawn_people(corpus) if is_drawn(corpus) else 0
     with accelerator.main_process_first():
-        if config.synthetic_people:
-            # Drawn at the size a small model reads; other models read 224 pixels.
-            small = SMALL_CONFIGURATIONS.get(config.model)
-            size = small["vision_config"]["image_size"] if small else 224
-            builder = KneeXray("synthetic", people=config.synthetic_people, image_size=size, seed=config.seed)
+        if people:
+            builder = KneeXray("synthetic", people=people, image_size=drawn_size, seed=seed)
         else:
-            builder = KneeXray("folder", data_dir=config.data_dir)
+            builder = KneeXray("folder", data_dir=corpus)
         builder.download_and_prepare()
-        corpus = builder.as_dataset()
-    missing = [split for split in NEEDED_SPLITS if split not in corpus]
+        splits = builder.as_dataset()
+    missing = [split for split in NEEDED_SPLITS if split not in splits]
     if missing:
         raise CorpusError(
-            f"{config.data_dir or 'KNEE_XRAY_DIR'} has no {missing[0]} split: training needs one. "
+            f"{corpus or 'KNEE_XRAY_DIR'} has no {missing[0]} split: training needs one. "
             "`python -m dataset_script.splitter` splits by person."
         )
-    return corpus
+    return splits

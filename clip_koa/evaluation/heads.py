@@ -140,7 +140,7 @@ def grading(predictions: Predictions, head: str) -> dict[str, np.ndarray]:
         place = predictions.index[broken][0].item()
         raise FloatingPointError(
             f"The {head} head's logits of X-ray {place} are not finite: the weights are damaged, or training diverged "
-            "(lower learning_rate)."
+            "(lower the learning rate)."
         )
     return {
         "predictions": logits.argmax(-1).numpy(),

@@ -6,22 +6,16 @@ from pathlib import Path
 
 import yaml
 
+from clip_koa.data.corpus import is_drawn
 from clip_koa.evaluation.heads import HEADS
 from clip_koa.evaluation.loading import weights_digest
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.plain_files import read_plain
 from clip_koa.publishing.release_check import CARD_SPLITS, REPORT_PICTURES
 from clip_koa.reporting.page import METRIC_NAMES
+from clip_koa.training.config_file import parse_fields
+from clip_koa.training.run_config import FIELDS, RunConfigError, check_texts
 
-RECIPE_FIELDS = (
-    "image_size", "prompts", "freeze_layers", "mirror_symmetric", "lora_rank", "drop_path", "patch_dropout",
-    "patch_dropout_until",
-    "epochs", "max_steps", "batch_size", "learning_rate",
-    "new_learning_rate", "layer_decay", "scale_rates", "weight_decay", "warmup", "max_grad_norm", "ema_decay",
-    "class_balance", "augmentation", "random_flip", "symmetry", "consistency", "consistency_weight", "one_view_until",
-    "classifier_weight", "label_smoothing", "ordinal_smoothing", "mixed_precision", "best_metric", "seed",
-    "synthetic_people",
-)  # fmt: skip
 _PARTS = (*METRIC_NAMES, "recall_per_grade", "f1_per_grade", "confusion_matrix", "num_samples", "num_people")
 _RELEASE_COUNTS = {"train": 5778, "validation": 826, "test": 1656}
 # What `make vision-weights` fetches.
@@ -35,7 +29,7 @@ class CardFacts:
     """What the card tells; base model and dataset as Hub ids."""
 
     results: dict[str, dict] = field(default_factory=dict)  # of each split, by head
-    stages: list[dict] = field(default_factory=list)  # the recipe of each run, in their order
+    stages: list[dict] = field(default_factory=list)  # the recipe of each run by dotted name, in their order
     averaged: list[int] = field(default_factory=list)  # numbers of the runs whose weights were averaged, if any were
     base_model: str | None = None
     origin: str = ""  # of the weights that training started from, and their licence
@@ -48,7 +42,8 @@ class CardFacts:
     @property
     def recipe(self) -> dict[str, list]:
         """For each field that some stage made use of its value in each; empty where a stage had none."""
-        fields = [name for name in RECIPE_FIELDS if any(_is_used(name, stage.get(name)) for stage in self.stages)]
+        names = dict.fromkeys([*FIELDS, *(name for stage in self.stages for name in stage)])
+        fields = [name for name in names if any(_is_used(name, stage.get(name)) for stage in self.stages)]
         return {name: [stage.get(name, "") for stage in self.stages] for name in fields}
 
     @property
@@ -77,9 +72,9 @@ def collect_facts(
     runs = runs or (checkpoint.resolve().parent,)
     run = runs[-1]
     facts = CardFacts()
-    configs = [_read(stage, "config.yaml") for stage in runs]
-    facts.stages = [{name: config[name] for name in RECIPE_FIELDS if name in config} for config in configs if config]
-    starts = [str(config.get("model", "")) for config in configs]
+    configs = [_read_config(stage) for stage in runs]
+    facts.stages = [_recipe(config) for config in configs if config]
+    starts = [config.get("model.start", "") for config in configs]
     if starts.count(starts[-1]) > 1:
         facts.averaged = [number for number, start in enumerate(starts, start=1) if start == starts[-1]]
     start = starts[0]
@@ -108,7 +103,7 @@ def collect_facts(
     counts = record.get("data", {}).get("counts", {}) or {
         split: values["text"]["num_samples"] for split, values in facts.results.items()
     }
-    if any(config.get("synthetic_people") for config in configs):
+    if any(is_drawn(config.get("data.corpus", "")) for config in configs):
         facts.dataset = "generated X-rays (drawings, no patients)"
     elif counts and all(_RELEASE_COUNTS.get(split, count) == count for split, count in counts.items()):
         facts.dataset = OFFICIAL
@@ -133,6 +128,26 @@ def _read(folder: Path, name: str) -> dict:
     return values
 
 
+def _read_config(folder: Path) -> dict[str, object]:
+    """The fields that a run's config.yaml gives, by name; empty where there is none.
+
+    Fields that are gone stand under their old names where they are not as today's code trains. Other names are left
+    out.
+    """
+    content = read_plain(folder, "config.yaml")
+    if content is None:
+        return {}
+    try:
+        given = parse_fields(content, folder / "config.yaml")
+        return {**check_texts(given.texts), **given.gone}
+    except RunConfigError as error:
+        raise ReleaseError(f"{folder / 'config.yaml'} cannot be read: {error}") from error
+
+
+def _recipe(config: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in config.items() if name not in FIELDS or FIELDS[name].metadata["recipe"]}
+
+
 def _clean(values: dict, path: Path) -> dict:
     """For each head its figures and their intervals, and nothing else."""
     results = {}
@@ -148,7 +163,7 @@ def _clean(values: dict, path: Path) -> dict:
 
 def _is_used(name: str, value) -> bool:
     """Whether a field says something: most are off at 0, but seed 0 is a seed, and false is a choice."""
-    return bool(value) or value is False or (name == "seed" and value is not None)
+    return bool(value) or value is False or (name == "run.seed" and value is not None)
 
 
 def _base_model(start: str) -> str | None:

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,6 +22,7 @@ from clip_koa.training.run_config import RunConfigError
 
 _STEP_FOLDER = re.compile(r"step_(\d{6,})")
 _MANIFEST = "checkpoint.json"
+_KEPT = 2  # of the checkpoints: the one before the newest, should that be damaged
 
 
 class SaveError(OSError):
@@ -37,16 +38,15 @@ class TrainState:
     step: int = 0  # optimizer steps
     best_value: float | None = None
     best_step: int = 0
-    best_epoch: int = 0
 
     def state_dict(self) -> dict:
         """For the accelerator."""
         return asdict(self)
 
     def load_state_dict(self, state: dict) -> None:
-        """For the accelerator."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """For the accelerator; checkpoints of earlier versions hold more."""
+        for option in fields(self):
+            setattr(self, option.name, state[option.name])
 
 
 @contextmanager
@@ -128,8 +128,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(_STEP_FOLDER.fullmatch(path.name)[1]))
 
 
-def save_checkpoint(accelerator, folder: Path, state: TrainState, keep: int) -> None:
-    """Writes `folder/step_000123` with everything a resume needs, whole or not at all, and keeps the newest `keep`.
+def last_checkpoint(folder: Path) -> str:
+    """The newest checkpoint under `folder`, as a message names it."""
+    return str(next(reversed(list_checkpoints(folder)), "none yet"))
+
+
+def save_checkpoint(accelerator, folder: Path, state: TrainState) -> None:
+    """Writes `folder/step_000123` with everything a resume needs, whole or not at all, and keeps the newest two.
 
     All processes must call it.
 
@@ -149,7 +154,7 @@ def save_checkpoint(accelerator, folder: Path, state: TrainState, keep: int) -> 
             _write_manifest(temporary)
             _flush(temporary)
             _put_in_place(temporary, target)
-            for old in list_checkpoints(folder)[:-keep]:
+            for old in list_checkpoints(folder)[:-_KEPT]:
                 shutil.rmtree(old)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
@@ -185,7 +190,7 @@ def find_checkpoint(resume: str, folder: Path, warn=print) -> Path | None:
     """The checkpoint that `resume` names: none for `""`, the newest whole one for `"latest"`, else that folder.
 
     Args:
-        resume: the configuration's field.
+        resume: what `--resume` names.
         folder: of the run's checkpoints.
         warn: called with a line for each damaged checkpoint that is passed over.
 
@@ -207,6 +212,6 @@ def find_checkpoint(resume: str, folder: Path, warn=print) -> Path | None:
     for path in (Path(resume), folder / resume):
         if path.is_dir():
             if damage := find_damage(path):
-                raise RunConfigError(f"resume={resume!r} can't be used: {damage}. Pass latest or another checkpoint.")
+                raise RunConfigError(f"--resume {resume} can't be used: {damage}. Pass latest or another checkpoint.")
             return path
-    raise RunConfigError(f"resume={resume!r} is no checkpoint: pass latest or a folder under {folder}.")
+    raise RunConfigError(f"--resume {resume} is no checkpoint: pass latest or a folder under {folder}.")

@@ -19,7 +19,7 @@ def add_lora(model: torch.nn.Module, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise RunConfigError("lora_rank needs peft: pip install 'clip-koa[lora]'.") from error
+        raise RunConfigError("model.lora_rank needs peft: pip install 'clip-koa[lora]'.") from error
     trained = [name for name, _ in model.named_parameters() if not name.startswith("vision_model.")]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_TARGETS), model)
     for name, parameter in model.named_parameters():  # peft freezes all but what it adds

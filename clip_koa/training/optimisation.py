@@ -8,10 +8,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
 from clip_koa.training.lora import LORA_PREFIX
-from clip_koa.training.run_config import RunConfig, RunConfigError
+from clip_koa.training.run_config import OptimisationOptions, RunConfigError
 from modeling_clip_koa import CLIPKOAForImageClassification
 
 _TOWERS = ("vision_model", "text_model")
+_WEIGHT_DECAY = 0.05
 
 
 def freeze_lower_blocks(model: CLIPKOAForImageClassification, count: int) -> None:
@@ -24,7 +25,7 @@ def freeze_lower_blocks(model: CLIPKOAForImageClassification, count: int) -> Non
     """
     layers = model.vision_model.encoder.layers
     if count > len(layers):
-        raise RunConfigError(f"freeze_layers={count}: the vision tower has {len(layers)} blocks.")
+        raise RunConfigError(f"model.freeze_layers={count}: the vision tower has {len(layers)} blocks.")
     if count == 0:
         return
     for module in (model.vision_model.embeddings, model.vision_model.pre_layrnorm, *layers[:count]):
@@ -32,7 +33,7 @@ def freeze_lower_blocks(model: CLIPKOAForImageClassification, count: int) -> Non
 
 
 def build_optimizer(
-    model: CLIPKOAForImageClassification, config: RunConfig, new_parameters: tuple[str, ...]
+    model: CLIPKOAForImageClassification, options: OptimisationOptions, new_parameters: tuple[str, ...]
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, and a learning rate of its own for weights that start at random.
 
@@ -43,25 +44,25 @@ def build_optimizer(
 
     Args:
         model: its trainable parameters are taken.
-        config: learning rates, their decay and scaling, and weight decay.
+        options: learning rates, their decay and scaling.
         new_parameters: prefixes of the names of parameters that start at random.
     """
     groups = {}
-    sizes = _relative_sizes(model) if config.scale_rates else {}
+    sizes = _relative_sizes(model) if options.scale_rates else {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         # Embedding tables have two dimensions too, but are lists of vectors.
         decays = parameter.ndim >= 2 and "embedding" not in name
         if name.startswith(new_parameters) or LORA_PREFIX in name:
-            rate = config.new_learning_rate
+            rate = options.new_learning_rate
         else:
-            rate = config.learning_rate * config.layer_decay ** _blocks_above(name, model)
+            rate = options.learning_rate * options.layer_decay ** _blocks_above(name, model)
             rate *= sizes.get(name.rpartition(".")[0], 1.0)
         groups.setdefault((rate, decays), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr": rate, "weight_decay": config.weight_decay if decays else 0.0}
+            {"params": parameters, "lr": rate, "weight_decay": _WEIGHT_DECAY if decays else 0.0}
             for (rate, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ],
         fused=True,  # four times as fast on a CPU, which is a tenth of a step there

@@ -1,8 +1,8 @@
-"""What a run writes down: metrics.jsonl, trackers, run.json with what repeats it, status.json with how it stands."""
+"""What a run writes down: metrics.jsonl, TensorBoard's files, what repeats it in run.json, status.json."""
 
-import dataclasses
 import hashlib
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 
-import accelerate.tracking
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -24,23 +23,9 @@ from clip_koa.training.run_config import RunConfig, RunConfigError
 from clip_koa.training.status import write_status
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "safetensors", "numpy", "Pillow")
+# A live run shows that often that it lives.
+STATUS_SECONDS = 10.0
 _PROJECT = Path(__file__).parents[2]
-
-
-def tracker_names(config: RunConfig) -> list[str]:
-    """The trackers of a run.
-
-    Raises:
-        RunConfigError: a name that Accelerate does not know, or whose package is not installed.
-    """
-    names = [name.strip() for name in config.trackers.split(",") if name.strip()]
-    for name in names:
-        if name not in accelerate.tracking.LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(sorted(accelerate.tracking.LOGGER_TYPE_TO_CLASS))
-            raise RunConfigError(f"trackers={name!r} is not known: Accelerate has {known}.")
-        if name not in map(str, accelerate.tracking.get_available_trackers()):
-            raise RunConfigError(f"trackers={name!r} needs its package: pip install {name}.")
-    return names
 
 
 def data_digest(corpus: DatasetDict) -> str:
@@ -82,7 +67,8 @@ class Recorder:
 
     def __init__(self, config: RunConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.folder = Path(config.output_dir)
+        self.told = -math.inf  # when status.json was last written
+        self.folder = Path(config.run.output_dir)
 
     def start(self, corpus: DatasetDict, step: int) -> None:
         """Opens the records, at `step` of a resumed run.
@@ -95,9 +81,8 @@ class Recorder:
             self._write_run(corpus, step)
             write_file(self.folder / "config.yaml", self.config.to_yaml().encode())
             self._drop_records_after(step)
-        names = tracker_names(self.config)
-        keywords = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in names else {}
-        self.accelerator.init_trackers("clip_koa", config=dataclasses.asdict(self.config), init_kwargs=keywords)
+        keywords = {"tensorboard": {"purge_step": step + 1}}
+        self.accelerator.init_trackers("clip_koa", config=self.config.values(), init_kwargs=keywords)
 
     def _write_run(self, corpus: DatasetDict, step: int) -> None:
         path = self.folder / "run.json"
@@ -125,7 +110,7 @@ class Recorder:
             write_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def record(self, **values) -> None:
-        """Adds a line to metrics.jsonl and passes its numbers on to the trackers."""
+        """Adds a line to metrics.jsonl and passes its numbers on to TensorBoard."""
         if self.accelerator.is_main_process:
             with writing(self.folder / "metrics.jsonl") as path, open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
@@ -138,6 +123,11 @@ class Recorder:
         """Writes status.json: `running`, `interrupted`, `failed` or `finished`."""
         if self.accelerator.is_main_process and self.folder.is_dir():
             write_status(self.folder, state, **values)
+            self.told = time.monotonic()
+
+    def is_status_old(self) -> bool:
+        """Whether status.json was last written `STATUS_SECONDS` ago or earlier."""
+        return time.monotonic() - self.told >= STATUS_SECONDS
 
 
 def _numbers(values: dict, prefix: str):

@@ -92,10 +92,6 @@ class PatchDropout:
             kept.append(np.sort(np.argsort(self.log_weights + noise)[-count:]))
         self.kept = torch.tensor(np.stack(kept), device=indices.device)
 
-    def keep_all(self) -> None:
-        """The next training batch loses no patch."""
-        self.kept = None
-
     def _leave_out(self, embeddings, inputs, output):
         if not embeddings.training or self.kept is None:
             return output

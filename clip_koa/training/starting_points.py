@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessor, PreT
 from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_koa.evaluation.loading import load_tokenizer
-from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx, resize_positions
+from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx
 from clip_koa.training.run_config import RunConfigError
 from clip_koa.training.tokenizer import build_prompt_tokenizer
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification, XrayPreprocessor
@@ -19,7 +19,7 @@ from modeling_clip_koa.grader_clip_koa import CheckpointError, check_values, rea
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# The random starting points, by the name that `model` takes.
+# The random starting points, by the name that `model.start` takes.
 SMALL_CONFIGURATIONS = {
     "tiny": {
         "vision_config": {
@@ -64,57 +64,47 @@ class StartingPoint:
     tokenizer: PreTrainedTokenizerBase
     new_parameters: tuple[str, ...]  # prefixes of parameter names
 
-    @property
-    def image_size(self) -> int:
-        """Side of the square images the model reads, in pixels."""
-        return self.model.config.vision_config.image_size
+
+def drawn_size(name: str) -> int:
+    """Side, in pixels, at which X-rays are drawn for a start: what it reads."""
+    small = SMALL_CONFIGURATIONS.get(name)
+    return small["vision_config"]["image_size"] if small else _DINOV2_SIZE
 
 
-def load_starting_point(
-    name: str, prompts: list[list[str]], sample_images: list, image_size: int = 0, **settings
-) -> StartingPoint:
+def load_starting_point(name: str, prompts: list[list[str]], sample_images: list, **settings) -> StartingPoint:
     """Builds the model that training starts from.
 
     Args:
         name: `"tiny"`, the ONNX file of a DINOv2 ViT, or a local folder or Hub id of DINOv2, CLIP or CLIP-KOA weights.
         prompts: for each grade, a list of descriptions.
         sample_images: a few dozen X-rays (PIL images), from which a DINOv2 start learns how X-rays look to it.
-        image_size: side of the X-rays the model is to read, in pixels; 0: the start's own (224 for DINOv2). Positions
-            are interpolated.
         **settings: fields of `CLIPKOAConfig`: losses and flip averaging.
 
     Raises:
-        RunConfigError: a name that is none of these, weights of another kind, a missing package, or an image size that
-            is no multiple of the patches.
+        RunConfigError: a name that is none of these, weights of another kind, or a missing package.
     """
-    start = _load(name, prompts, sample_images, image_size, settings)
-    return _with_image_size(start, image_size) if image_size not in (0, start.image_size) else start
-
-
-def _load(name: str, prompts, sample_images, image_size: int, settings) -> StartingPoint:
-    """The starting point; of DINOv2 at the image size asked for, of others at their own."""
     if name in SMALL_CONFIGURATIONS:
         return _random_start(SMALL_CONFIGURATIONS[name], prompts, settings)
     if name.endswith(".onnx"):
         try:
             state_dict = read_dinov2_onnx(name)
         except (ValueError, ImportError) as error:
-            raise RunConfigError(f"model: {error}") from error
-        image_processor = build_image_processor(image_size or _DINOV2_SIZE, IMAGENET_MEAN, IMAGENET_STD)
+            raise RunConfigError(f"model.start: {error}") from error
+        image_processor = build_image_processor(_DINOV2_SIZE, IMAGENET_MEAN, IMAGENET_STD)
         return _dinov2_start(state_dict, None, image_processor, prompts, sample_images, settings)
     kind = _model_type(name)
     if kind not in ("dinov2", "clip"):
-        raise RunConfigError(f"model={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
+        raise RunConfigError(f"model.start={name!r} is a {kind!r} model: CLIP, CLIP-KOA and DINOv2 weights are known.")
     try:
         if kind == "clip":
             return _clip_start(name, prompts, settings)
         with readable(name):
             source, info = AutoModel.from_pretrained(name, output_loading_info=True)
-            image_processor = build_image_processor(image_size or _DINOV2_SIZE, *_normalisation(name))
+            image_processor = build_image_processor(_DINOV2_SIZE, *_normalisation(name))
         if info["missing_keys"]:
             raise CheckpointError(f"{name}: its weights lack {min(info['missing_keys'])}.")
     except CheckpointError as error:
-        raise RunConfigError(f"model: {error}") from error
+        raise RunConfigError(f"model.start: {error}") from error
     heads = source.config.num_attention_heads
     return _dinov2_start(source.state_dict(), heads, image_processor, prompts, sample_images, settings)
 
@@ -126,15 +116,15 @@ def _model_type(name: str) -> str:
             config = Path(hf_hub_download(name, "config.json"))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise RunConfigError(
-                f"model={name!r} is neither a folder or .onnx file here, nor a model the Hub gives: "
+                f"model.start={name!r} is neither a folder or .onnx file here, nor a model the Hub gives: "
                 f"pass one of these, or {', '.join(SMALL_CONFIGURATIONS)}."
             ) from error
     if not config.is_file():
-        raise RunConfigError(f"model={name!r} holds no config.json: pass a folder written by save_pretrained.")
+        raise RunConfigError(f"model.start={name!r} holds no config.json: pass a folder written by save_pretrained.")
     try:
         return json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
     except (ValueError, AttributeError) as error:
-        raise RunConfigError(f"model={name!r} has a damaged config.json ({error}).") from error
+        raise RunConfigError(f"model.start={name!r} has a damaged config.json ({error}).") from error
 
 
 def _random_start(configuration: dict, prompts, settings) -> StartingPoint:
@@ -156,8 +146,6 @@ def _normalisation(name: str) -> tuple:
 
 def _dinov2_start(state_dict, num_attention_heads, image_processor, prompts, sample_images, settings) -> StartingPoint:
     tokenizer = build_prompt_tokenizer(prompts, _TEXT_POSITIONS)
-    patch_weight = state_dict["embeddings.patch_embeddings.projection.weight"]  # (hidden, 3, patch, patch)
-    _check_image_size(image_processor.crop_size["height"], patch_weight.shape[-1])
     sample = XrayPreprocessor(image_processor)(sample_images)
     vision_config, vision_weights = dinov2_to_clip_vision(state_dict, sample, num_attention_heads=num_attention_heads)
     configuration = {
@@ -185,27 +173,6 @@ def _clip_start(name: str, prompts, settings) -> StartingPoint:
     check_values(name, model)
     new = ("classifier",) if "classifier.weight" in info["missing_keys"] else ()
     return StartingPoint(model, image_processor, load_tokenizer(name, model), new_parameters=new)
-
-
-def _with_image_size(start: StartingPoint, size: int) -> StartingPoint:
-    """The same weights for X-rays of another size, with the vision tower's positions interpolated."""
-    state_dict, config = start.model.state_dict(), start.model.config
-    _check_image_size(size, config.vision_config.patch_size)
-    config.vision_config.image_size = size
-    table = "vision_model.embeddings.position_embedding.weight"
-    state_dict[table] = resize_positions(state_dict[table], size // config.vision_config.patch_size)
-    model = CLIPKOAForImageClassification(config)
-    model.load_state_dict(state_dict)
-    image_processor = build_image_processor(size, start.image_processor.image_mean, start.image_processor.image_std)
-    return StartingPoint(model, image_processor, start.tokenizer, start.new_parameters)
-
-
-def _check_image_size(size: int, patch_size: int) -> None:
-    if size % patch_size:
-        raise RunConfigError(
-            f"image_size={size}: it must be a multiple of the {patch_size} pixels of a patch, such as "
-            f"{max(1, round(size / patch_size)) * patch_size}."
-        )
 
 
 def _from_scratch(configuration: dict, tokenizer, prompts, settings) -> CLIPKOAForImageClassification:

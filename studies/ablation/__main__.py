@@ -9,16 +9,15 @@ validation split. Research only, no medical device.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from clip_koa.data.corpus import load_corpus
 from clip_koa.evaluation.predictions import PredictionsError
 from clip_koa.files import WriteError
 from clip_koa.locks import InUseError, WriterLock
+from clip_koa.training.preparation import load_run_corpus
 from clip_koa.training.run_config import RunConfigError, read_run_config
 from dataset_script.knee_xray import CorpusError
 from studies.ablation.grid import Cell, cell_config, find_cells
@@ -52,10 +51,10 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], dict[tuple[str, int],
     """The cells, and their trainings by cell and seed, every seed of all cells before the next."""
     shared = read_run_config(options.config)
     if options.data_dir:
-        shared = dataclasses.replace(shared, data_dir=options.data_dir)
+        shared = shared.changed({"data.corpus": options.data_dir})
     cells = find_cells(shared, options.cells)
     # Built once, so that runs side by side find it.
-    train_size = len(load_corpus(shared, Accelerator(cpu=True))["train"])
+    train_size = len(load_run_corpus(shared, Accelerator(cpu=True))["train"])
     jobs = {}
     for seed in options.seeds:
         for cell in cells:

@@ -1,7 +1,8 @@
 """The cells of the ablation: which fields of the run configuration each changes."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from clip_koa.data.corpus import is_drawn
 from clip_koa.training.run_config import RunConfig, RunConfigError
 from modeling_clip_koa import PROMPT_SETS
 from modeling_clip_koa.configuration_clip_koa import CONSISTENCY_KINDS
@@ -25,12 +26,13 @@ class Cell:
 
 def corner_cells() -> list[Cell]:
     """The corners {symmetry off, on} x {consistency off, on}, and cross-entropy with random flips."""
-    alone = {"symmetry": False, "consistency_weight": 0.0}
+    alone = {"losses.symmetry": False, "losses.consistency_weight": 0.0}
+    flipped = {**alone, "data.random_flip": 0.5}
     return [
         Cell("plain", "cross-entropy on the X-rays as they are", alone, views=1),
-        Cell("random_flips", "cross-entropy, each X-ray mirrored at random", {**alone, "random_flip": 0.5}, views=1),
-        Cell("symmetry", "cross-entropy on both views", {"consistency_weight": 0.0}),
-        Cell("consistency", "cross-entropy on the X-ray, views must agree", {"symmetry": False}),
+        Cell("random_flips", "cross-entropy, each X-ray mirrored at random", flipped, views=1),
+        Cell("symmetry", "cross-entropy on both views", {"losses.consistency_weight": 0.0}),
+        Cell("consistency", "cross-entropy on the X-ray, views must agree", {"losses.symmetry": False}),
         Cell("both", "cross-entropy on both views, which must agree"),
     ]
 
@@ -38,19 +40,19 @@ def corner_cells() -> list[Cell]:
 def further_cells(config: RunConfig) -> list[Cell]:
     """What `both` is made of: the kind and the weight of the consistency loss, and the prompts."""
     cells = [
-        Cell(f"consistency_{kind}", f"both, with consistency {kind}", {"consistency": kind})
+        Cell(f"consistency_{kind}", f"both, with consistency {kind}", {"losses.consistency": kind})
         for kind in CONSISTENCY_KINDS
-        if kind != config.consistency
+        if kind != config.losses.consistency
     ]
     for factor in WEIGHT_FACTORS:
-        weight = config.consistency_weight * factor
+        weight = config.losses.consistency_weight * factor
         cells.append(
-            Cell(f"weight_{weight:g}", f"both, consistency weight {weight:g}", {"consistency_weight": weight})
+            Cell(f"weight_{weight:g}", f"both, consistency weight {weight:g}", {"losses.consistency_weight": weight})
         )
     cells += [
-        Cell(f"prompts_{name}", f"both, with {name} prompts", {"prompts": name})
+        Cell(f"prompts_{name}", f"both, with {name} prompts", {"model.prompts": name})
         for name in PROMPT_SETS
-        if name != config.prompts
+        if name != config.model.prompts
     ]
     return cells
 
@@ -61,13 +63,16 @@ def find_cells(config: RunConfig, names: list[str]) -> list[Cell]:
     Raises:
         RunConfigError: an unknown name, or a configuration whose corners would not differ by the losses alone.
     """
-    if not (config.symmetry and config.consistency_weight > 0 and not config.random_flip):
+    losses = config.losses
+    if not (losses.symmetry and losses.consistency_weight > 0 and not config.data.random_flip):
         raise RunConfigError(
-            "The ablation switches symmetry and consistency off by itself: give a configuration with symmetry: true, "
-            "a consistency_weight above 0, and no random_flip."
+            "The ablation switches symmetry and consistency off by itself: give a configuration with losses.symmetry: "
+            "true, a losses.consistency_weight above 0, and no data.random_flip."
         )
-    if config.synthetic_people:
-        raise RunConfigError("synthetic_people draws other X-rays for each seed: write them to a folder and name it.")
+    if is_drawn(config.data.corpus):
+        raise RunConfigError(
+            f"data.corpus={config.data.corpus} draws other X-rays for each seed: write them to a folder and name it."
+        )
     cells = {cell.name: cell for cell in corner_cells() + further_cells(config)}
     wanted = {part for name in names for part in {"corners": CORNERS, "all": tuple(cells)}.get(name, (name,))}
     if unknown := sorted(wanted - set(cells)):
@@ -85,17 +90,17 @@ def cell_config(config: RunConfig, cell: Cell, seed: int, folder: str, train_siz
         config: what all cells share; its batch is of X-rays with two views.
         train_size: X-rays of the train split.
     """
-    steps = train_size // (2 * config.batch_size) * 2 * config.epochs
+    shared = config.optimisation
+    steps = train_size // (2 * shared.batch_size) * 2 * shared.epochs
     factor = 2 // cell.views
-    return replace(
-        config,
-        **cell.changes,
-        seed=seed,
-        output_dir=folder,
-        batch_size=config.batch_size * factor,
-        epochs=config.epochs * factor,
-        max_steps=min(steps, config.max_steps or steps),
-        best_metric="last",
-        patience=0,
-        resume="",
+    return config.changed(
+        {
+            **cell.changes,
+            "run.seed": seed,
+            "run.output_dir": folder,
+            "run.best_metric": "last",
+            "optimisation.batch_size": shared.batch_size * factor,
+            "optimisation.epochs": shared.epochs * factor,
+            "optimisation.max_steps": min(steps, shared.max_steps or steps),
+        }
     )

@@ -31,7 +31,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.output_dir)
+        return Path(self.config.run.output_dir)
 
     @property
     def finished(self) -> bool:

@@ -250,7 +250,9 @@ def _door(name, folder, corpus, output):
         "calibrate": (calibrate.main, ["--model", model, "--data_dir", corpus, "--output", output]),
         "average_weights": (average_weights.main, [model, model, "--output", output]),
         "train": (
-            train.main, ["--model", model, "--data_dir", corpus, "--output_dir", output, "--batch_size", "2"],
+            train.main,
+            ["--model.start", model, "--data.corpus", corpus, "--run.output_dir", output,
+             "--optimisation.batch_size", "2"],
         ),
     }[name]  # fmt: skip
 

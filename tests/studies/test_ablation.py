@@ -20,23 +20,24 @@ from studies.ablation.summary import CellResult, compare_cells, table_rows
 
 
 def test_every_cell_sees_as_many_views_in_as_many_steps():
-    shared = RunConfig(consistency_weight=4.0, batch_size=16, epochs=3)
+    shared = RunConfig().changed({"losses.consistency_weight": 4.0, "optimisation.epochs": 3})
     seen = set()
     for cell in find_cells(shared, ["all"]):
         config = cell_config(shared, cell, 1, "folder", train_size=1000)
-        both = config.symmetry or config.consistency_weight > 0
+        both = config.losses.symmetry or config.losses.consistency_weight > 0
+        steps = config.optimisation
         assert both == (cell.views == 2)
-        assert config.max_steps <= 1000 // config.batch_size * config.epochs  # no cell ends before
-        seen.add((config.batch_size * cell.views, config.max_steps, config.augmentation, config.seed))
+        assert steps.max_steps <= 1000 // steps.batch_size * steps.epochs  # no cell ends before
+        seen.add((steps.batch_size * cell.views, steps.max_steps, config.data.augmentation, config.run.seed))
     assert len(seen) == 1
 
 
 def test_the_corners_are_the_four_corners():
-    shared = RunConfig(consistency_weight=4.0)
+    shared = RunConfig().changed({"losses.consistency_weight": 4.0})
     corners = {}
     for cell in corner_cells():
         config = cell_config(shared, cell, 0, "folder", 1000)
-        corners[cell.name] = (config.symmetry, config.consistency_weight, config.random_flip)
+        corners[cell.name] = (config.losses.symmetry, config.losses.consistency_weight, config.data.random_flip)
     assert corners == {
         "plain": (False, 0.0, 0.0),
         "random_flips": (False, 0.0, 0.5),
@@ -51,15 +52,15 @@ def test_the_corners_are_the_four_corners():
     ("changes", "names", "words"),
     [
         ({}, ["wings"], "--cells wings: use corners, all"),
-        ({"consistency_weight": 0.0}, ["all"], "consistency_weight above 0"),
-        ({"symmetry": False}, ["all"], "symmetry: true"),
-        ({"random_flip": 0.5}, ["all"], "no random_flip"),
-        ({"synthetic_people": 40}, ["all"], "other X-rays for each seed"),
+        ({"losses.consistency_weight": 0.0}, ["all"], "consistency_weight above 0"),
+        ({"losses.symmetry": False}, ["all"], "losses.symmetry: true"),
+        ({"data.random_flip": 0.5}, ["all"], "no data.random_flip"),
+        ({"data.corpus": "synthetic:40"}, ["all"], "other X-rays for each seed"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(changes, names, words):
     with pytest.raises(RunConfigError, match=words):
-        find_cells(RunConfig(**changes), names)
+        find_cells(RunConfig().changed(changes), names)
 
 
 def _graded(seed, skill, count=60) -> PredictionFile:
@@ -112,9 +113,13 @@ def tiny_ablation(tmp_path, knees):
     """A configuration of a few steps, and the command that runs it."""
     config = tmp_path / "ablation.yaml"
     values = {
-        "model": "tiny", "data_dir": str(knees), "epochs": 1, "batch_size": 8, "consistency_weight": 1.0,
-        "trackers": "", "mixed_precision": "no", "checkpoint_steps": 1,
-    }  # fmt: skip
+        "run": {"checkpoint_steps": 1},
+        "data": {"corpus": str(knees)},
+        "model": {"start": "tiny"},
+        "losses": {"consistency_weight": 1.0},
+        "optimisation": {"epochs": 1, "batch_size": 8},
+        "compute": {"mixed_precision": "no"},
+    }
     config.write_text(yaml.safe_dump(values))
     output = tmp_path / "out"
     return output, [
@@ -153,7 +158,7 @@ def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
     config = output.parent / "ablation.yaml"
     config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 4"))
     refused = run_python(*command, "--seeds", "0", expect=1)
-    assert "holds another run" in refused.stderr and "batch_size: 16 -> 8" in refused.stderr
+    assert "holds another run" in refused.stderr and "optimisation.batch_size: 16 -> 8" in refused.stderr
 
 
 @pytest.mark.slow
@@ -179,7 +184,9 @@ def test_a_stop_saves_and_the_next_start_goes_on(tiny_ablation, run_python):
 def test_a_failed_run_is_named_with_its_log(tiny_ablation, run_python):
     output, command = tiny_ablation
     config = output.parent / "ablation.yaml"
-    config.write_text(config.read_text() + "learning_rate: 1.0e+30\nnew_learning_rate: 1.0e+30\n")
+    config.write_text(
+        config.read_text().replace("epochs: 1", "epochs: 1\n  learning_rate: 1.0e+30\n  new_learning_rate: 1.0e+30")
+    )
     failed = run_python(*command, "--seeds", "0", expect=1)
     assert "studies.ablation: random_flips, seed 0 failed with status 1" in failed.stderr
     assert f"{output}/random_flips/seed-0.log" in failed.stderr

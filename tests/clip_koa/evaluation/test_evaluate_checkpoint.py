@@ -41,9 +41,9 @@ def trained(corpus, tmp_path_factory):
     """A short run in bf16, whose best checkpoint is evaluated in fp32 all the same."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     command = (
-        "train.py", "--data_dir", corpus, "--model", "tiny", "--prompts", "standard", "--epochs", 6,
-        "--batch_size", 8, "--learning_rate", "1e-3", "--new_learning_rate", "1e-3", "--mixed_precision", "bf16",
-        "--output_dir", folder,
+        "train.py", "--data.corpus", corpus, "--model.start", "tiny", "--optimisation.epochs", 6,
+        "--optimisation.batch_size", 8, "--optimisation.new_learning_rate", "1e-3", "--losses.consistency_weight", 1,
+        "--losses.consistency", "js", "--compute.mixed_precision", "bf16", "--run.output_dir", folder,
     )  # fmt: skip
     result = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

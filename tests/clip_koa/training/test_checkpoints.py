@@ -30,7 +30,7 @@ def checkpoints(tmp_path):
     state = TrainState()
     for step in range(5):
         state.step = step
-        save_checkpoint(accelerator, tmp_path / "checkpoints", state, keep=2)
+        save_checkpoint(accelerator, tmp_path / "checkpoints", state)
     return tmp_path / "checkpoints"
 
 
@@ -95,7 +95,7 @@ class FailingAccelerator:
 
 def test_a_full_disk_leaves_the_checkpoint_before(checkpoints):
     with pytest.raises(SaveError) as caught:
-        save_checkpoint(FailingAccelerator(), checkpoints, TrainState(step=9), keep=2)
+        save_checkpoint(FailingAccelerator(), checkpoints, TrainState(step=9))
     assert "step_000009" in str(caught.value) and "step_000004 is whole" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000003", "step_000004"]

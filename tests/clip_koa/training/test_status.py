@@ -90,7 +90,7 @@ def test_from_another_host(tmp_path, running):
 
 
 def test_a_full_disk_is_told_with_the_file_that_could_not_be_written(tmp_path):
-    recorder = Recorder(RunConfig(output_dir=str(tmp_path)), Accelerator(cpu=True))
+    recorder = Recorder(RunConfig().changed({"run.output_dir": str(tmp_path)}), Accelerator(cpu=True))
     with largest_file(100), pytest.raises(WriteError, match=r"metrics\.jsonl could not be written: File too large\.$"):
         recorder.record(kind="train", step=1, text="x" * 200)
 
