@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from clip_koa.data.randomness import stream
+
 MAX_BLUR = 0.008  # standard deviation of the Gaussian, of the side
 MAX_SHARPENING = 1.0  # amount of the unsharp mask
 UNSHARP_RADIUS = 0.005  # standard deviation of its Gaussian, of the side
@@ -86,15 +88,15 @@ class Augmentation:
         return (_sharpen(gray, sharpness).clamp(0, 1) - mean).div_(std)
 
     def _draw(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Uniform draws within the bounds, (N, 8), each row from a generator of its own."""
+        """Uniform draws within the bounds, (N, 8)."""
         rows = []
         for index in indices.tolist():
-            rows.append(np.random.default_rng((self.seed, epoch, index)).uniform(-1, 1, len(self.bounds)))
+            rows.append(stream("augmentation", self.seed, epoch, index).uniform(-1, 1, len(self.bounds)))
         return torch.tensor(np.stack(rows), dtype=torch.float32) * self.bounds * self.strength
 
     def _draw_flips(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Which X-rays are mirrored, (N,), from generators that the other draws do not share."""
-        draws = [np.random.default_rng((self.seed, epoch, index, 1)).random() for index in indices.tolist()]
+        """Which X-rays are mirrored, (N,)."""
+        draws = [stream("flip", self.seed, epoch, index).random() for index in indices.tolist()]
         return torch.tensor(draws) < self.flip
 
 

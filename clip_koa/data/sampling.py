@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from clip_koa.data.randomness import stream
+
 
 class EpochSampler(Sampler[int]):
     """Shuffled indices of an epoch, always `epoch_size` of them, which depend only on the seed and the epoch.
@@ -37,10 +39,10 @@ class EpochSampler(Sampler[int]):
         return self.epoch_size
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng = stream("order", self.seed, self.epoch)
         if self.balance == 0:
             return iter(rng.permutation(len(self.labels))[: self.epoch_size].tolist())
-        drawn = [self._cycled(np.flatnonzero(self.labels == grade), count) for grade, count in self.draws_per_grade()]
+        drawn = [self._cycled(grade, count) for grade, count in self.draws_per_grade()]
         return iter(rng.permutation(np.concatenate(drawn)).tolist())
 
     def draws_per_grade(self) -> list[tuple[int, int]]:
@@ -50,12 +52,11 @@ class EpochSampler(Sampler[int]):
         bounds = np.rint(np.cumsum(weights) / weights.sum() * self.epoch_size).astype(int)
         return list(zip(grades.tolist(), np.diff(bounds, prepend=0).tolist(), strict=True))
 
-    def _cycled(self, indices: np.ndarray, count: int) -> np.ndarray:
-        """`count` of `indices`: going on, epoch after epoch, through one shuffled order after the other."""
+    def _cycled(self, grade: int, count: int) -> np.ndarray:
+        """`count` X-rays of a grade: going on, epoch after epoch, through one shuffled order after the other."""
+        indices = np.flatnonzero(self.labels == grade)
         start = self.epoch * count
         rounds = range(start // len(indices), (start + count - 1) // len(indices) + 1) if count else ()
-        shuffled = [
-            np.random.default_rng((self.seed, int(indices[0]), round)).permutation(indices) for round in rounds
-        ]
+        shuffled = [stream("turns", self.seed, round, grade).permutation(indices) for round in rounds]
         line = np.concatenate([*shuffled, indices[:0]])
         return line[start % len(indices) :][:count]

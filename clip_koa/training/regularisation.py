@@ -5,6 +5,8 @@ import math
 import numpy as np
 import torch
 
+from clip_koa.data.randomness import stream
+
 
 class DropPath:
     """Stochastic depth (Huang et al. 2016, arXiv 1603.09382) on the blocks of CLIP's vision tower.
@@ -33,9 +35,7 @@ class DropPath:
         """Draws for the X-rays (N,) of the next training batch."""
         if not self.rates.any():
             return
-        rows = [
-            np.random.default_rng((self.seed, epoch, index, 1)).random(len(self.rates)) for index in indices.tolist()
-        ]
+        rows = [stream("drop path", self.seed, epoch, index).random(len(self.rates)) for index in indices.tolist()]
         kept = np.stack(rows, axis=1) >= self.rates[:, None]
         self.factors = torch.tensor(kept / (1 - self.rates[:, None]), dtype=torch.float32, device=indices.device)
 
@@ -88,7 +88,7 @@ class PatchDropout:
         kept = []
         for index in indices.tolist():
             # The largest sums of log weight and Gumbel noise are a weighted draw without replacement.
-            noise = np.random.default_rng((self.seed, epoch, index, 2)).gumbel(size=len(self.log_weights))
+            noise = stream("patch dropout", self.seed, epoch, index).gumbel(size=len(self.log_weights))
             kept.append(np.sort(np.argsort(self.log_weights + noise)[-count:]))
         self.kept = torch.tensor(np.stack(kept), device=indices.device)
 
