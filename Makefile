@@ -22,7 +22,7 @@ setup: .venv/.installed  ## install everything into .venv, as constraints.txt pi
 
 demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fresh process
 	rm -rf $(DEMO)
-	$(BIN)/python train.py --config configs/demo.yaml --output_dir $(DEMO)
+	$(BIN)/python train.py --config configs/demo.yaml --run.output_dir $(DEMO)
 	$(BIN)/python -m dataset_script.synthetic --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
 	$(BIN)/python predict.py --model $(DEMO)/best $(DEMO)/unseen
 	@echo "The same by the released model, which has seen real X-rays and no drawing:"
@@ -66,8 +66,8 @@ $(WEIGHTS): | .venv/.installed
 released-training: setup vision-weights  ## repeat the training of the released checkpoint, about four hours on two cores; needs KNEE_XRAY_DIR
 	$(BIN)/python train.py --config configs/release.yaml --resume latest
 	$(BIN)/python train.py --config configs/release_all_patches.yaml --resume latest
-	$(BIN)/python train.py --config configs/release_all_patches.yaml --resume latest --seed 1 \
-		--output_dir runs/release_all_patches_seed1
+	$(BIN)/python train.py --config configs/release_all_patches.yaml --resume latest --run.seed 1 \
+		--run.output_dir runs/release_all_patches_seed1
 	$(BIN)/python average_weights.py runs/release_all_patches/best runs/release_all_patches_seed1/best \
 		--output runs/release_averaged
 

@@ -26,6 +26,7 @@ LOSS_NAMES = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v")
+CURVE_POINTS = 200
 HEAD_COLOURS = dict(zip(HEAD_NAMES, COLOURS, strict=False))
 GRADES = tuple(range(len(GRADE_LABELS)))
 SHORT_LABELS = tuple(label.split()[0] for label in GRADE_LABELS)  # KL0 ...
@@ -81,11 +82,11 @@ def learning_curves(records: list[dict]) -> Figure:
 
 
 def _draw_losses(axes: Axes, training: list[dict], validation: list[dict]) -> None:
-    epochs = [record["epoch"] for record in training]
+    epochs = _thinned([record["epoch"] for record in training])
     # A handful of points would vanish without markers, and hundreds drown in them.
     size = 4 if len(training) < 30 else 0
     for (part, name), colour, style, marker in zip(LOSS_NAMES.items(), COLOURS, LINES, MARKERS, strict=False):
-        values = [record[part] for record in training]
+        values = _thinned([record[part] for record in training])
         # A part that is switched off is 0 throughout and has no place on a logarithmic axis.
         if any(values):
             axes.plot(epochs, values, label=name, color=colour, ls=style, marker=marker, ms=size, lw=1.3)
@@ -94,6 +95,13 @@ def _draw_losses(axes: Axes, training: list[dict], validation: list[dict]) -> No
         axes.plot(*zip(*points, strict=True), "k", ls="", marker="x", ms=5, label="total, validation")
     axes.set(title="Losses by part, logarithmic", xlabel="epoch", yscale="log")
     _finish_curves(axes)
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """At most `CURVE_POINTS` means of values that follow each other: single steps would draw a band, not a line."""
+    if len(values) <= CURVE_POINTS:
+        return values
+    return [float(part.mean()) for part in np.array_split(np.array(values), CURVE_POINTS)]
 
 
 def _finish_curves(axes: Axes) -> None:

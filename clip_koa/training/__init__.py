@@ -1,1 +1,1 @@
-"""Training: run configuration, loading, augmentation, optimisation, checkpoints and the engine."""
+"""Training: from a configuration, over steps and evaluations, to a run folder."""

@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from clip_koa.evaluation.heads import Predictions, measure_heads
 from clip_koa.evaluation.predictions import PredictionFile, write_predictions
 from clip_koa.reporting.page import hardest_xrays
+from clip_koa.reporting.pictures import CURVE_POINTS, learning_curves
 from clip_koa.reporting.report import write_report
 
 
@@ -212,3 +213,10 @@ def test_one_xray_of_one_grade(tmp_path):
     assert results["auroc_osteoarthritis"] is None and results["intervals"]["accuracy"] is None
     assert "AUROC, grade ≥ 2</th>\n<td>n/a</td>" in page and "ROC of osteoarthritis" not in page
     assert "recall_per_grade_validation.png" in {path.name for path in (tmp_path / "report").iterdir()}
+
+
+def test_losses_of_many_steps_are_drawn_as_means_that_follow_each_other():
+    many = [{**_train_record(1), "epoch": step / 1000, "loss": 1.0 + step % 2} for step in range(3000)]
+    line = learning_curves(many).axes[0].lines[0]
+    assert len(line.get_xdata()) == CURVE_POINTS and line.get_ydata() == pytest.approx(1.5, abs=0.1)
+    assert list(line.get_xdata()) == sorted(line.get_xdata())

@@ -135,3 +135,10 @@ def test_the_manifest_names_every_file(checkpoints):
     assert set(json.loads((folder / "checkpoint.json").read_text())) == {
         path.name for path in folder.iterdir() if path.name != "checkpoint.json"
     }
+
+
+def test_the_state_of_an_earlier_version_is_read():
+    """It also counted the epoch of the best evaluation."""
+    state = TrainState()
+    state.load_state_dict({**TrainState(epoch=2, step=9, best_value=0.5, best_step=6).state_dict(), "best_epoch": 1})
+    assert state.state_dict() == TrainState(epoch=2, step=9, best_value=0.5, best_step=6).state_dict()
