@@ -66,7 +66,7 @@ def read_fields(path: str | Path) -> GivenFields:
     given = parse_fields(content, path)
     if given.unknown:
         named = ", ".join(map(shortened, given.unknown[:_NAMED])) + (", ..." if len(given.unknown) > _NAMED else "")
-        raise RunConfigError(f"{path} has unknown keys: {named}. `train.py --help` lists the known ones.")
+        raise RunConfigError(f"{path} has unknown keys: {named}. `--help` lists the known ones.")
     for name, text in given.gone.items():
         raise RunConfigError(
             f"{path}: {name}={shortened(text)}: this field is gone, and all runs are trained as with {_GONE[name]}. "
