@@ -128,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill training runs at random moments and go on.")
     parser.add_argument("--kills", type=int, default=24, help="kills in all, over four runs (default: 24)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 1, 2, 2], help="processes of each run")
-    parser.add_argument("--run.seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, failed, done = random.Random(options.seed), False, 0
     with tempfile.TemporaryDirectory() as name:
