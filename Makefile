@@ -22,11 +22,11 @@ setup: .venv/.installed  ## install everything into .venv, as constraints.txt pi
 
 demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fresh process
 	rm -rf $(DEMO)
-	$(BIN)/python train.py --config configs/demo.yaml --run.output_dir $(DEMO)
-	$(BIN)/python -m dataset_script.synthetic --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
-	$(BIN)/python predict.py --model $(DEMO)/best $(DEMO)/unseen
+	$(BIN)/clip-koa train --config configs/demo.yaml --run.output_dir $(DEMO)
+	$(BIN)/clip-koa draw --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
+	$(BIN)/clip-koa grade --model $(DEMO)/best $(DEMO)/unseen
 	@echo "The same by the released model, which has seen real X-rays and no drawing:"
-	$(BIN)/python predict.py $(DEMO)/unseen
+	$(BIN)/clip-koa grade $(DEMO)/unseen
 
 examples: setup  ## write the page's ten examples anew, out of the public data set that KNEE_XRAY_DIR names
 	$(BIN)/python -m dataset_script.examples
@@ -64,11 +64,11 @@ $(WEIGHTS): | .venv/.installed
 	rm -rf .cache/download
 
 released-training: setup vision-weights  ## repeat the training of the released checkpoint, about four hours on two cores; needs KNEE_XRAY_DIR
-	$(BIN)/python train.py --config configs/release.yaml --resume latest
-	$(BIN)/python train.py --config configs/release_all_patches.yaml --resume latest
-	$(BIN)/python train.py --config configs/release_all_patches.yaml --resume latest --run.seed 1 \
+	$(BIN)/clip-koa train --config configs/release.yaml --resume latest
+	$(BIN)/clip-koa train --config configs/release_all_patches.yaml --resume latest
+	$(BIN)/clip-koa train --config configs/release_all_patches.yaml --resume latest --run.seed 1 \
 		--run.output_dir runs/release_all_patches_seed1
-	$(BIN)/python average_weights.py runs/release_all_patches/best runs/release_all_patches_seed1/best \
+	$(BIN)/clip-koa average runs/release_all_patches/best runs/release_all_patches_seed1/best \
 		--output runs/release_averaged
 
 released-code:  ## give the released checkpoint the code of the project, after a change of it

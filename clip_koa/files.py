@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modeling_clip_koa import CLIPKOAError
+
 # Control characters, line ends, bytes that are not UTF-8, a backslash that would be read as an escape, and the first
 # character of a spreadsheet's formula.
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|\\(?=x[0-9a-f]{2})|^[=+\-@]")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
-class WriteError(OSError):
+class WriteError(CLIPKOAError, OSError):
     """A file that could not be written; the message names it and says why."""
 
 

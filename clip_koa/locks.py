@@ -7,10 +7,12 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from clip_koa.files import as_text, writing
+from modeling_clip_koa import CLIPKOAError
 
 # Where a file system knows no locks; the first two are also what a server without a lock service says.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -18,7 +20,7 @@ _HELD_ELSEWHERE = (errno.EAGAIN, errno.EACCES)
 _TRIES = 100
 
 
-class InUseError(OSError):
+class InUseError(CLIPKOAError, OSError):
     """Another process writes this file or folder; the message says which, where, and since when."""
 
 
@@ -134,6 +136,30 @@ class WriterLock:
 
     def __exit__(self, *_) -> None:
         self.release()
+
+
+@contextmanager
+def only_writer(accelerator, *locks: WriterLock) -> Iterator[None]:
+    """Within it the main process holds the locks of what all processes write together. All must enter it.
+
+    Raises:
+        InUseError: another launch writes there, on all processes.
+        WriteError: a folder cannot be written.
+    """
+    from accelerate.utils import broadcast_object_list  # grading takes locks without it
+
+    with ExitStack() as held:
+        refused = [None]
+        if accelerator.is_main_process:
+            try:
+                for lock in locks:
+                    held.enter_context(lock)
+            except OSError as error:
+                refused = [error]
+        broadcast_object_list(refused)
+        if refused[0]:
+            raise refused[0]
+        yield
 
 
 def _make_folders(folder: Path) -> list[Path]:

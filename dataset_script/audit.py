@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
+from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import read_ahead, read_xray
 from dataset_script.layouts import (
     RELEASE_COUNTS,
@@ -349,9 +350,9 @@ def _write(path: Path, write) -> None:
     os.replace(temporary, path)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the report; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Is this corpus of knee X-rays fit to train on?")
+    parser = argparse.ArgumentParser(prog=prog, description="Is this corpus of knee X-rays fit to train on?")
     parser.add_argument("data", metavar="DATA", nargs="?", help="the corpus, in any layout (default: KNEE_XRAY_DIR)")
     parser.add_argument("--grades", metavar="NAME=GRADE,...", help=GRADES_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report as JSON")
@@ -359,19 +360,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--sheet", type=Path, metavar="FILE.png", help="draw X-rays of each grade and the doubtful ones"
     )
     options = parser.parse_args(arguments)
-    try:
-        data = resolve_data_dir(options.data)
-        report = audit_corpus(data, options.grades)
-        print(format_report(report))
-        if options.json:
-            text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-            _write(options.json, lambda path: path.write_text(text, encoding="utf-8"))
-        if options.sheet:
-            _write(options.sheet, draw_sheet(data, report, options.grades).save)
-    except (OSError, ValueError) as error:
-        print(f"audit.py: {error}", file=sys.stderr)
-        return 2
+    data = resolve_data_dir(options.data)
+    report = audit_corpus(data, options.grades)
+    print(format_report(report))
+    if options.json:
+        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        _write(options.json, lambda path: path.write_text(text, encoding="utf-8"))
+    if options.sheet:
+        _write(options.sheet, draw_sheet(data, report, options.grades).save)
     return 0 if report["fit"] else 1
+
+
+main = main_of("dataset_script.audit", run)
 
 
 if __name__ == "__main__":

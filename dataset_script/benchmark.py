@@ -17,6 +17,7 @@ import datasets
 from PIL import Image
 from tqdm import tqdm
 
+from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import KneeXray
 from dataset_script.layouts import CorpusError, find_files, read_contents, resolve_data_dir
 from dataset_script.radiograph import read_radiograph
@@ -133,28 +134,27 @@ def measure_streaming(folder: Path, count: int, distinct: int = 200) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints a line for each measurement; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Measure the speed and the memory of the corpus.")
+    parser = argparse.ArgumentParser(prog=prog, description="Measure the speed and the memory of the corpus.")
     parser.add_argument("--data", metavar="DATA", help="a corpus to build the Arrow cache of, and to read X-rays of")
     parser.add_argument("--count", type=int, default=300, help="PNG files that reading is measured on (default: 300)")
     parser.add_argument("--stream", type=int, default=2000, help="X-rays that are streamed, 0: none (default: 2000)")
     options = parser.parse_args(arguments)
     datasets.disable_progress_bars()
-    try:
-        data = resolve_data_dir(options.data) if options.data else None
-        for name in ("reading", "building", "streaming"):
-            with tempfile.TemporaryDirectory(prefix="knee-xray-benchmark-") as folder:
-                if name == "reading":
-                    print(measure_reading(Path(folder), data, options.count), flush=True)
-                elif name == "building" and data:
-                    print(measure_building(Path(folder), data), flush=True)
-                elif name == "streaming" and options.stream:
-                    print(measure_streaming(Path(folder), options.stream), flush=True)
-    except (OSError, ValueError) as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 2
+    data = resolve_data_dir(options.data) if options.data else None
+    for name in ("reading", "building", "streaming"):
+        with tempfile.TemporaryDirectory(prefix="knee-xray-benchmark-") as folder:
+            if name == "reading":
+                print(measure_reading(Path(folder), data, options.count), flush=True)
+            elif name == "building" and data:
+                print(measure_building(Path(folder), data), flush=True)
+            elif name == "streaming" and options.stream:
+                print(measure_streaming(Path(folder), options.stream), flush=True)
     return 0
+
+
+main = main_of("dataset_script.benchmark", run)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset_script.layouts import CorpusError, Xray, find_files, read_contents, resolve_data_dir
-from dataset_script.radiograph import RadiographError, read_radiograph
+from dataset_script.exit_status import main_of
+from dataset_script.layouts import Xray, find_files, read_contents, resolve_data_dir
+from dataset_script.pixels import CLIPKOAError
+from dataset_script.radiograph import read_radiograph
 
 FOLDER = Path(__file__).parents[1] / "examples"
 GRADES = (0, 1, 2, 3, 4)
@@ -24,7 +26,7 @@ SIDES = {"L": "left", "R": "right"}
 SEED = 2018  # the year of the data set
 
 
-class ExampleError(ValueError):
+class ExampleError(CLIPKOAError, ValueError):
     """A corpus that the examples cannot be chosen from; the message says what it lacks."""
 
 
@@ -73,19 +75,20 @@ def write_examples(data_dir: str | None, folder: Path) -> list[Path]:
     return written
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Writes the examples; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write the page's ten examples out of the public data set.")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Write the page's ten examples out of the public data set."
+    )
     parser.add_argument("--data_dir", help="the data set (default: the environment's KNEE_XRAY_DIR)")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: examples/ of the project)")
     options = parser.parse_args(arguments)
-    try:
-        written = write_examples(options.data_dir, options.output)
-    except (CorpusError, ExampleError, RadiographError, OSError) as error:
-        print(f"examples: {error}", file=sys.stderr)
-        return 2
+    written = write_examples(options.data_dir, options.output)
     print(f"{len(written)} X-rays in {options.output}: {', '.join(path.name for path in written)}")
     return 0
+
+
+main = main_of("dataset_script.examples", run)
 
 
 if __name__ == "__main__":

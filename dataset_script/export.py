@@ -24,11 +24,11 @@ import pyarrow.parquet as parquet
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm import tqdm
 
+from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import FEATURES, GRADE_LABELS, encode_png, in_batches, read_ahead, read_xray
 from dataset_script.layouts import find_files, is_release, release_differences, resolve_data_dir
 from dataset_script.listing import Xray, describe_disputes, describe_left_out
 from dataset_script.names import GRADES, GRADES_HELP, CorpusError
-from dataset_script.radiograph import RadiographError
 
 ROWS_OF_SHARD = 5000
 RELEASE_SOURCE = (
@@ -42,6 +42,7 @@ Source: {source}. Licence: {license}.
 
 ```python
 from datasets import load_dataset
+from dataset_script.exit_status import main_of
 
 knees = load_dataset("path/or/id/of/this/folder")  # also with streaming=True
 ```
@@ -225,9 +226,9 @@ def _card(tallies: dict, folder: Path, key: bytes | None, source: str, license: 
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Exports a corpus; returns the exit status, 2 where it cannot be."""
-    parser = argparse.ArgumentParser(description="Write knee X-rays as Parquet shards with a dataset card.")
+    parser = argparse.ArgumentParser(prog=prog, description="Write knee X-rays as Parquet shards with a dataset card.")
     parser.add_argument("data", metavar="DATA", help="the corpus, in any layout")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="new folder")
     parser.add_argument("--grades", metavar="NAME=GRADE,...", help=GRADES_HELP)
@@ -241,22 +242,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rows_of_shard < 1:
         parser.error("--rows_of_shard must be at least 1")
-    try:
-        output, data = options.output.absolute(), resolve_data_dir(options.data)
-        key_file = options.key or output.with_name(f"{output.name}.key")
-        key = None if options.keep_person_ids else load_key(key_file)
-        counts = export_corpus(
-            data,
-            output,
-            key=key,
-            source=options.source,
-            license=options.license,
-            rows_of_shard=options.rows_of_shard,
-            grades=options.grades,
-        )
-    except (OSError, CorpusError, RadiographError) as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 2
+    output, data = options.output.absolute(), resolve_data_dir(options.data)
+    key_file = options.key or output.with_name(f"{output.name}.key")
+    key = None if options.keep_person_ids else load_key(key_file)
+    counts = export_corpus(
+        data,
+        output,
+        key=key,
+        source=options.source,
+        license=options.license,
+        rows_of_shard=options.rows_of_shard,
+        grades=options.grades,
+    )
     print(f"{options.output}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
     found = find_files(data, options.grades)
     for remark in describe_left_out(found.left_out) + describe_disputes(found) + release_differences(found):
@@ -264,6 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
     if key:
         print(f"The key of the pseudonyms is in {key_file}: keep it, and keep it to yourself.")
     return 0
+
+
+main = main_of("dataset_script.export", run)
 
 
 if __name__ == "__main__":

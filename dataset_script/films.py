@@ -20,9 +20,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
+from dataset_script.exit_status import main_of
 from dataset_script.layouts import Xray, find_files, read_contents, resolve_data_dir
 from dataset_script.radiograph import read_radiograph
-from dataset_script.synthetic import draw_corpus
+from dataset_script.synthetic import DrawingError, draw_corpus
 
 # Width over height of a film; then shares of its width, but the two of heights.
 _ASPECT = 1.25
@@ -90,9 +91,9 @@ def compose_film(right: Image.Image, left: Image.Image, seed, look: str = "dark"
         ValueError: another look, crops that are not square, or a width under 200.
     """
     if look not in LOOKS:
-        raise ValueError(f"look={look!r}: use one of {', '.join(LOOKS)}.")
+        raise DrawingError(f"look={look!r}: use one of {', '.join(LOOKS)}.")
     if width < 200 or any(crop.width != crop.height for crop in (right, left)):
-        raise ValueError(f"width={width}, crops of {right.size} and {left.size}: at least 200, and square crops.")
+        raise DrawingError(f"width={width}, crops of {right.size} and {left.size}: at least 200, and square crops.")
     rng, style = np.random.default_rng(seed), LOOKS[look]
     height = round(width / _ASPECT)
     boxes = _draw_boxes(rng, width, height)
@@ -260,9 +261,9 @@ def draw_pairs(people: int, seed: int, image_size: int = 224) -> Iterator[Pair]:
         yield Pair(number, left.person_id, right.image, left.image, right.grade, left.grade)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Writes composed films and their boxes; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Compose two-knee films of the crops of a corpus.")
+    parser = argparse.ArgumentParser(prog=prog, description="Compose two-knee films of the crops of a corpus.")
     parser.add_argument("--data_dir", help="the corpus, in any layout (default: KNEE_XRAY_DIR)")
     parser.add_argument("--split", default="validation", help="whose crops are taken (default: validation)")
     parser.add_argument("--output", type=Path, required=True, help="new folder for the films and boxes.json")
@@ -271,12 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="people at most (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    try:
-        pairs = read_pairs(resolve_data_dir(options.data_dir), options.split, options.limit)
-        count = write_films(pairs, options.output, options.look, options.width, options.seed)
-    except (OSError, ValueError) as error:
-        print(f"films.py: {error}", file=sys.stderr)
-        return 2
+    pairs = read_pairs(resolve_data_dir(options.data_dir), options.split, options.limit)
+    count = write_films(pairs, options.output, options.look, options.width, options.seed)
     print(f"{count} films in {options.output}")
     return 0
 
@@ -302,6 +299,9 @@ def write_films(pairs: Iterator[Pair], output: Path, look: str, width: int, seed
     (temporary / "boxes.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, output)
     return len(entries)
+
+
+main = main_of("dataset_script.films", run)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import os
 import re
 from collections.abc import Iterable
 
+from dataset_script.pixels import CLIPKOAError
+
 GRADES = (0, 1, 2, 3, 4)
 # Folder names of each split: those of the release, and the keywords of `datasets.data_files`, which the Hub documents.
 # auto_test, automatic crops of the test radiographs, stays apart from all of them.
@@ -37,7 +39,7 @@ GRADES_HELP = (
 )
 
 
-class CorpusError(ValueError):
+class CorpusError(CLIPKOAError, ValueError):
     """A corpus that cannot be used; the message names the file or folder and says what would be right."""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_script.exit_status import main_of
 from dataset_script.layouts import list_files, resolve_data_dir
 from dataset_script.listing import Xray, describe_left_out
 from dataset_script.names import GRADES, GRADES_HELP, CorpusError
@@ -42,21 +43,21 @@ def split_by_person(
         (N,) number of the split, 0 to S - 1.
 
     Raises:
-        ValueError: lengths that differ, a share that is not above 0, fewer people than splits, or an unknown person.
+        CorpusError: lengths that differ, a share that is not above 0, fewer people than splits, or an unknown person.
     """
     shares = np.asarray(shares, float)
     if len(person_ids) != len(grades):
-        raise ValueError(f"{len(person_ids)} person ids, but {len(grades)} grades.")
+        raise CorpusError(f"{len(person_ids)} person ids, but {len(grades)} grades.")
     if shares.size < 2 or not (np.isfinite(shares).all() and (shares > 0).all()):
-        raise ValueError(f"shares {shares.tolist()}: at least two, each above 0.")
+        raise CorpusError(f"shares {shares.tolist()}: at least two, each above 0.")
     unknown = sum(str(person).strip() in _UNKNOWN for person in person_ids)
     if unknown:
-        raise ValueError(f"{unknown} X-rays are of unknown people: they cannot be kept in one split.")
+        raise CorpusError(f"{unknown} X-rays are of unknown people: they cannot be kept in one split.")
     people = {}  # person -> X-rays of each grade, (K,)
     for person, grade in zip(person_ids, grades, strict=True):
         people.setdefault(person, np.zeros(len(GRADES)))[grade] += 1
     if len(people) < shares.size:
-        raise ValueError(f"{len(people)} people cannot fill {shares.size} splits.")
+        raise CorpusError(f"{len(people)} people cannot fill {shares.size} splits.")
     ordered = sorted(people, key=str)  # whatever the order of the X-rays
     ordered = [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
     chosen = _assign(ordered, people, shares / shares.sum())
@@ -95,9 +96,11 @@ def write_table(xrays: list[Xray], splits: list[str], output: Path) -> None:
     os.replace(temporary, output)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Writes the table of a split; returns the exit status, 2 where the data cannot be split."""
-    parser = argparse.ArgumentParser(description="Split graded knee X-rays by person, stratified by KL grade.")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Split graded knee X-rays by person, stratified by KL grade."
+    )
     parser.add_argument(
         "data", metavar="DATA", help="folder or .csv of X-rays, in any layout but archives and Parquet"
     )
@@ -108,31 +111,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grades", metavar="NAME=GRADE,...", help=GRADES_HELP)
     parser.add_argument("--seed", type=int, default=0, help="which of the equally good splits (default: 0)")
     options = parser.parse_args(arguments)
-    try:
-        found = list_files(resolve_data_dir(options.data), options.grades)
-        # auto_test shows people of the test split again: it is nothing to learn from.
-        xrays = [xray for split, listed in found.items() if split != "auto_test" for xray in listed]
-        if any(xray.member is not None for xray in xrays):
-            raise CorpusError(
-                f"{options.data}: a table cannot name X-rays in an archive or in Parquet; unpack it first."
-            )
-        if options.output.exists():
-            raise CorpusError(f"{options.output} is there already: name a new file.")
-        numbers = split_by_person(
-            [xray.person_id for xray in xrays], [xray.grade for xray in xrays], options.shares, options.seed
-        )
-        for line in describe_left_out(found.left_out):
-            print(f"note: {line}", file=sys.stderr)
-        write_table(xrays, [SPLITS[number] for number in numbers], options.output.absolute())
-    except (OSError, ValueError) as error:
-        print(f"splitter.py: {error}", file=sys.stderr)
-        return 2
+    found = list_files(resolve_data_dir(options.data), options.grades)
+    # auto_test shows people of the test split again: it is nothing to learn from.
+    xrays = [xray for split, listed in found.items() if split != "auto_test" for xray in listed]
+    if any(xray.member is not None for xray in xrays):
+        raise CorpusError(f"{options.data}: a table cannot name X-rays in an archive or in Parquet; unpack it first.")
+    if options.output.exists():
+        raise CorpusError(f"{options.output} is there already: name a new file.")
+    numbers = split_by_person(
+        [xray.person_id for xray in xrays], [xray.grade for xray in xrays], options.shares, options.seed
+    )
+    for line in describe_left_out(found.left_out):
+        print(f"note: {line}", file=sys.stderr)
+    write_table(xrays, [SPLITS[number] for number in numbers], options.output.absolute())
     counts = Counter((SPLITS[number], xray.grade) for number, xray in zip(numbers, xrays, strict=True))
     for number, split in enumerate(SPLITS):
         people = len({xray.person_id for xray, chosen in zip(xrays, numbers, strict=True) if chosen == number})
         grades = ", ".join(f"KL{grade} {counts[split, grade]}" for grade in GRADES)
         print(f"{split}: {numbers.count(number)} X-rays of {people} people ({grades})")
     return 0
+
+
+main = main_of("dataset_script.splitter", run)
 
 
 if __name__ == "__main__":

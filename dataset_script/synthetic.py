@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dataset_script.exit_status import main_of
+from dataset_script.pixels import CLIPKOAError
+
 GRADES = (0, 1, 2, 3, 4)
 SPLITS = ("train", "validation", "test")
 
@@ -28,6 +31,10 @@ _LATERAL_SPACE = (0.200, 0.182, 0.164, 0.138, 0.105)
 _OSTEOPHYTES = (0.0, 0.035, 0.085, 0.125, 0.165)
 _SCLEROSIS = (0.0, 0.0, 0.03, 0.16, 0.32)
 _DEFORMITY = (0.0, 0.0, 0.0, 0.02, 0.08)
+
+
+class DrawingError(CLIPKOAError, ValueError):
+    """What cannot be drawn; the message says what can."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,14 @@ def draw_knee(
         PIL image in mode L.
 
     Raises:
-        ValueError: a grade, laterality, size or overlap out of range.
+        DrawingError: a grade, laterality, size or overlap out of range.
     """
     if grade not in GRADES:
-        raise ValueError(f"grade={grade!r}: Kellgren-Lawrence grades are 0 to 4.")
+        raise DrawingError(f"grade={grade!r}: Kellgren-Lawrence grades are 0 to 4.")
     if laterality not in ("L", "R"):
-        raise ValueError(f"laterality={laterality!r}: use L or R.")
+        raise DrawingError(f"laterality={laterality!r}: use L or R.")
     if image_size < 32 or overlap < 0:
-        raise ValueError(f"image_size={image_size}, overlap={overlap}: at least 32 pixels, and no negative overlap.")
+        raise DrawingError(f"image_size={image_size}, overlap={overlap}: at least 32 pixels, and no negative overlap.")
     rng = np.random.default_rng(seed)
     severity = float(np.clip(grade + rng.normal(0, overlap), 0, 4))
     x, y = _posed_grid(rng, image_size)
@@ -228,9 +235,9 @@ def draw_sheet(columns: int, seed: int, image_size: int, overlap: float) -> Imag
     return sheet
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Writes a folder of generated X-rays, or a contact sheet; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Draw knee X-rays by Kellgren-Lawrence grade.")
+    parser = argparse.ArgumentParser(prog=prog, description="Draw knee X-rays by Kellgren-Lawrence grade.")
     parser.add_argument("--output", type=Path, help="new folder for {split}/{grade}/{file}.png")
     parser.add_argument("--sheet", type=Path, help="image file for a contact sheet of the grades")
     parser.add_argument("--people", type=int, default=10, help="people drawn, two knees each (default: 10)")
@@ -241,19 +248,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.output or options.sheet):
         parser.error("name --output or --sheet")
-    try:
-        if options.output:
-            count = write_corpus(
-                options.output, options.people, options.seed, options.image_size, options.overlap, options.split
-            )
-            print(f"{count} X-rays in {options.output}")
-        if options.sheet:
-            draw_sheet(6, options.seed, options.image_size, options.overlap).save(options.sheet)
-            print(f"contact sheet: {options.sheet}")
-    except (OSError, ValueError) as error:
-        print(f"synthetic.py: {error}", file=sys.stderr)
-        return 2
+    if options.output:
+        count = write_corpus(
+            options.output, options.people, options.seed, options.image_size, options.overlap, options.split
+        )
+        print(f"{count} X-rays in {options.output}")
+    if options.sheet:
+        draw_sheet(6, options.seed, options.image_size, options.overlap).save(options.sheet)
+        print(f"contact sheet: {options.sheet}")
     return 0
+
+
+main = main_of("dataset_script.synthetic", run)
 
 
 if __name__ == "__main__":

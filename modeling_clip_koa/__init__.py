@@ -20,7 +20,7 @@ _NAMES = {
     ),
     "losses_clip_koa": ("consistency_loss", "soft_labels", "symmetry_loss"),
     "modeling_clip_koa": ("CLIPKOAForImageClassification", "CLIPKOAOutput"),
-    "preprocessing_clip_koa": ("XrayPreprocessor",),
+    "preprocessing_clip_koa": ("CLIPKOAError", "XrayPreprocessor"),
     "prompts_clip_koa": ("GRADE_LABELS", "GRADE_MEANINGS", "GRADE_NAMES", "PROMPT_SETS"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

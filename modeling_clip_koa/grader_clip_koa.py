@@ -17,7 +17,7 @@ from transformers.utils import cached_file, logging
 
 from .configuration_clip_koa import CLIPKOAConfig
 from .modeling_clip_koa import CLIPKOAForImageClassification
-from .preprocessing_clip_koa import XrayPreprocessor, read_picture
+from .preprocessing_clip_koa import CLIPKOAError, XrayPreprocessor, read_picture
 from .prompts_clip_koa import GRADE_MEANINGS
 from .tensors_clip_koa import all_finite
 
@@ -37,11 +37,11 @@ PRECISIONS = ("fp32", "bf16", "auto")
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(CLIPKOAError, ValueError):
     """A model folder or Hub id that cannot grade; the message names it and says why, in one line."""
 
 
-class CalibrationError(ValueError):
+class CalibrationError(CLIPKOAError, ValueError):
     """A calibration that is missing or cannot give what is asked; the message says what would be right."""
 
 

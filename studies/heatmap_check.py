@@ -19,10 +19,10 @@ from datasets import Image
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
-from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_split, split_name
+from clip_koa.evaluation.loading import load_checkpoint, load_split, split_name
 from clip_koa.evaluation.predictions import pseudonyms
-from dataset_script.knee_xray import CorpusError
-from dataset_script.radiograph import RadiographError, read_stored_image
+from dataset_script.exit_status import main_of
+from dataset_script.radiograph import read_stored_image
 from metrics.kl_grading.kl_grading import person_numbers
 from modeling_clip_koa import CLIPKOAForImageClassification, XrayPreprocessor
 from modeling_clip_koa.grader_clip_koa import patch_relevance
@@ -136,23 +136,22 @@ def check(model, image_processor, split, limit: int) -> dict:
     return {f"{test}: {name}": _summary(values, people) for (test, name), values in collected.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the figures as JSON; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Whether heat maps show what the grade leans on.")
+    parser = argparse.ArgumentParser(prog=prog, description="Whether heat maps show what the grade leans on.")
     parser.add_argument("--model", required=True, help="model folder or Hub id")
     parser.add_argument("--data_dir", help="the corpus (default: $KNEE_XRAY_DIR)")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, default=100, help="X-rays at most (default: 100)")
     options = parser.parse_args(arguments)
-    try:
-        model, image_processor = load_checkpoint(options.model)
-        split, _ = load_split(options.data_dir, split_name(options.split), Accelerator(cpu=True))
-        figures = check(model, image_processor, split, options.limit)
-    except (CheckpointError, CorpusError, RadiographError) as error:
-        print(f"heatmap_check: {error}", file=sys.stderr)
-        return 2
+    model, image_processor = load_checkpoint(options.model)
+    split, _ = load_split(options.data_dir, split_name(options.split), Accelerator(cpu=True))
+    figures = check(model, image_processor, split, options.limit)
     print(json.dumps(figures, indent=1))
     return 0
+
+
+main = main_of("studies.heatmap_check", run)
 
 
 if __name__ == "__main__":

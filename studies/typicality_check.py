@@ -18,10 +18,10 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from clip_koa.calibration.typicality import collect_features
-from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_split, split_name
+from clip_koa.evaluation.loading import load_checkpoint, load_split, split_name
 from clip_koa.evaluation.predictions import pseudonyms
-from dataset_script.knee_xray import CorpusError
-from dataset_script.radiograph import RadiographError, read_stored_image
+from dataset_script.exit_status import main_of
+from dataset_script.radiograph import read_stored_image
 from modeling_clip_koa import CalibrationError, XrayPreprocessor
 from modeling_clip_koa.grader_clip_koa import read_typicality
 from studies.other_images import OTHER_IMAGES, SIDE
@@ -94,32 +94,27 @@ def as_table(figures: dict) -> str:
     return "\n".join([*lines, f"| real knees of other people | | | {alarms} |"])
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(description="How well images unlike the training X-rays are told.")
+    parser = argparse.ArgumentParser(prog=prog, description="How well images unlike the training X-rays are told.")
     parser.add_argument(
-        "--model", required=True, help="a model that calibrate.py gave the training X-rays' statistics"
+        "--model", required=True, help="a model that clip-koa calibrate gave the training X-rays' statistics"
     )
     parser.add_argument("--data_dir", help="the corpus (default: $KNEE_XRAY_DIR)")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--changed", type=int, default=100, help="real knees to make other images of (default: 100)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    try:
-        model, image_processor = load_checkpoint(options.model)
-        if (typicality := read_typicality(options.model, model.config)) is None:
-            raise CalibrationError(
-                f"--model {options.model} knows no training X-rays: run calibrate.py with them first."
-            )
-        split, _ = load_split(
-            options.data_dir, split_name(options.split), Accelerator(cpu=not torch.cuda.is_available())
-        )
-        figures = check(model, image_processor, typicality, split, options.changed)
-    except (CalibrationError, CheckpointError, CorpusError, RadiographError) as error:
-        print(f"typicality_check: {error}", file=sys.stderr)
-        return 2
+    model, image_processor = load_checkpoint(options.model)
+    if (typicality := read_typicality(options.model, model.config)) is None:
+        raise CalibrationError(f"--model {options.model} knows no training X-rays: calibrate it with them first.")
+    split, _ = load_split(options.data_dir, split_name(options.split), Accelerator(cpu=not torch.cuda.is_available()))
+    figures = check(model, image_processor, typicality, split, options.changed)
     print(json.dumps(figures, indent=1) if options.json else as_table(figures))
     return 0
+
+
+main = main_of("studies.typicality_check", run)
 
 
 if __name__ == "__main__":

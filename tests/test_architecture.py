@@ -1,6 +1,7 @@
 """The plan of the house: who may import whom, and what travels to the Hub."""
 
 import ast
+import builtins
 import re
 import subprocess
 import sys
@@ -112,6 +113,27 @@ def test_names_of_the_travelling_folder():
         assert getattr(modeling_clip_koa, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
         modeling_clip_koa.Nobody  # noqa: B018
+
+
+def test_every_error_has_the_one_base():
+    """So one place turns it into a message. A refusal is caught where it is raised, and told by another error."""
+    classes = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    classes[node.name] = [getattr(base, "id", getattr(base, "attr", "")) for base in node.bases]
+
+    def ancestors(name):
+        return {name}.union(*(ancestors(base) for base in classes.get(name, ())))
+
+    python = {
+        name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, BaseException)
+    }
+    errors = {name for name in classes if ancestors(name) & python} - {"CLIPKOAError"}
+    other = {name for name in errors if "CLIPKOAError" not in ancestors(name)}
+    assert {"InUseError", "CorpusError", "CheckpointError", "Preempted"} <= errors - other
+    assert other == {"PageError", "Refusal", "Stopped"}
 
 
 def test_no_large_functions_in_the_trainer():

@@ -1,73 +1,65 @@
-"""Every door that writes a folder: who comes second is told who writes, and what is there stays as it is."""
+"""Every command that writes a folder: who comes second is told who writes, and what is there stays as it is."""
 
 import os
-import runpy
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
+from clip_koa.commands import main
 from clip_koa.locks import WriterLock
 from dataset_script.synthetic import write_corpus
+from studies.ablation import __main__ as ablation
 
-# How each door is told its folder, and whether its lock lies in it.
-DOORS = {
-    "train.py": (["--run.output_dir", "FOLDER", "--resume", "latest"], True),
+# How each command is told its folder, and whether its lock lies in it.
+COMMANDS = {
+    "clip-koa train": (["--run.output_dir", "FOLDER", "--resume", "latest"], True),
     "studies.ablation": (["--config", "configs/ablation.yaml", "--output", "FOLDER"], True),
-    "calibrate.py": (["--model", "FOLDER"], False),
-    "average_weights.py": (["one", "other", "--output", "FOLDER"], False),
-    "export_onnx.py": (["runs/none", "FOLDER"], False),
-    "evaluate_checkpoint.py": (["--model", "none", "--output", "FOLDER"], True),
+    "clip-koa calibrate": (["--model", "FOLDER"], False),
+    "clip-koa average": (["one", "other", "--output", "FOLDER"], False),
+    "clip-koa export-onnx": (["runs/none", "FOLDER"], False),
+    "clip-koa evaluate": (["--model", "none", "--output", "FOLDER"], True),
 }
 
 
-def _run(door):
-    if door.endswith(".py"):
-        runpy.run_path(door, run_name="__main__")
-    else:
-        runpy.run_module(door, run_name="__main__")
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_the_second_is_told_and_ends_with_2(door, tmp_path, monkeypatch, capsys):
-    if door == "export_onnx.py":
+def _run(command, arguments, folder) -> int:
+    if command == "clip-koa export-onnx":
         pytest.importorskip("onnxruntime")
+    arguments = [str(folder) if word == "FOLDER" else word for word in arguments]
+    return main([command.split()[1], *arguments]) if " " in command else ablation.main(arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_second_is_told_and_ends_with_2(command, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "model.onnx").touch()
-    arguments, inside = DOORS[door]
-    monkeypatch.setattr(sys, "argv", [door, *(str(folder) if word == "FOLDER" else word for word in arguments)])
+    arguments, inside = COMMANDS[command]
     monkeypatch.chdir(ROOT)
-    with WriterLock(folder, inside), pytest.raises(SystemExit) as ended:
-        _run(door)
+    with WriterLock(folder, inside):
+        assert _run(command, arguments, folder) == 2
     told = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2
-    assert len(told) == 1 and told[0].startswith(f"{door}: {folder} is being written by process {os.getpid()} on ")
+    assert len(told) == 1 and told[0].startswith(f"{command}: {folder} is being written by process {os.getpid()} on ")
     assert [path.name for path in folder.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(door, monkeypatch, capsys):
-    if door == "export_onnx.py":
-        pytest.importorskip("onnxruntime")
-    arguments, _ = DOORS[door]
-    if door == "calibrate.py":  # which asks for a model folder that is there
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(command, monkeypatch, capsys):
+    arguments, _ = COMMANDS[command]
+    if command == "clip-koa calibrate":  # which asks for a model folder that is there
         arguments = ["--model", "configs", "--output", "FOLDER"]
-    told = f"{door}: /proc/folder could not be written: No such file or directory."
-    monkeypatch.setattr(sys, "argv", [door, *("/proc/folder" if word == "FOLDER" else word for word in arguments)])
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as ended:
-        _run(door)
-    assert (capsys.readouterr().err or f"{ended.value.code}\n").splitlines() == [told]
+    assert _run(command, arguments, "/proc/folder") == 2
+    told = f"{command}: /proc/folder could not be written: No such file or directory."
+    assert capsys.readouterr().err.splitlines() == [told]
 
 
-def test_a_run_keeps_others_from_its_best_model(tmp_path, monkeypatch, capsys):
-    """calibrate.py writes there, train.py too."""
-    monkeypatch.setattr(sys, "argv", ["train.py", "--run.output_dir", str(tmp_path / "run")])
-    with WriterLock(tmp_path / "run" / "best"), pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    assert ended.value.code == 2 and f"{tmp_path}/run/best is being written" in capsys.readouterr().err
+def test_a_run_keeps_others_from_its_best_model(tmp_path, capsys):
+    """calibrate writes there, train too."""
+    with WriterLock(tmp_path / "run" / "best"):
+        assert main(["train", "--run.output_dir", tmp_path / "run"]) == 2
+    assert f"{tmp_path}/run/best is being written" in capsys.readouterr().err
 
 
 BUILD = """

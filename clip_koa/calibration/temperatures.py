@@ -134,7 +134,7 @@ def thresholds_by_level(logits: torch.Tensor, labels: torch.Tensor) -> dict[str,
 
 
 def describe(report: dict) -> str:
-    """The report of `calibrate.py` as lines to print."""
+    """The report of `clip-koa calibrate` as lines to print."""
     lines = []
     for head, fitted in report["heads"].items():
         before, after = (fitted[side]["expected_calibration_error"] for side in ("before", "after"))

@@ -2,7 +2,7 @@
 
     python -m clip_koa.evaluation.error_groups EVALUATION/predictions_validation.jsonl --data_dir FOLDER
 
-EVALUATION is a folder that evaluate_checkpoint.py wrote, FOLDER the folder of X-rays it was of. Prints Markdown.
+EVALUATION is a folder that clip-koa evaluate wrote, FOLDER the folder of X-rays it was of. Prints Markdown.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from clip_koa.evaluation.heads import HEADS, grading
-from clip_koa.evaluation.predictions import PredictionFile, PredictionsError, read_predictions
-from dataset_script.radiograph import RadiographError, read_radiograph
+from clip_koa.evaluation.predictions import PredictionFile, read_predictions
+from dataset_script.exit_status import main_of
+from dataset_script.radiograph import read_radiograph
 from metrics.kl_grading.kl_grading import kl_grading_metrics
 from modeling_clip_koa import GRADE_LABELS
 
@@ -61,25 +62,26 @@ def measure_groups(graded: PredictionFile, groups: dict[str, np.ndarray], head: 
     return figures
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Where a model errs: figures by grade, side, contrast and storage.")
-    parser.add_argument("predictions", type=Path, help="predictions_SPLIT.jsonl of evaluate_checkpoint.py")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Where a model errs: figures by grade, side, contrast and storage."
+    )
+    parser.add_argument("predictions", type=Path, help="predictions_SPLIT.jsonl of clip-koa evaluate")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder that holds the X-rays' files")
     parser.add_argument("--head", choices=HEADS, default="text_flip_averaged", help="default: text_flip_averaged")
     options = parser.parse_args(arguments)
-    try:
-        graded = read_predictions(options.predictions)
-        figures = measure_groups(graded, find_groups(graded, options.data_dir), options.head)
-    except (PredictionsError, RadiographError) as error:
-        print(f"error_groups.py: {error}", file=sys.stderr)
-        return 2
+    graded = read_predictions(options.predictions)
+    figures = measure_groups(graded, find_groups(graded, options.data_dir), options.head)
     print("| X-rays | number | accuracy (95 % interval) | MAE | mean error, grades |\n|---|---|---|---|---|")
     for name, row in figures.items():
         interval = "" if row["interval"] is None else " ({:.3f} to {:.3f})".format(*row["interval"])
         errors = f"{row['mae']:.3f} | {row['mean_error']:+.2f}"
         print(f"| {name} | {row['number']} | {row['accuracy']:.3f}{interval} | {errors} |")
     return 0
+
+
+main = main_of("clip_koa.evaluation.error_groups", run)
 
 
 if __name__ == "__main__":

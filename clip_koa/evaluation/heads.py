@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics
-from modeling_clip_koa import CLIPKOAConfig, consistency_loss, symmetry_loss
+from modeling_clip_koa import CLIPKOAConfig, CLIPKOAError, consistency_loss, symmetry_loss
 
 # The ways to read a grade off the model; the linear head stands without averaging, as a stock pipeline runs it.
 HEADS = ("text", "text_flip_averaged", "linear")
@@ -20,6 +20,10 @@ CHOOSABLE_METRICS = tuple(
     for head in HEADS
     for metric in ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_weighted_kappa", "mae", "flip_agreement")
 ) + (NEWEST,)
+
+
+class NotFiniteError(CLIPKOAError, FloatingPointError):
+    """Numbers of a model that are not finite; the message says where they came up."""
 
 
 @dataclass
@@ -132,13 +136,13 @@ def grading(predictions: Predictions, head: str) -> dict[str, np.ndarray]:
     """What the metric takes of one head: grades (N,) and probabilities (N, K) of X-rays and mirror images.
 
     Raises:
-        FloatingPointError: logits that are not finite.
+        NotFiniteError: logits that are not finite.
     """
     logits, flipped = predictions.of_head(head)
     broken = ~(logits.isfinite() & flipped.isfinite()).all(-1)
     if broken.any():
         place = predictions.index[broken][0].item()
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"The {head} head's logits of X-ray {place} are not finite: the weights are damaged, or training diverged "
             "(lower the learning rate)."
         )

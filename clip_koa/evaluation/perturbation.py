@@ -18,9 +18,10 @@ from PIL import ImageFilter, ImageOps
 
 from dataset_script.knee_xray import encode_png
 from dataset_script.radiograph import read_radiograph, read_stored_image
+from modeling_clip_koa import CLIPKOAError
 
 
-class PerturbationError(ValueError):
+class PerturbationError(CLIPKOAError, ValueError):
     """A perturbation that is not known or cannot be made here; the message says what would be right."""
 
 

@@ -11,12 +11,13 @@ from datasets import Dataset
 from clip_koa.evaluation.heads import Predictions
 from clip_koa.files import replaced
 from metrics.kl_grading.kl_grading import known_person
+from modeling_clip_koa import CLIPKOAError
 
 # The columns of logits; a row holds `file`, `person`, `label` and these.
 LOGITS = ("logits", "flipped_logits", "classifier_logits", "flipped_classifier_logits")
 
 
-class PredictionsError(ValueError):
+class PredictionsError(CLIPKOAError, ValueError):
     """A prediction file that cannot be used; the message names it, its line, and what would be right."""
 
 
@@ -78,7 +79,9 @@ def read_predictions(path: str | Path) -> PredictionFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise PredictionsError(f"{path}: there is no such file; evaluate_checkpoint.py and train.py write such files.")
+        raise PredictionsError(
+            f"{path}: there is no such file; clip-koa evaluate and clip-koa train write such files."
+        )
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

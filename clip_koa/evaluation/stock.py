@@ -9,12 +9,13 @@ from transformers import CLIPForImageClassification, CLIPModel, pipeline
 
 from clip_koa.evaluation.heads import Predictions, grading, measure_heads
 from dataset_script.radiograph import read_stored_image
+from modeling_clip_koa import CLIPKOAError
 
 # What stock pipelines read a grade from: the text tower by zero-shot, and the linear head.
 STOCK_HEADS = ("text", "linear")
 
 
-class StockError(ValueError):
+class StockError(CLIPKOAError, ValueError):
     """A checkpoint that stock pipelines do not grade as they should; the message says what was found."""
 
 

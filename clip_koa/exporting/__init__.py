@@ -1,1 +1,1 @@
-"""From a checkpoint to a folder that ONNX Runtime reads: what export_onnx.py does."""
+"""From a checkpoint to a folder that ONNX Runtime reads: what clip-koa export-onnx does."""

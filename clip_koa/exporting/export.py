@@ -21,7 +21,7 @@ _BESIDE = ("config.json", "preprocessor_config.json", CALIBRATION_FILE, TYPICALI
 
 
 def export(checkpoint: Path, folder: Path, int8: bool) -> float:
-    """Writes what `predict.py --backend onnx` takes, whole or not at all.
+    """Writes what `clip-koa grade --backend onnx` takes, whole or not at all.
 
     Args:
         checkpoint: a model folder.
@@ -32,8 +32,11 @@ def export(checkpoint: Path, folder: Path, int8: bool) -> float:
 
     Raises:
         CheckpointError: a checkpoint that cannot grade.
-        ExportError: no checkpoint, one that cannot be exported, or (fp32) a difference above 1e-4.
+        ExportError: something else lies in the export's place, no checkpoint, one that cannot be exported, or (fp32) a
+            difference above 1e-4.
     """
+    if folder.exists() and not (folder / MODEL_FILE).is_file():
+        raise ExportError(f"{folder} is there and no export: name another folder.")
     for name in _BESIDE[:2]:
         if not (checkpoint / name).is_file():
             raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")

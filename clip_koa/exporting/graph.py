@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from clip_koa.calibration.typicality import typicality_block
-from modeling_clip_koa import CLIPKOAForImageClassification
+from modeling_clip_koa import CLIPKOAError, CLIPKOAForImageClassification
 from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
 
 INPUT = "pixel_values"
@@ -25,7 +25,7 @@ _IR_VERSION = 9
 ACTIVATIONS = ("gelu", "quick_gelu")
 
 
-class ExportError(ValueError):
+class ExportError(CLIPKOAError, ValueError):
     """A checkpoint that cannot be exported, or an export that does not grade as it does; the message says which."""
 
 

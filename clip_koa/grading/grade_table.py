@@ -1,4 +1,4 @@
-"""The table that predict.py writes: a row for each X-ray, in its order, as CSV, JSON lines or Parquet."""
+"""The table that `clip-koa grade` writes: a row for each X-ray, in its order, as CSV, JSON lines or Parquet."""
 
 import csv
 import json
@@ -11,7 +11,8 @@ import pyarrow.parquet
 
 from clip_koa.files import as_text
 from clip_koa.grading.grader import GradedXray
-from modeling_clip_koa import GRADE_LABELS
+from clip_koa.locks import WriterLock
+from modeling_clip_koa import GRADE_LABELS, CLIPKOAError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = {
@@ -39,7 +40,7 @@ _OTHER_TABLES = (*FORMATS, ".json", ".tsv", ".txt", ".xls", ".xlsx")
 _ROWS_AT_ONCE = 1000
 
 
-class GradeTableError(ValueError):
+class GradeTableError(CLIPKOAError, ValueError):
     """A table that cannot be written or gone on with; the message names the file and what would be right."""
 
 
@@ -103,7 +104,7 @@ def read_rows(path: Path, kind: str) -> Iterator[dict]:
     """The rows of a table as `write_rows` wrote them, one after the other.
 
     Raises:
-        GradeTableError: other columns, or a row that predict.py does not write.
+        GradeTableError: other columns, or a row that this version does not write.
     """
     number = 0
     try:
@@ -183,8 +184,17 @@ def list_parts(folder: Path) -> list[Path]:
 
 
 def is_being_made(part: Path) -> bool:
-    """Whether a process is about to write a part anew, or was stopped on the way to it."""
-    return any(part.parent.glob(f".{part.name}.*"))
+    """Whether a process is about to write a part anew, or was stopped on the way to it.
+
+    A lock file that nobody holds says nothing: a process that was killed leaves it. Where the file system knows no
+    locks, a lock file that is there counts.
+    """
+    return rows_of(part).exists() or WriterLock(part).is_held() is not False
+
+
+def rows_of(table: Path) -> Path:
+    """The hidden file beside a table that keeps the rows of a run on its way."""
+    return table.with_name(f".{table.name}.rows")
 
 
 def count_ungraded(part: Path) -> int:

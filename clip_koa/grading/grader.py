@@ -14,12 +14,17 @@ from clip_koa.grading.onnx_network import load_exported
 from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
 from dataset_script.sniffing import is_hidden, read_head, why_left_out
-from modeling_clip_koa import CLIPKOAGrader, Explanation, Grade
+from modeling_clip_koa import CLIPKOAError, CLIPKOAGrader, Explanation, Grade
+from modeling_clip_koa.grader_clip_koa import CheckpointError
 
 BATCH_SIZE = 16
 BACKENDS = ("pytorch", "onnx")
 
 logger = logging.getLogger(__name__)
+
+
+class NoXrays(CLIPKOAError, FileNotFoundError):
+    """An input that names no X-ray; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,14 @@ class Grader:
         name: model folder or Hub id.
         level: how often the confidence sets are to hold the true grade.
         device: a torch device; default: a GPU where there is one.
-        backend: one of `BACKENDS`; for onnx, `name` is a folder that export_onnx.py wrote.
+        backend: one of `BACKENDS`; for onnx, `name` is a folder that `clip-koa export-onnx` wrote.
         precision: one of `PRECISIONS`, see `CLIPKOAGrader.from_pretrained`; an exported graph has its own.
         keep_polarity: grade X-rays that show bone dark as they are; otherwise they are inverted.
 
     Raises:
-        CheckpointError: no such model, a damaged one, or one that cannot grade.
+        CheckpointError: no such model, a damaged one, one that cannot grade, or a precision for an exported graph.
         CalibrationError: a level for which the checkpoint keeps no threshold, or a damaged file.
         ImportError: the backend is not installed.
-        ValueError: a precision for an exported graph.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class Grader:
         self.keep_polarity = keep_polarity
         if backend == "onnx":
             if precision != "fp32":
-                raise ValueError(f"--precision {precision} is PyTorch's: an exported graph keeps the one it has.")
+                raise CheckpointError(f"--precision {precision} is PyTorch's: an exported graph keeps the one it has.")
             self.images = load_exported(name, level)
         else:  # grades and explains what is read
             self.images = CLIPKOAGrader.from_pretrained(name, level, device, precision)
@@ -142,7 +146,7 @@ def find_xrays(inputs: Iterable[str | Path]) -> list[str]:
     takes a fraction of the memory that it takes as `Path`s.
 
     Raises:
-        FileNotFoundError: an input that does not exist, a glob that nothing matches, or a folder without X-rays.
+        NoXrays: an input that does not exist, a glob that nothing matches, or a folder without X-rays.
     """
     files = {}
     for given in inputs:
@@ -154,9 +158,9 @@ def find_xrays(inputs: Iterable[str | Path]) -> list[str]:
         elif any(sign in path for sign in "*?["):
             found = [file for file in glob(path, recursive=True) if os.path.isfile(file)]
             if not found:
-                raise FileNotFoundError(f"{path}: no file matches this pattern.")
+                raise NoXrays(f"{path}: no file matches this pattern.")
         else:
-            raise FileNotFoundError(f"{path}: there is no such file or folder.")
+            raise NoXrays(f"{path}: there is no such file or folder.")
         files |= dict.fromkeys(sorted(found))
     return list(files)
 
@@ -179,7 +183,7 @@ def _search_folder(folder: str) -> list[str]:
     for line in describe_left_out(left_out):
         logger.warning("%s: %s.", folder, line)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no X-rays: {', '.join(FORMATS)} or DICOM files.")
+        raise NoXrays(f"{folder} holds no X-rays: {', '.join(FORMATS)} or DICOM files.")
     return found
 
 

@@ -6,12 +6,13 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from clip_koa.files import as_text, replaced, writing
-from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, write_rows
+from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, rows_of, write_rows
 from clip_koa.grading.provenance import without_code
 from clip_koa.locks import WriterLock
 
@@ -60,7 +61,7 @@ class GrowingTable:
             raise GradeTableError(f"--output {as_text(path)} is a folder: give the name of a file.")
         if self.path.exists() and not self.path.is_file():  # reading a device or a pipe would never end
             raise GradeTableError(f"--output {as_text(path)} is no plain file: give the name of one.")
-        self.rows = self.path.with_name(f".{self.path.name}.rows")
+        self.rows = rows_of(self.path)
         self._lock = WriterLock(self.path)
         self.gone, self.gone_names = 0, []
         self._stale = set()
@@ -76,6 +77,9 @@ class GrowingTable:
         return self
 
     def __exit__(self, *_) -> None:
+        with suppress(OSError):
+            if not self.rows.stat().st_size:  # nothing to go on with
+                self.rows.unlink()
         self._lock.release()
 
     def begin(

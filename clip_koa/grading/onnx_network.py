@@ -22,7 +22,7 @@ class OnnxNetwork:
     """Grades pixel values in ONNX Runtime; a `Network` of `CLIPKOAGrader`.
 
     Args:
-        folder: as `export_onnx.py` writes it.
+        folder: as `clip-koa export-onnx` writes it.
 
     Raises:
         CheckpointError: no exported model there, or a damaged one.
@@ -32,11 +32,11 @@ class OnnxNetwork:
     def __init__(self, folder: str | Path):
         path = Path(folder) / MODEL_FILE
         if not path.is_file():
-            raise CheckpointError(f"{folder} holds no {MODEL_FILE}: name a folder that export_onnx.py wrote.")
+            raise CheckpointError(f"{folder} holds no {MODEL_FILE}: name a folder that clip-koa export-onnx wrote.")
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
-            raise ImportError("ONNX Runtime is missing: pip install 'clip-koa[onnx]'.") from error
+            raise ImportError("ONNX Runtime is missing: pip install 'clip-koa[onnx]'.", name="onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         with readable(str(path)):
@@ -45,7 +45,7 @@ class OnnxNetwork:
                 disabled_optimizers=["SkipLayerNormFusion"],  # the fused operation is the slower one
             )  # fmt: skip
         if missing := set(_OUTPUTS) - {output.name for output in self.session.get_outputs()}:
-            raise CheckpointError(f"{path} gives no {', '.join(sorted(missing))}: it is not of export_onnx.py.")
+            raise CheckpointError(f"{path} gives no {', '.join(sorted(missing))}: it is not of clip-koa export-onnx.")
 
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, 3, H, W) -> logits (N, K), the mirror images' (N, K), features (N, D)."""

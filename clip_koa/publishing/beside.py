@@ -8,16 +8,17 @@ PROJECT = Path(__file__).parents[2]
 # Folders and files of the project that each is made of, and names that its release may hold.
 _PAGE = (
     "app.py", "LICENSE", "clip_koa/__init__.py", "clip_koa/grading/__init__.py", "clip_koa/grading/grader.py",
-    "clip_koa/grading/onnx_network.py", "clip_koa/grading/grade_table.py", "clip_koa/files.py",
+    "clip_koa/grading/onnx_network.py", "clip_koa/grading/grade_table.py", "clip_koa/files.py", "clip_koa/locks.py",
+    "clip_koa/memory.py", "clip_koa/released.py", "clip_koa/commands/__init__.py", "clip_koa/commands/page.py",
     "clip_koa/webapp/*.py", "clip_koa/webapp/texts.yaml", "clip_koa/webapp/templates/*", "clip_koa/webapp/static/*",
-    "modeling_clip_koa/*.py", "dataset_script/__init__.py",
+    "modeling_clip_koa/*.py", "dataset_script/__init__.py", "dataset_script/exit_status.py",
     "dataset_script/radiograph.py", "dataset_script/pixels.py", "dataset_script/dicom*.py",
     "dataset_script/listing.py", "dataset_script/sniffing.py",
     "examples/kl[0-4]_left.png", "examples/kl[0-4]_right.png", "examples/ATTRIBUTION.md",
 )  # fmt: skip
 _REQUIREMENTS = (
     "torch", "transformers", "safetensors", "pillow", "numpy", "pydicom", "Jinja2", "PyYAML", "fpdf2", "matplotlib",
-    "pyarrow",
+    "pyarrow", "typer",
 )  # fmt: skip
 SPACE_FILES = ("README.md", "requirements.txt", *_PAGE)
 METRIC_FILES = ("README.md", "LICENSE", "__init__.py", "index.html", "kl_grading.py", "paired.py", "requirements.txt")
@@ -41,7 +42,7 @@ short_description: Grades knee osteoarthritis on X-rays. Research only.
 # {title}
 
 Grades knee X-rays on the Kellgren-Lawrence scale with [{model}](https://huggingface.co/{model}), and shows how sure it
-is and what it leans on. The same page runs on a computer of one's own, without a network: `python app.py`.
+is and what it leans on. The same page runs on a computer of one's own, without a network: `clip-koa page`.
 
 > **Research only.** This is not a medical device. Its grades must not guide the care of patients. Do not upload X-rays
 > of patients to a computer that is not yours.

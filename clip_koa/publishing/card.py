@@ -48,7 +48,7 @@ def write_card(
 
 
 def _calibration(path: Path) -> dict | None:
-    """The figures that calibrate.py measured on people it did not fit on, of the text head; None without them."""
+    """The figures that calibration measured on people it did not fit on, of the text head; None without them."""
     if not path.is_file():
         return None
     try:
@@ -58,7 +58,7 @@ def _calibration(path: Path) -> dict | None:
         return {"split": report["split"], **{name: text[name] for name in _SET_FIGURES}, **error}
     except (ValueError, KeyError, TypeError) as damage:
         raise ReleaseError(
-            f"{path.name} of the checkpoint is damaged ({type(damage).__name__}): run calibrate.py anew."
+            f"{path.name} of the checkpoint is damaged ({type(damage).__name__}): run clip-koa calibrate anew."
         ) from damage
 
 

@@ -68,7 +68,7 @@ def collect_facts(
     """
     for run in runs:
         if read_plain(run, "config.yaml") is None:
-            raise ReleaseError(f"--run {run} holds no config.yaml: name the folder that train.py wrote.")
+            raise ReleaseError(f"--run {run} holds no config.yaml: name the folder that clip-koa train wrote.")
     runs = runs or (checkpoint.resolve().parent,)
     run = runs[-1]
     facts = CardFacts()
@@ -95,9 +95,9 @@ def collect_facts(
     for folder in evaluations:
         values = _read(folder, "metrics.json")
         if values.get("split") not in CARD_SPLITS or not set(HEADS) <= set(values):
-            raise ReleaseError(f"{folder} holds no metrics.json of evaluate_checkpoint.py.")
+            raise ReleaseError(f"{folder} holds no metrics.json of clip-koa evaluate.")
         if values.get("about", {}).get("weights") != weights_digest(str(weights)):
-            raise ReleaseError(f"{folder} is of other weights than {checkpoint}: run evaluate_checkpoint.py on these.")
+            raise ReleaseError(f"{folder} is of other weights than {checkpoint}: run clip-koa evaluate on these.")
         facts.results[values["split"]] = _clean(values, folder / "metrics.json")
         _add_pictures(facts, folder, "", values["split"])
     counts = record.get("data", {}).get("counts", {}) or {

@@ -12,6 +12,7 @@ from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import redact
 from clip_koa.publishing.plain_files import read_plain
 from clip_koa.publishing.private import tokens
+from modeling_clip_koa import CLIPKOAError
 
 # Seconds before each further try after 429, 5xx or a lost connection.
 WAITS = (1, 5, 20, 60)
@@ -28,7 +29,7 @@ _ADVICE = {
 _CONNECTIONS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
 
-class HubError(RuntimeError):
+class HubError(CLIPKOAError, RuntimeError):
     """An upload that did not succeed; the message says what the Hub answered and what to do."""
 
 

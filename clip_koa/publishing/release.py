@@ -64,7 +64,7 @@ def build_release(
             around it.
         repo_id: where it will be published, for the card.
         dtype: of the stored weights; default: as the checkpoint's.
-        evaluations: folders of evaluate_checkpoint.py, of these weights.
+        evaluations: folders of clip-koa evaluate, of these weights.
         trained_on: Hub id of the dataset, for the card.
 
     Raises:
@@ -135,14 +135,14 @@ def _stored_dtype(checkpoint: Path, source: Path) -> str:
 
 
 def _add_calibration(checkpoint: Path, source: Path, folder: Path) -> None:
-    """What calibrate.py left beside the weights; the tensors are written anew, so that no others come along."""
+    """What clip-koa calibrate left beside the weights; the tensors are written anew, so that no others come along."""
     if (source / CALIBRATION_FILE).is_file():
         copy_plain(source, CALIBRATION_FILE, folder / CALIBRATION_FILE)
     try:
         if typicality := read_typicality(str(source)):
             (folder / TYPICALITY_FILE).write_bytes(typicality_file(typicality))
     except CalibrationError as error:
-        raise ReleaseError(f"{checkpoint}/{TYPICALITY_FILE} is damaged: run calibrate.py anew.") from error
+        raise ReleaseError(f"{checkpoint}/{TYPICALITY_FILE} is damaged: run clip-koa calibrate anew.") from error
 
 
 def _save_model(model, folder: Path, dtype: str) -> None:

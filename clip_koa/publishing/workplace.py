@@ -5,32 +5,14 @@ import shutil
 import signal
 import stat
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from clip_koa.locks import InUseError, WriterLock
 from clip_koa.publishing.errors import ReleaseError
+from dataset_script.exit_status import handling_signals
 
 _PREFIX = ".clip-koa-release-"
-# What asks a process to end; SIGKILL cannot be heard.
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP; `args` holds its number. What cleans up after an error cleans up after it too."""
-
-
-@contextmanager
-def signals_as_exceptions() -> Iterator[None]:
-    """Raises `Stopped` in this block when the process is asked to end."""
-
-    def stop(number, frame):
-        raise Stopped(number)
-
-    with _handled(stop):
-        yield
 
 
 class Workplace:
@@ -69,7 +51,7 @@ class Workplace:
         return self
 
     def __exit__(self, *_) -> None:
-        with _handled(signal.SIG_IGN):  # who asks twice gets the same, and not half of it
+        with handling_signals(signal.SIG_IGN):  # who asks twice gets the same, and not half of it
             self._stack.close()
 
     @property
@@ -91,19 +73,6 @@ class Workplace:
             raise ReleaseError(f"{self.output} is a link: name a new folder.")
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise ReleaseError(f"{self.output} is not empty: name a new folder.")
-
-
-@contextmanager
-def _handled(handler) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _remove(folder: Path) -> None:

@@ -5,8 +5,7 @@ import io
 import json
 from pathlib import Path
 
-from datasets import Dataset
-
+from clip_koa.evaluation.checkpoint import Evaluation
 from clip_koa.evaluation.heads import HEADS, Predictions, grading
 from clip_koa.evaluation.predictions import PredictionFile
 from clip_koa.evaluation.stock import STOCK_HEADS
@@ -32,48 +31,33 @@ _ROBUSTNESS_COLUMNS = (
 )
 
 
-def write_evaluation(
-    folder: str | Path,
-    split: str,
-    about: dict,
-    results: dict,
-    graded: PredictionFile,
-    *,
-    xrays: Dataset | None = None,
-    stock: dict | None = None,
-    robustness: dict | None = None,
-    perturbed: dict[str, Predictions] | None = None,
-) -> Path:
+def write_evaluation(folder: Path, split: str, found: Evaluation, thumbnails: bool = True) -> Path:
     """Writes what an evaluation found into `folder`.
 
     Args:
-        about: what was evaluated and how, as name and value.
-        results: of `evaluate` with people, so that figures have intervals.
-        graded: the predictions that the results are of.
-        xrays: the split, for thumbnails of the hardest X-rays; the page is then for the reader's own disk.
-        stock: for `text` and `linear` the metrics of the stock pipelines, and `agreement` with ours.
-        robustness: of `measure_robustness`, with `perturbed`, the predictions that it is of.
+        split: its name.
+        thumbnails: show the hardest X-rays; the page is then for the reader's own disk.
 
     Returns:
         The path of the page, which embeds its pictures and needs nothing else.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"about": about, "split": split, **results}
-    if stock:
-        record["stock"] = stock
-    if robustness:
-        record["robustness"] = robustness
-        _write_robustness(folder, robustness, graded, perturbed)
+    record = {"about": found.about, "split": split, **found.results}
+    if found.stock:
+        record["stock"] = found.stock
+    if found.robustness:
+        record["robustness"] = found.robustness
+        _write_robustness(folder, found.robustness, found.graded, found.perturbed)
     write_file(folder / "metrics.json", json.dumps(record, indent=2, allow_nan=False).encode())
+    xrays = found.xrays if thumbnails else None
     return write_page(
         folder / "index.html",
         "evaluation.html",
-        facts=list(about.items()),
-        section=split_section(folder, split, results, graded, xrays),
+        facts=list(found.about.items()),
+        section=split_section(folder, split, found.results, found.graded, xrays),
         heads=list(pictures.HEAD_NAMES.values()),
-        stock=_stock_table(stock) if stock else None,
-        robustness=_robustness_part(folder, robustness) if robustness else None,
+        stock=_stock_table(found.stock) if found.stock else None,
+        robustness=_robustness_part(folder, found.robustness) if found.robustness else None,
     )
 
 

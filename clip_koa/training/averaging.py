@@ -1,9 +1,16 @@
-"""Exponential moving average of the weights while they are trained."""
+"""Averages of weights: a moving one while they are trained, and the mean of several checkpoints."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from transformers.image_processing_utils import BaseImageProcessor
+
+from clip_koa.evaluation.loading import CheckpointError, load_checkpoint
+from modeling_clip_koa import CLIPKOAForImageClassification
+
+# What two checkpoints of one model may differ in.
+_INCIDENTAL = {"_name_or_path", "transformers_version"}
 
 
 class WeightAverage:
@@ -59,3 +66,36 @@ class WeightAverage:
         self.steps = state["steps"]
         for average, loaded in zip(self.averages, state["averages"], strict=True):
             average.copy_(loaded)
+
+
+def average_checkpoints(names: list[str]) -> tuple[CLIPKOAForImageClassification, BaseImageProcessor]:
+    """The model whose every weight is the mean of those of the named checkpoints, in their precision.
+
+    Its image processor is that of the first.
+
+    Raises:
+        CheckpointError: fewer than two, one that cannot be loaded or is calibrated already, or models that differ.
+    """
+    if len(names) < 2:
+        raise CheckpointError("name two checkpoints or more to average.")
+    mean = image_processor = config = None
+    for count, name in enumerate(names, start=1):
+        model, processor = load_checkpoint(name)
+        if model.config.calibration:
+            raise CheckpointError(
+                f"{name} is calibrated already, and the mean's calibration is another: name what train wrote, then "
+                "calibrate the mean."
+            )
+        settings = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
+        if mean is None:
+            mean, image_processor, config = model, processor, settings
+            continue
+        for key in config | settings:
+            if config.get(key) != settings.get(key):
+                raise CheckpointError(
+                    f"{name} and {names[0]} differ in {key} of their config.json: name checkpoints of one recipe."
+                )
+        with torch.no_grad():
+            for weight, other in zip(mean.parameters(), model.parameters(), strict=True):
+                weight.lerp_(other, 1 / count)
+    return mean, image_processor

@@ -19,13 +19,14 @@ from safetensors import SafetensorError
 from clip_koa.files import file_digest
 from clip_koa.training.lora import merged
 from clip_koa.training.run_config import RunConfigError
+from modeling_clip_koa import CLIPKOAError
 
 _STEP_FOLDER = re.compile(r"step_(\d{6,})")
 _MANIFEST = "checkpoint.json"
 _KEPT = 2  # of the checkpoints: the one before the newest, should that be damaged
 
 
-class SaveError(OSError):
+class SaveError(CLIPKOAError, OSError):
     """A checkpoint or model folder that could not be written; the message names what is still usable."""
 
 

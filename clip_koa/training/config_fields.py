@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import yaml
 
 from clip_koa.evaluation.heads import CHOOSABLE_METRICS
-from modeling_clip_koa import PROMPT_SETS
+from modeling_clip_koa import PROMPT_SETS, CLIPKOAError
 from modeling_clip_koa.configuration_clip_koa import CONSISTENCY_KINDS
 
 LARGEST_WHOLE = 2**31 - 1
 LARGEST_NUMBER = 1e300
 
 
-class RunConfigError(ValueError):
+class RunConfigError(CLIPKOAError, ValueError):
     """A configuration that cannot be run; the message names the field and says what would be right."""
 
 

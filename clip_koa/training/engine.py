@@ -7,6 +7,7 @@ import torch
 from accelerate import skip_first_batches
 from tqdm.auto import tqdm
 
+from clip_koa.evaluation.heads import NotFiniteError
 from clip_koa.files import WriteError
 from clip_koa.training.checkpoints import last_checkpoint, save_checkpoint
 from clip_koa.training.preemption import Preempted, StopRequest
@@ -19,8 +20,8 @@ def train(run: Run) -> None:
     """Trains to the last epoch or step; evaluates, keeps the best and checkpoints after each epoch.
 
     Raises:
-        Preempted: SIGTERM or SIGUSR1 came; a checkpoint is saved.
-        FloatingPointError: a loss or gradient is not finite; the checkpoints are from before.
+        Preempted: Ctrl+C, SIGTERM or SIGUSR1 came; a checkpoint is saved.
+        NotFiniteError: a loss or gradient is not finite; the checkpoints are from before.
         SaveError: a checkpoint could not be written.
     """
     state = run.state
@@ -68,7 +69,10 @@ def _train_epoch(run: Run, bar: tqdm, stop: StopRequest) -> None:
             return
         if stop.agreed(run.accelerator):
             _save(run)
-            raise Preempted(f"Stopped at step {state.step} as {stop.received or 'another process'} asked.")
+            raise Preempted(
+                f"stopped at step {state.step} as {stop.received or 'another process'} asked. "
+                "Start it again with --resume latest."
+            )
         if checkpoint_steps and state.step % checkpoint_steps == 0:
             _save(run)
 
@@ -96,7 +100,7 @@ def _save(run: Run) -> None:
     folder = run.folder / "checkpoints"
     for value in run.accelerator.unwrap_model(run.model).state_dict().values():
         if not value.isfinite().all():
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"The weights are not finite after step {run.state.step}. Lower optimisation.learning_rate. "
                 f"The last good checkpoint: {last_checkpoint(folder)}."
             )

@@ -1,22 +1,21 @@
-"""Stopping when the cluster asks for it."""
+"""Stopping when the cluster, or who started the run, asks for it."""
 
 import signal
 
 import torch
 
+from clip_koa.interruption import Interrupted
+
 # Slurm sends SIGTERM before it kills, and SIGUSR1 where `--signal=USR1@120` asks for it.
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-
-# EX_TEMPFAIL of sysexits.h: the run is whole, start it again with --resume latest.
-RESUME_ME = 75
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class Preempted(Exception):
+class Preempted(Interrupted):
     """The run was asked to stop and has saved a checkpoint to go on from."""
 
 
 class StopRequest:
-    """Whether any process was asked to stop, by SIGTERM or SIGUSR1; all processes learn it at the same step."""
+    """Whether any process was asked to stop, by Ctrl+C, SIGTERM or SIGUSR1; all learn it at the same step."""
 
     def __init__(self):
         self.received = ""
@@ -24,6 +23,8 @@ class StopRequest:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:
+        if number == signal.SIGINT and self.received:  # who asks twice does not wait for the checkpoint
+            raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
     def agreed(self, accelerator) -> bool:

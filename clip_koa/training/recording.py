@@ -7,18 +7,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict, Image
 
 from clip_koa.files import write_file, writing
-from clip_koa.locks import WriterLock
 from clip_koa.training.run_config import RunConfig, RunConfigError
 from clip_koa.training.status import write_status
 
@@ -38,28 +34,6 @@ def data_digest(corpus: DatasetDict) -> str:
                 digest.update(f"{name}\0{file}\0{label}\0{len(content)}\0".encode())
                 digest.update(content)
     return digest.hexdigest()
-
-
-@contextmanager
-def only_writer(accelerator: Accelerator, *locks: WriterLock) -> Iterator[None]:
-    """Within it the main process holds the locks of what all processes write together. All must enter it.
-
-    Raises:
-        InUseError: another launch writes there, on all processes.
-        WriteError: a folder cannot be written.
-    """
-    with ExitStack() as held:
-        refused = [None]
-        if accelerator.is_main_process:
-            try:
-                for lock in locks:
-                    held.enter_context(lock)
-            except OSError as error:
-                refused = [error]
-        broadcast_object_list(refused)
-        if refused[0]:
-            raise refused[0]
-        yield
 
 
 class Recorder:

@@ -146,6 +146,7 @@ def _parser():
     from jsonargparse.typing import extend_base_type
 
     parser = ArgumentParser(
+        prog="clip-koa train",
         description="Train CLIP-KOA. Every field can stand in a YAML file, in its group, and be overridden here.",
         usage="%(prog)s [--config FILE] [--resume latest] [--GROUP.FIELD VALUE ...]",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=44, width=_COLUMNS),

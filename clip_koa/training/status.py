@@ -18,6 +18,7 @@ import psutil
 
 from clip_koa.files import write_file
 from clip_koa.locks import WriterLock
+from dataset_script.exit_status import main_of
 
 FILE = "status.json"
 _CLOCK = "%Y-%m-%dT%H:%M:%S%z"
@@ -104,14 +105,17 @@ def _lives(process: dict) -> bool:
         return False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints a line for each run folder; returns the exit status."""
-    parser = argparse.ArgumentParser(description="How training runs stand.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folder of train.py")
+    parser = argparse.ArgumentParser(prog=prog, description="How training runs stand.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folder of clip-koa train")
     found = {folder: read_status(folder) for folder in parser.parse_args(arguments).folders}
     for folder, status in found.items():
         print(f"{folder}: {status}")
     return 1 if any(status.state in ("failed", KILLED, DAMAGED) for status in found.values()) else 0
+
+
+main = main_of("clip_koa.training.status", run)
 
 
 if __name__ == "__main__":

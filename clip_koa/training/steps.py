@@ -6,6 +6,7 @@ from itertools import islice
 
 import torch
 
+from clip_koa.evaluation.heads import NotFiniteError
 from clip_koa.training.checkpoints import last_checkpoint
 from clip_koa.training.preparation import Run
 from modeling_clip_koa import soft_labels
@@ -26,7 +27,7 @@ def train_step(run: Run, batches: Iterator[dict], both_views: bool) -> torch.Ten
         The means of `LOSS_PARTS` over the X-rays of this process, (4,) fp32, detached.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite; the weights are those from before.
+        NotFiniteError: a loss or gradient is not finite; the weights are those from before.
     """
     config, accelerator, epoch = run.config, run.accelerator, run.state.epoch
     losses, indices = [], []
@@ -60,11 +61,11 @@ def train_step(run: Run, batches: Iterator[dict], both_views: bool) -> torch.Ten
     return torch.stack(losses).mean(0)
 
 
-def _not_finite(run: Run, indices: torch.Tensor) -> FloatingPointError:
+def _not_finite(run: Run, indices: torch.Tensor) -> NotFiniteError:
     """The error of a step whose loss or gradient is not finite; its `files` are all X-rays of the batch."""
     files = [run.train_files[index] for index in run.accelerator.gather(indices).tolist()]
     named = ", ".join(files[:_FILES_NAMED]) + (f" and {len(files) - _FILES_NAMED} more" * (len(files) > _FILES_NAMED))
-    error = FloatingPointError(
+    error = NotFiniteError(
         f"The loss or its gradient is not finite at step {run.state.step + 1} (X-rays {named}: all in status.json). "
         f"Lower optimisation.learning_rate. The last good checkpoint: {last_checkpoint(run.folder / 'checkpoints')}."
     )

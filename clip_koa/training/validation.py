@@ -32,7 +32,7 @@ def validate(run: Run, bar: tqdm) -> None:
 def evaluate_best(run: Run, corpus: DatasetDict) -> None:
     """Loads best/ from disk, evaluates it and writes its predictions under report/.
 
-    Of drawn X-rays the test split is evaluated, too. That of real ones is kept apart: `evaluate_checkpoint.py --split
+    Of drawn X-rays the test split is evaluated, too. That of real ones is kept apart: `clip-koa evaluate --split
     test` measures it, when all choices are made.
     """
     run.accelerator.free_memory()
@@ -40,7 +40,7 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
     for split in ("validation", "test") if is_drawn(run.config.data.corpus) else ("validation",):
         dataset = XrayDataset(corpus[split], run.start.image_processor)
         loader = build_loader(dataset, run.config.optimisation.batch_size, run.config.compute.num_workers)
-        # In fp32, as evaluate_checkpoint.py computes it.
+        # In fp32, as clip-koa evaluate computes it.
         predictions = _predict_split(run, model, run.accelerator.prepare(loader), split, autocast=False)
         results = evaluate(predictions, model.config)
         _record_evaluation(run, results, split, "best")

@@ -239,7 +239,7 @@ class _Page:
         return _as_file(content, f"{report.file_name}.{kind}", media_type)
 
     async def table(self, token: str) -> Response:
-        """The visit's X-rays as predict.py's table."""
+        """The visit's X-rays as the table of `clip-koa grade`."""
         readings = self.visits.find(token).readings.values()
         return _as_file(as_csv(readings), "clip-koa.csv", "text/csv; charset=utf-8")
 

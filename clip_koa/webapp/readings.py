@@ -63,7 +63,7 @@ def describe(reading: Reading, crop_share: float) -> dict:
 
 
 def as_csv(readings: Iterable[Reading]) -> str:
-    """The readings as predict.py's table, which keeps names from being computed by a spreadsheet."""
+    """The readings as the table of `clip-koa grade`, which keeps names from being computed by a spreadsheet."""
     from clip_koa.grading.grade_table import COLUMNS, table_row  # needs pyarrow, which takes a while to import
 
     text = io.StringIO()

@@ -3,9 +3,9 @@
     python -m studies.ablation --config configs/ablation.yaml --data_dir FOLDER --seeds 0 1 2 --output runs/ablation
     python -m studies.ablation --config configs/ablation.yaml --data_dir FOLDER --cells all --devices 0 1 2 3
 
-Each cell and seed is a run of train.py under the output folder. What is trained is kept: start it again after a stop
-and it goes on. After each run ablation.md, ablation.csv and ablation.png are written anew. The figures are of the
-validation split. Research only, no medical device.
+Each cell and seed is a run of `clip-koa train` under the output folder. What is trained is kept: start it again after
+a stop and it goes on. After each run ablation.md, ablation.csv and ablation.png are written anew. The figures are of
+the validation split. Research only, no medical device.
 """
 
 import argparse
@@ -14,21 +14,22 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from clip_koa.evaluation.predictions import PredictionsError
-from clip_koa.files import WriteError
-from clip_koa.locks import InUseError, WriterLock
+from clip_koa.interruption import work_is_kept
+from clip_koa.locks import WriterLock
 from clip_koa.training.preparation import load_run_corpus
-from clip_koa.training.run_config import RunConfigError, read_run_config
-from dataset_script.knee_xray import CorpusError
+from clip_koa.training.run_config import read_run_config
+from dataset_script.exit_status import main_of
 from studies.ablation.grid import Cell, cell_config, find_cells
-from studies.ablation.runner import CellError, Job, check_jobs, run_jobs
+from studies.ablation.runner import Job, check_jobs, run_jobs
 from studies.ablation.summary import load_results, write_summary
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+def parse_options(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
-    parser = argparse.ArgumentParser(description="Train with and without each loss of CLIP-KOA, and compare.")
-    parser.add_argument("--config", required=True, help="what all runs share: a configuration of train.py")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Train with and without each loss of CLIP-KOA, and compare."
+    )
+    parser.add_argument("--config", required=True, help="what all runs share: a configuration of clip-koa train")
     parser.add_argument("--data_dir", help="folder of knee X-rays (default: the configuration's, or KNEE_XRAY_DIR)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument(
@@ -64,12 +65,11 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], dict[tuple[str, int],
     return cells, jobs
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Trains what is not trained, and writes the table; returns the exit status."""
-    options = parse_options(arguments)
-    with WriterLock(options.output, inside=True):
+def run(arguments: list[str] | None, prog: str) -> None:
+    """Trains what is not trained, and writes the table."""
+    options = parse_options(arguments, prog)
+    with work_is_kept("Start it again to go on."), WriterLock(options.output, inside=True):
         train_cells(options)
-    return 0
 
 
 def train_cells(options: argparse.Namespace) -> None:
@@ -91,14 +91,8 @@ def train_cells(options: argparse.Namespace) -> None:
     summarise()
 
 
+main = main_of("studies.ablation", run)
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InUseError as error:
-        print(f"studies.ablation: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (RunConfigError, CorpusError, CellError, PredictionsError, WriteError) as error:
-        sys.exit(f"studies.ablation: {error}")
-    except KeyboardInterrupt:
-        print("studies.ablation: stopped. Start it again to go on.", file=sys.stderr)
-        sys.exit(75)
+    sys.exit(main())

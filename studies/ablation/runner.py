@@ -14,11 +14,12 @@ from pathlib import Path
 from clip_koa.files import write_file
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
 from clip_koa.training.status import read_status
+from modeling_clip_koa import CLIPKOAError
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
-class CellError(RuntimeError):
+class CellError(CLIPKOAError, RuntimeError):
     """A cell whose training failed; the message names it and its log."""
 
 

@@ -13,7 +13,7 @@ Sections:
   profile    what a training step spends its time on
   loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
   memory     peak memory of a training step under each lever
-  growth     X-rays per second and memory of predict.py for archives of 1,000 to 100,000 X-rays, with a tiny model;
+  growth     X-rays per second and memory of clip-koa grade for archives of 1,000 to 100,000 X-rays, with a tiny model;
              two processes that share the cores over one
 Weights are random, which costs the same. docs/performance.md holds the figures.
 """
@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from clip_koa.memory import keep_freed_memory
+from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
 from studies.benchmark.growth import measure_growth, measure_sharing
@@ -52,7 +53,7 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
     if section == "growth":
         return {
             **measure_growth(options.archives),
-            "predict.py": measure_sharing(options.model, options.batch_size * 10),
+            "clip-koa grade": measure_sharing(options.model, options.batch_size * 10),
         }
     if section == "memory":
         return {"MiB at the peak of a step": measure_levers(options.model, options.batch_size)}
@@ -63,9 +64,9 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
     return {**figures, "MiB at the peak of the loader": measure_loader_growth()}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the figures of the sections asked for; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Measure what CLIP-KOA costs, as ratios taken in one run.")
+    parser = argparse.ArgumentParser(prog=prog, description="Measure what CLIP-KOA costs, as ratios taken in one run.")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: views)")
     parser.add_argument("--model", choices=tuple(MODELS), default="vit_b_16")
     parser.add_argument("--batch_size", type=int, default=16)
@@ -98,6 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _shown(value: float) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+main = main_of("studies.benchmark", run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""predict.py as the archive grows, and shared out over processes: each figure from processes of their own."""
+"""`clip-koa grade` as the archive grows, and shared out over processes: each figure from processes of their own."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ _START = 16  # X-rays: what a process takes to start is measured with a batch of
 
 
 def measure_growth(counts: tuple[int, ...]) -> dict[str, dict]:
-    """X-rays per second and peak memory of `predict.py` for archives of each size, with a tiny model.
+    """X-rays per second and peak memory of `clip-koa grade` for archives of each size, with a tiny model.
 
     The model is tiny so that what grows with the archive is not hidden behind it. Start-up is taken off.
 

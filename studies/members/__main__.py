@@ -13,8 +13,9 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from clip_koa.interruption import work_is_kept
 from clip_koa.memory import keep_freed_memory
-from dataset_script.knee_xray import CorpusError
+from dataset_script.exit_status import main_of
 from studies.members.folds import assign_folds
 from studies.members.member_files import FOLDER, member_table, read_members, write_member_file
 from studies.members.networks import ARCHITECTURES, StudyError
@@ -25,15 +26,10 @@ from studies.members.xrays import load_splits, read_xrays
 FOLDS = 5
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Trains a member or reports on all; returns the exit status."""
-    options = _parse(arguments)
-    try:
-        options.run(options)
-    except (StudyError, CorpusError) as error:
-        print(f"studies.members: {error}", file=sys.stderr)
-        return 1
-    return 0
+def run(arguments: list[str] | None, prog: str) -> None:
+    """Trains a member or reports on all."""
+    options = _parse(arguments, prog)
+    options.run(options)
 
 
 def train_member(options: argparse.Namespace) -> Path:
@@ -51,7 +47,8 @@ def train_member(options: argparse.Namespace) -> Path:
     training = MemberTraining(settings, xrays.take(fold != options.fold), folder)
     if options.resume and training.load():
         print(f"{folder}: goes on after step {training.step}.", flush=True)
-    training.train(validation)
+    with work_is_kept("Start it again with --resume."):
+        training.train(validation)
     parts = [
         ("train", options.fold, unseen, training.predict(unseen.gray)),
         ("validation", None, validation, training.predict(validation.gray)),
@@ -76,8 +73,8 @@ def _whole(text: str, least: int = 0) -> int:
     return int(text)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="studies.members", description=__doc__.splitlines()[0])
+def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     train = commands.add_parser("train", help="train one member, or go on with it")
     train.set_defaults(run=train_member)
@@ -95,6 +92,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     for command in (train, table):
         command.add_argument("--members", default=FOLDER, help="folder of member files; default: studies/members")
     return parser.parse_args(arguments)
+
+
+main = main_of("studies.members", run)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from metrics.kl_grading.kl_grading import NUM_GRADES
+from modeling_clip_koa import CLIPKOAError
 
 
-class StudyError(ValueError):
+class StudyError(CLIPKOAError, ValueError):
     """A study that can't go on; the message says why and what to do."""
 
 

@@ -66,7 +66,9 @@ def test_predict_gives_the_same_table(checkpoint, run_python, tmp_path):
         model = checkpoint
         if backend != "pytorch":
             model = tmp_path / backend
-            assert "differ by at most" in run_python("export_onnx.py", checkpoint, model, *options).stdout
+            assert (
+                "differ by at most" in run_python("-m", "clip_koa", "export-onnx", checkpoint, model, *options).stdout
+            )
         flags = () if backend == "pytorch" else ("--backend", "onnx")
         run_python("predict.py", "--model", model, *flags, "--output", tmp_path / f"{backend}.csv", knees)
         tables[backend] = list(csv.DictReader((tmp_path / f"{backend}.csv").open()))
@@ -80,11 +82,11 @@ def test_predict_gives_the_same_table(checkpoint, run_python, tmp_path):
     assert sizes[1] < sizes[0] / 2
 
     refused = run_python("predict.py", "--model", checkpoint, "--backend", "onnx", knees, expect=2)
-    assert "name a folder that export_onnx.py wrote" in refused.stderr
+    assert "name a folder that clip-koa export-onnx wrote" in refused.stderr
     maps = ("--explain", tmp_path / "maps")
     refused = run_python("predict.py", "--model", tmp_path / "onnx", "--backend", "onnx", *maps, knees, expect=2)
     assert "cannot explain" in refused.stderr
-    refused = run_python("export_onnx.py", checkpoint, knees, expect=2)
+    refused = run_python("-m", "clip_koa", "export-onnx", checkpoint, knees, expect=2)
     assert "no export: name another folder" in refused.stderr
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 
 import onnx
 import pytest
@@ -11,15 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel
 
-import app
-import average_weights
-import calibrate
-import evaluate_checkpoint
-import export_onnx
-import predict
-import push_to_hub
-import train
 from clip_koa.calibration.typicality import typicality_file
+from clip_koa.commands import main
 from clip_koa.evaluation.loading import CheckpointError, load_checkpoint
 from clip_koa.exporting.export import export
 from clip_koa.training.checkpoints import save_model_folder
@@ -236,80 +228,63 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def _door(name, folder, corpus, output):
-    """The command of a door, and what runs it in this process."""
-    model, corpus, output = str(folder), str(corpus), str(output)
-    return {
-        "predict": (predict.main, ["--model", model, "--output", output + ".csv", corpus]),
-        "app": (app.main, ["--model", model]),
-        "export_onnx": (export_onnx.main, [model, output]),
-        "push_to_hub": (push_to_hub.main, [model, "a/b", "--dry_run", "--output", output]),
-        "evaluate_checkpoint": (
-            evaluate_checkpoint.main, ["--model", model, "--data_dir", corpus, "--output", output],
-        ),
-        "calibrate": (calibrate.main, ["--model", model, "--data_dir", corpus, "--output", output]),
-        "average_weights": (average_weights.main, [model, model, "--output", output]),
+def _command(name, folder, corpus, output) -> list:
+    """A command that loads a model folder."""
+    model, data = ("--model", folder), ("--data_dir", corpus)
+    return [name, *{
+        "grade": (*model, "--output", f"{output}.csv", corpus),
+        "page": model,
+        "export-onnx": (folder, output),
+        "publish": (folder, "a/b", "--dry_run", "--output", output),
+        "evaluate": (*model, *data, "--output", output),
+        "calibrate": (*model, *data, "--output", output),
+        "average": (folder, folder, "--output", output),
         "train": (
-            train.main,
-            ["--model.start", model, "--data.corpus", corpus, "--run.output_dir", output,
-             "--optimisation.batch_size", "2"],
+            "--model.start", folder, "--data.corpus", corpus, "--run.output_dir", output,
+            "--optimisation.batch_size", 2,
         ),
-    }[name]  # fmt: skip
+    }[name]]  # fmt: skip
 
 
-DOORS = [
-    "predict",
-    "app",
-    "export_onnx",
-    "push_to_hub",
-    "evaluate_checkpoint",
-    "calibrate",
-    "average_weights",
-    "train",
-]
+DOORS = ["grade", "page", "export-onnx", "publish", "evaluate", "calibrate", "average", "train"]
 
 
 def _refusal(name, folder, corpus, output, capsys) -> str:
-    """What a door says of a model folder, in this process: its error, or the line it printed."""
-    main, arguments = _door(name, folder, corpus, output)
-    try:
-        assert main(arguments) == 2
-    except ValueError as error:  # which the door prints and ends with, see the test of whole processes
-        return str(error)
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    """What a command says of a model folder, in this process."""
+    assert main(_command(name, folder, corpus, output)) == 2
+    *_, told = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith(f"clip-koa {name}: ")
+    return told.removeprefix(f"clip-koa {name}: ")
 
 
 @pytest.mark.parametrize("damage", [truncate, fewer_blocks], ids=lambda it: it.__name__)
 @pytest.mark.parametrize("door", DOORS)
-def test_every_door_refuses(folder, corpus, tmp_path, capsys, monkeypatch, door, damage):
-    monkeypatch.setattr(sys, "argv", [f"{door}.py"])
+def test_every_door_refuses(folder, corpus, tmp_path, capsys, door, damage):
     damage(folder)
     _one_line(_refusal(door, folder, corpus, tmp_path / "output", capsys), folder)
     assert not (tmp_path / "output.csv").exists() and not list((tmp_path / "output").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("damage", SAVING_FAULTS, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("door", ["push_to_hub", "calibrate", "average_weights", "train"])
-def test_doors_that_save_ask_for_the_tokenizer(folder, corpus, tmp_path, capsys, monkeypatch, door, damage):
-    monkeypatch.setattr(sys, "argv", [f"{door}.py"])
+@pytest.mark.parametrize("door", ["publish", "calibrate", "average", "train"])
+def test_doors_that_save_ask_for_the_tokenizer(folder, corpus, tmp_path, capsys, door, damage):
     damage(folder)
     message = _refusal(door, folder, corpus, tmp_path / "output", capsys)
     assert "token" in _one_line(message, folder)
     assert not list((tmp_path / "output").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("door", ["predict", "evaluate_checkpoint", "train"])
+@pytest.mark.parametrize("door", ["grade", "evaluate", "train"])
 def test_a_whole_process_ends_in_one_line(folder, corpus, tmp_path, run_python, door):
     truncate(folder)
-    _, arguments = _door(door, folder, corpus, tmp_path / "output")
-    status = 2 if door == "predict" else 1
-    result = run_python(f"{door}.py", *arguments, expect=status, TRANSFORMERS_VERBOSITY="warning")
+    command = ("-m", "clip_koa", *_command(door, folder, corpus, tmp_path / "output"))
+    result = run_python(*command, expect=2, TRANSFORMERS_VERBOSITY="warning")
     assert "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith(f"{door}.py: ")
+    assert result.stderr.strip().splitlines()[-1].startswith(f"clip-koa {door}: ")
     assert "its weights are damaged" in result.stderr.strip().splitlines()[-1]
 
 
-# What calibrate.py leaves beside the weights.
+# What calibrate leaves beside the weights.
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
 
     config = output.parent / "ablation.yaml"
     config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 4"))
-    refused = run_python(*command, "--seeds", "0", expect=1)
+    refused = run_python(*command, "--seeds", "0", expect=2)
     assert "holds another run" in refused.stderr and "optimisation.batch_size: 16 -> 8" in refused.stderr
 
 
@@ -187,6 +187,6 @@ def test_a_failed_run_is_named_with_its_log(tiny_ablation, run_python):
     config.write_text(
         config.read_text().replace("epochs: 1", "epochs: 1\n  learning_rate: 1.0e+30\n  new_learning_rate: 1.0e+30")
     )
-    failed = run_python(*command, "--seeds", "0", expect=1)
-    assert "studies.ablation: random_flips, seed 0 failed with status 1" in failed.stderr
+    failed = run_python(*command, "--seeds", "0", expect=2)
+    assert "studies.ablation: random_flips, seed 0 failed with status 2" in failed.stderr
     assert f"{output}/random_flips/seed-0.log" in failed.stderr

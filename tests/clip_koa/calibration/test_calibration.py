@@ -133,7 +133,7 @@ def test_calibrate_and_predict_as_a_user_does(make_model, tiny_start, tokenizer,
     assert "the model is not calibrated" in uncalibrated.stdout
 
     before = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-    printed = run_python("calibrate.py", "--model", folder, "--data_dir", knees).stdout
+    printed = run_python("-m", "clip_koa", "calibrate", "--model", folder, "--data_dir", knees).stdout
     assert "text    temperature" in printed and "sets at 90%" in printed
     report = json.loads((folder / "calibration.json").read_text())
     assert report["num_xrays"] == 24 and report["num_people"] == 12 and len(report["thresholds"]) == 50

@@ -1,4 +1,4 @@
-"""Images unlike the training X-rays are told, from calibrate.py to every grade."""
+"""Images unlike the training X-rays are told, from calibration to every grade."""
 
 import csv
 import json
@@ -53,7 +53,9 @@ def model(tiny_start, tmp_path_factory):
 
 @pytest.fixture
 def calibrated(model, corpus, tmp_path, run_python):
-    run_python("calibrate.py", "--model", model, "--data_dir", corpus, "--output", tmp_path / "calibrated")
+    run_python(
+        "-m", "clip_koa", "calibrate", "--model", model, "--data_dir", corpus, "--output", tmp_path / "calibrated"
+    )
     return tmp_path / "calibrated"
 
 
@@ -99,7 +101,9 @@ def test_without_training_xrays_nothing_is_said(model, corpus, tmp_path, run_pyt
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "validation").symlink_to(corpus / "validation")
     command = (
-        "calibrate.py",
+        "-m",
+        "clip_koa",
+        "calibrate",
         "--model",
         model,
         "--data_dir",
@@ -111,4 +115,4 @@ def test_without_training_xrays_nothing_is_said(model, corpus, tmp_path, run_pyt
     assert not (tmp_path / "calibrated" / TYPICALITY_FILE).exists()
     assert CLIPKOAGrader.from_pretrained(str(tmp_path / "calibrated")).grade(draw_knee(0, "L", 0)).atypicality is None
     check = ("-m", "studies.typicality_check", "--model", tmp_path / "calibrated", "--data_dir", corpus)
-    assert "run calibrate.py with them first" in run_python(*check, expect=2).stderr
+    assert "calibrate it with them first" in run_python(*check, expect=2).stderr

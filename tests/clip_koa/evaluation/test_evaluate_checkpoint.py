@@ -1,10 +1,9 @@
-"""evaluate_checkpoint.py as a user runs it: the trainer's numbers, on any number of processes, and the rest of it."""
+"""clip-koa evaluate as a user runs it: the trainer's numbers, on any number of processes, and the rest of it."""
 
 import csv
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT
 
-import evaluate_checkpoint
+from clip_koa.commands import main
 from clip_koa.evaluation.heads import HEADS
 from clip_koa.evaluation.predictions import LOGITS, read_predictions
 from dataset_script.synthetic import write_corpus
@@ -53,7 +52,7 @@ def trained(corpus, tmp_path_factory):
 def _evaluate(*arguments) -> int:
     # Other tests leave accelerators of other precisions behind.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return evaluate_checkpoint.main(list(map(str, arguments)))
+    return main(["evaluate", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def evaluated(trained, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     status = _evaluate(
         "--model", trained / "best", "--data_dir", corpus, "--split", "val", "--output", folder, "--batch_size", 5,
-        "--stock", "--perturb", *PERTURBATIONS,
+        "--stock", "--perturb", ",".join(PERTURBATIONS),
     )  # fmt: skip
     assert status == 0
     return folder
@@ -101,8 +100,8 @@ def test_the_trainers_own_numbers(trained, evaluated):
 def test_two_processes_give_the_same(trained, corpus, evaluated, run_python, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29200 + os.getpid() % 300)
     result = run_python(
-        *torchrun, "evaluate_checkpoint.py", "--model", trained / "best", "--data_dir", corpus, "--output", tmp_path,
-        "--batch_size", 3, "--stock", ACCELERATE_USE_CPU="true",
+        *torchrun, "-m", "clip_koa", "evaluate", "--model", trained / "best", "--data_dir", corpus,
+        "--output", tmp_path, "--batch_size", 3, "--stock", ACCELERATE_USE_CPU="true",
     )  # fmt: skip
     assert result.stdout.count("Report: ") == 1
     two, one = (read_predictions(folder / "predictions_validation.jsonl") for folder in (tmp_path, evaluated))
@@ -189,8 +188,7 @@ def test_averaging_seeds(evaluated, tmp_path, capsys):
     change = _metrics(evaluated)["robustness"]["rotate_left"]["linear"]["change"]["mae"]
     assert average["linear"]["mae"]["mean"] == pytest.approx(_metrics(evaluated)["linear"]["mae"] + change / 2)
     assert "2 files, 13 X-rays of 7 people" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        _evaluate("--average_seeds", files[0])
+    assert _evaluate("--average_seeds", files[0]) == 2
     assert "two prediction files or more" in capsys.readouterr().err
 
 
@@ -200,15 +198,27 @@ def test_a_page_without_pictures_of_xrays(trained, corpus, tmp_path):
     assert "image/jpeg" not in page and "The hardest X-rays" in page
 
 
-def test_wrong_use_is_a_line_or_two(corpus, tmp_path, monkeypatch):
-    """As a script: no traceback, and an exit status of 1."""
-    arguments = ("--model", tmp_path / "missing", "--data_dir", corpus, "--output", tmp_path / "new")
-    monkeypatch.setattr(sys, "argv", ["evaluate_checkpoint.py", *map(str, arguments)])
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path(str(ROOT / "evaluate_checkpoint.py"), run_name="__main__")
-    assert re.match(r"evaluate_checkpoint\.py: .*missing cannot be loaded: give a model folder", exit.value.code)
-    assert exit.value.code.count("\n") <= 1 and not (tmp_path / "new").exists()
+def test_wrong_use_is_a_line_or_two(corpus, tmp_path, capsys):
+    assert _evaluate("--model", tmp_path / "missing", "--data_dir", corpus, "--output", tmp_path / "new") == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert re.match(r"clip-koa evaluate: .*missing cannot be loaded: give a model folder", told)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        ((), "name one of --model, --compare and --average_seeds"),
+        (("--model", "m", "--compare", "a", "b"), "name one of"),
+        (("--model", "m"), "--model needs --output"),
+        (("--model", "m", "--output", "o", "--perturb", "noise", "blur"), "blur: prediction files are for --compare"),
+        (("--compare", "a"), "--compare needs two prediction files, not 1"),
+        (("--model", "m", "--output", "o", "--batch_size", "0"), "batch_size"),
+    ],
+)
+def test_what_does_not_go_together_is_told(arguments, reason, capsys):
+    assert _evaluate(*arguments) == 2
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -219,7 +229,7 @@ def test_wrong_use_is_a_line_or_two(corpus, tmp_path, monkeypatch):
         (("--perturb", "sepia"), "--perturb sepia"),
     ],
 )
-def test_errors_name_what_is_wrong(trained, corpus, tmp_path, arguments, reason):
-    with pytest.raises(ValueError, match=reason):
-        _evaluate("--model", trained / "best", "--data_dir", corpus, "--output", tmp_path, *arguments)
+def test_errors_name_what_is_wrong(trained, corpus, tmp_path, arguments, reason, capsys):
+    status = _evaluate("--model", trained / "best", "--data_dir", corpus, "--output", tmp_path, *arguments)
+    assert status == 2 and re.search(reason, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())

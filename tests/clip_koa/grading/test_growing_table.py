@@ -12,11 +12,13 @@ import pyarrow.parquet
 import pytest
 from conftest import largest_file
 
-import predict
+from clip_koa.commands import main
 from clip_koa.files import WriteError, path_of
+from clip_koa.grading import run
 from clip_koa.grading.grade_table import COLUMNS, FORMATS, GradeTableError, part_of, read_rows, table_row
 from clip_koa.grading.grader import GradedXray
 from clip_koa.grading.growing_table import GrowingTable
+from clip_koa.grading.run import write_table
 from clip_koa.locks import InUseError
 from modeling_clip_koa import Grade
 
@@ -64,7 +66,7 @@ def _bring_up_to_date(path, files, grader=None, made_by=MADE_BY) -> tuple[int, l
     grader = grader or FileGrader()
     with GrowingTable(path) as table:
         table.begin(files, made_by)
-        ungraded = predict.write_table(grader, table)
+        ungraded = write_table(grader, table)
     return ungraded, grader.asked
 
 
@@ -222,9 +224,9 @@ def test_a_full_disk_under_what_is_printed_is_told(monkeypatch, capsys):
     def fill(options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as print does: no file is named
 
-    monkeypatch.setattr(predict, "grade_inputs", fill)
-    assert predict.main(["knee.png"]) == 2
-    assert capsys.readouterr().err == "predict.py: what it prints could not be written: No space left on device.\n"
+    monkeypatch.setattr(run, "grade_inputs", fill)
+    assert main(["grade", "knee.png"]) == 2
+    assert capsys.readouterr().err == "clip-koa grade: what it prints could not be written: No space left on device.\n"
 
 
 def test_names_that_no_table_has(tmp_path):
@@ -244,7 +246,7 @@ def test_two_writers(path, archive):
         table.begin(files, MADE_BY)
         with pytest.raises(InUseError, match=f"is being written by process {os.getpid()} on .* since"):
             _bring_up_to_date(path, files)
-        predict.write_table(FileGrader(), table)
+        write_table(FileGrader(), table)
     assert len(_rows(path)) == 1
 
 
@@ -256,7 +258,7 @@ def test_a_row_that_is_missing_keeps_the_table_from_being_called_done(path, arch
         with pytest.raises(GradeTableError, match=r"has no row of .*b\.png"):
             table.finish()
         assert not path.exists()
-        predict.write_table(FileGrader(), table)
+        write_table(FileGrader(), table)
     assert len(_rows(path)) == 2
 
 

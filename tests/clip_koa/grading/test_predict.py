@@ -1,4 +1,4 @@
-"""predict.py's table: every X-ray once and in order, whole or not there, and gone on with after a stop."""
+"""clip-koa grade's table: every X-ray once and in order, whole or not there, and gone on with after a stop."""
 
 import csv
 import hashlib
@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pandas
@@ -15,11 +16,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clip_koa.commands import main
 from clip_koa.files import path_of
 from clip_koa.grading import provenance
-from clip_koa.grading.grade_table import COLUMNS, share_of, table_row
-from clip_koa.grading.grader import GradedXray, find_xrays
+from clip_koa.grading.grade_table import (
+    COLUMNS,
+    is_being_made,
+    part_of,
+    rows_of,
+    share_of,
+    table_row,
+    write_rows,
+)
+from clip_koa.grading.grader import GradedXray, Grader, find_xrays
 from clip_koa.grading.growing_table import stamp
+from clip_koa.grading.heat_maps import HeatMaps
+from clip_koa.grading.run import parts_status
 from clip_koa.locks import WriterLock
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
@@ -172,7 +184,7 @@ def test_two_at_once_and_a_folder_that_cannot_be_written(model, knees, run_pytho
     assert len(second.stderr.splitlines()) == 1 and not output.exists()
     refused = run_python("predict.py", "--model", model, "--output", "/proc/grades.csv", knees, expect=2)
     assert refused.stderr.splitlines() == [
-        "predict.py: /proc/grades.csv could not be written: No such file or directory."
+        "clip-koa grade: /proc/grades.csv could not be written: No such file or directory."
     ]
 
 
@@ -222,8 +234,7 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
     launch = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
     run_python(*launch, *command, expect=1, ACCELERATE_USE_CPU="true")
     assert list(pandas.read_parquet(first)["file"]) == list(made["file"])
-    # The launcher may stop a process before it takes its lock file away, which then keeps nobody out.
-    assert sorted(path.name for path in output.iterdir() if path.suffix != ".lock") == [
+    assert sorted(path.name for path in output.iterdir()) == [
         "part-00000-of-00002.parquet",
         "part-00001-of-00002.parquet",
     ]
@@ -263,6 +274,78 @@ def test_an_xray_that_one_process_cannot_read_does_not_stop_the_others(run_pytho
         assert len(table) == 80 and table["grade"].isna().sum() == 1
 
 
+def _parts(folder, made):
+    """Two parts of the same inputs, of which the first has an X-ray that was not graded."""
+    folder.mkdir()
+    rows = [dict.fromkeys(COLUMNS) | {"file": "a.png", "error": "no image"}, table_row(_xray("b.png"))]
+    parts = [part_of(folder, process, 2) for process in (0, 1)]
+    for part, row in zip(parts, rows, strict=True):
+        write_rows(part, ".parquet", [row], "of these")
+        os.utime(part, (made, made))
+    return parts
+
+
+def test_a_lock_file_that_nobody_holds_is_no_work_under_way(tmp_path, capsys):
+    """A process that is killed leaves it; the last one to end must say that an X-ray was not graded."""
+    first, other = _parts(tmp_path / "parts", 1000)
+    lock = WriterLock(other)
+    with lock:
+        left = lock.file.read_bytes()
+        assert is_being_made(other) and parts_status(tmp_path / "parts", 2, "of these") == 0
+    assert "the last process tells" in capsys.readouterr().out
+    lock.file.write_bytes(left)
+    assert not is_being_made(other) and parts_status(tmp_path / "parts", 2, "of these") == 1
+    rows_of(other).touch()  # a run that was stopped is to go on
+    assert is_being_made(other) and parts_status(tmp_path / "parts", 2, "of these") == 0
+    assert not is_being_made(first)
+
+
+def test_parts_of_an_earlier_launch_are_not_yet_whole(tmp_path, monkeypatch):
+    """The process of such a part is still to come, and a launcher would stop it if another failed before."""
+    parts = _parts(tmp_path / "parts", 1000)
+    assert parts_status(tmp_path / "parts", 2, "of these") == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert parts_status(tmp_path / "parts", 2, "of these") == 0
+    os.utime(parts[0])
+    assert parts_status(tmp_path / "parts", 2, "of these") == 0
+    os.utime(parts[1])
+    assert parts_status(tmp_path / "parts", 2, "of these") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_a_table_keeps_its_rows(model, knees, tmp_path, monkeypatch, capsys, number):
+    grade, batches = Grader.grade, []
+
+    def stopped(grader, files):
+        batches.append(files)
+        if len(batches) == 2:
+            os.kill(os.getpid(), number)
+        return grade(grader, files)
+
+    monkeypatch.setattr(Grader, "grade", stopped)
+    command = ("grade", "--model", model, "--output", tmp_path / "grades.csv", knees)
+    assert main(command) == 75
+    *_, told = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"clip-koa grade: stopped by {number.name}. The X-rays graded so far are kept: the same")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".grades.csv.rows", "knees"]
+    assert main(command) == 1 and "19 X-rays graded (15 of them before" in capsys.readouterr().out
+    assert [len(files) for files in batches] == [16, 4, 5]  # the broken one is tried again
+
+
+def test_what_is_refused_leaves_no_empty_rows(model, knees, tmp_path, capsys):
+    """Heat maps of what cannot be written are asked for after the table was begun."""
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for number in range(16):
+        name = HeatMaps(None, maps).path(f"{knees}/{9000000 + number}L.png", "KL0").name
+        for grade in range(5):
+            (maps / name.replace("KL0", f"KL{grade}")).mkdir()  # in the place of each picture
+    arguments = ("grade", "--model", model, "--output", tmp_path / "grades.csv", "--explain", maps, knees)
+    assert main(arguments) == 2
+    assert "could not be written: Is a directory" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["knees", "maps"]
+
+
 @given(st.integers(0, 1000), st.integers(1, 70))
 def test_shares_are_disjoint_whole_and_in_order(count, processes):
     shares = [share_of(count, process, processes) for process in range(processes)]
@@ -277,9 +360,10 @@ def test_one_xray_is_graded_without_the_libraries_of_training(run_python, model,
         # Transformers 4 brings scikit-learn by itself.
         "import gc, sys, transformers; transformers.CLIPModel, transformers.AutoImageProcessor; "
         "before = set(sys.modules); "
-        "import predict; predict.main(sys.argv[1:]); "
+        "from clip_koa.commands import main; main(['grade', *sys.argv[1:]]); "
         "print('loaded', [name for name in ('datasets', 'evaluate', 'matplotlib', 'pandas', 'sklearn', 'tensorboard') "
-        "if name in set(sys.modules) - before], gc.isenabled())"
+        "if name in set(sys.modules) - before], "
+        "[name for name in sys.modules if name.startswith('clip_koa.commands.')], gc.isenabled())"
     )
     printed = run_python("-c", program, "--model", model, knees / "9000001L.png").stdout
-    assert printed.splitlines()[-1] == "loaded [] True"
+    assert printed.splitlines()[-1] == "loaded [] ['clip_koa.commands.grade'] True"

@@ -13,8 +13,8 @@ from hub_server import HubServer
 from safetensors.numpy import save
 from transformers import CLIPImageProcessor
 
-import push_to_hub
-from clip_koa.publishing import hub
+from clip_koa.commands import main
+from clip_koa.publishing import hub, publish
 from clip_koa.publishing.beside import build_space
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.release_check import check_folder, compare_probe, run_probe
@@ -290,16 +290,16 @@ def test_a_home_at_the_root_is_no_secret(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/")
     monkeypatch.setenv("LOGNAME", "anna1234")
     monkeypatch.chdir(tmp_path)
-    private = push_to_hub.private_of(push_to_hub.parse_options(["runs/best", "anna/knees"]), tmp_path)
+    private = publish.private_of(publish.Publication("runs/best", "anna/knees"), tmp_path)
     assert "/" not in private and "//" not in private and f"{tmp_path}/" in private and "anna1234" in private
-    own = push_to_hub.private_of(push_to_hub.parse_options(["runs/best", "anna1234/knees"]), tmp_path)
+    own = publish.private_of(publish.Publication("runs/best", "anna1234/knees"), tmp_path)
     assert "anna1234" not in own
 
 
 def test_tokens_of_the_environment_are_found_and_never_shown(monkeypatch, tmp_path):
     monkeypatch.setenv("MY_CLOUD_TOKEN", "plain-words-only")
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nSee plain-words-only.\n")
-    private = push_to_hub.private_of(push_to_hub.parse_options(["runs/best", "anna/knees"]), tmp_path)
+    private = publish.private_of(publish.Publication("runs/best", "anna/knees"), tmp_path)
     with pytest.raises(ReleaseError, match="README.md holds the value of MY_CLOUD_TOKEN") as refused:
         check_folder(tmp_path, private=private)
     assert "plain-words" not in str(refused.value)
@@ -311,14 +311,13 @@ def test_a_token_is_not_shown_by_a_fault_nor_where_it_was_typed(monkeypatch, tmp
     def fail(*_):
         raise ZeroDivisionError(f"Authorization: Bearer {TOKEN}")
 
-    monkeypatch.setattr(push_to_hub, "build_metric", fail)
-    arguments = [str(ROOT / "metrics/kl_grading"), "anna/knees", "--metric"]
-    assert push_to_hub.main(arguments) == 1
-    for given in ([*arguments[:1], TOKEN], [*arguments[:1], f"anna/{TOKEN}/x"]):
-        with pytest.raises(SystemExit):
-            push_to_hub.main(given)
+    monkeypatch.setattr(publish, "build_metric", fail)
+    arguments = ["publish", ROOT / "metrics/kl_grading", "anna/knees", "--metric"]
+    assert main(arguments) == 2
+    for given in ([*arguments[:2], TOKEN], [*arguments[:2], f"anna/{TOKEN}/x"]):
+        assert main(given) == 2
     monkeypatch.undo()
-    assert push_to_hub.main([*arguments, "--message", f"with {TOKEN}"]) == 2
+    assert main([*arguments, "--message", f"with {TOKEN}"]) == 2
     shown = capsys.readouterr()
     assert TOKEN not in shown.out + shown.err
     assert "ZeroDivisionError" in shown.err and "--message holds an access token" in shown.err

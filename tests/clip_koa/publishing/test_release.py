@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from transformers import CLIPImageProcessor
 
-import push_to_hub
+from clip_koa.commands import main
 from clip_koa.evaluation.heads import HEADS
 from clip_koa.publishing import hub
 from clip_koa.publishing.errors import ReleaseError
@@ -59,7 +59,7 @@ def test_the_release_may_be_named_from_here(checkpoint, tmp_path, monkeypatch):
         "--python",
         os.path.relpath(sys.executable),
     ]
-    assert push_to_hub.main(options) == 0 and (tmp_path / "release" / "README.md").is_file()
+    assert main(["publish", *options]) == 0 and (tmp_path / "release" / "README.md").is_file()
 
 
 def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_path):
@@ -121,12 +121,12 @@ def test_calibration_travels_and_its_metadata_is_looked_into(checkpoint, tmp_pat
     assert {"calibration.json", "typicality.safetensors"} <= names
     card = (folder / "README.md").read_text()
     assert "0.032 (0.020 to 0.040) after" in card and "true grade of 91.2 %, with 2.50 grades" in card
-    with safe_open(folder / "typicality.safetensors", "pt") as kept:  # what calibrate.py does not write stays behind
+    with safe_open(folder / "typicality.safetensors", "pt") as kept:  # what calibration does not write stays behind
         assert set(kept.keys()) == set(tensors) and kept.metadata() == {"block": "1"}
 
 
 def test_wrong_input_is_told(tmp_path, capsys):
-    assert push_to_hub.main([str(tmp_path), "anna/knees", "--dry_run", "--output", str(tmp_path / "out")]) == 2
+    assert main(["publish", str(tmp_path), "anna/knees", "--dry_run", "--output", str(tmp_path / "out")]) == 2
     assert "has no config.json" in capsys.readouterr().err
 
 
@@ -160,7 +160,7 @@ def test_no_link_is_followed_on_the_way_into_a_release(checkpoint, tmp_path, whi
     before = {file.name for file in tmp_path.iterdir()}
     with pytest.raises(ReleaseError, match=rf"{path.name} is a link: a release takes plain files only"):
         build_release(checkpoint, tmp_path / "built", "anna/knees")
-    assert push_to_hub.main(options) == 2
+    assert main(["publish", *options]) == 2
     assert {file.name for file in tmp_path.iterdir()} == before
 
 
@@ -205,9 +205,9 @@ def test_what_is_damaged_ends_in_a_line_and_leaves_nothing(checkpoint, tmp_path,
     path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
     before = {file.name for file in tmp_path.iterdir()}
     output = tmp_path / "new" / "release"
-    assert push_to_hub.main([str(checkpoint), "anna/knees", "--dry_run", "--output", str(output)]) == 2
+    assert main(["publish", str(checkpoint), "anna/knees", "--dry_run", "--output", str(output)]) == 2
     told = capsys.readouterr().err.strip().splitlines()
-    assert len([line for line in told if line.startswith("push_to_hub.py: ")]) == 1 and "Traceback" not in "".join(
+    assert len([line for line in told if line.startswith("clip-koa publish: ")]) == 1 and "Traceback" not in "".join(
         told
     )
     assert path.name in told[-1] or str(checkpoint) in told[-1]

@@ -12,13 +12,15 @@ from conftest import ROOT
 
 from clip_koa.locks import InUseError
 from clip_koa.publishing.errors import ReleaseError
-from clip_koa.publishing.workplace import Stopped, Workplace, signals_as_exceptions
+from clip_koa.publishing.workplace import Workplace
+from dataset_script.exit_status import Stopped, signals_as_exceptions
 
 # Builds in a workplace, waits, and cleans up after itself alone.
 BUILD = """
 import sys, time
 from pathlib import Path
-from clip_koa.publishing.workplace import Stopped, Workplace, signals_as_exceptions
+from clip_koa.publishing.workplace import Workplace
+from dataset_script.exit_status import Stopped, signals_as_exceptions
 
 try:
     with signals_as_exceptions(), Workplace(Path(sys.argv[1]) if len(sys.argv) > 1 else None) as place:
@@ -32,14 +34,15 @@ except Stopped as stop:
 # Publishes the metric, and waits in place of one of the door's functions.
 PUBLISH = """
 import sys, time
-import push_to_hub
+from clip_koa.commands import main
+from clip_koa.publishing import publish
 
 def wait(*_, **__):
     print("waiting", flush=True)
     time.sleep(60)
 
-setattr(push_to_hub, sys.argv[1], wait)
-sys.exit(push_to_hub.main(sys.argv[2:]))
+setattr(publish, sys.argv[1], wait)
+sys.exit(main(["publish", *sys.argv[2:]]))
 """
 METRIC = [str(ROOT / "metrics/kl_grading"), "anna/kl", "--metric"]
 
@@ -81,7 +84,7 @@ def test_the_door_tells_that_it_was_stopped(tmp_path, temporary):
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert told.splitlines()[-1].startswith("push_to_hub.py: stopped by SIGTERM.") and "Traceback" not in told
+    assert told.splitlines()[-1].startswith("clip-koa publish: stopped by SIGTERM.") and "Traceback" not in told
     assert list(tmp_path.iterdir()) == [temporary] and not list(temporary.iterdir())
 
 

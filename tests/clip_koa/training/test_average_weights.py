@@ -1,11 +1,12 @@
-"""average_weights.py as a user runs it, and what it refuses."""
+"""clip-koa average as a user runs it, and what it refuses."""
 
 import pytest
 import torch
 
-import average_weights
 from clip_koa.calibration.temperatures import fold_temperatures
+from clip_koa.commands import main
 from clip_koa.evaluation.loading import CheckpointError
+from clip_koa.training.averaging import average_checkpoints
 from clip_koa.training.checkpoints import save_model_folder
 from clip_koa.training.starting_points import build_image_processor
 from modeling_clip_koa import CLIPKOAForImageClassification
@@ -26,7 +27,7 @@ def checkpoint(make_model, tokenizer, tmp_path):
 
 def test_every_weight_is_the_mean_of_all(checkpoint, run_python, tmp_path):
     folders = [checkpoint(f"seed{seed}", seed) for seed in range(3)]
-    assert "averaged" in run_python("average_weights.py", *folders, "--output", tmp_path / "averaged").stdout
+    assert "averaged" in run_python("-m", "clip_koa", "average", *folders, "--output", tmp_path / "averaged").stdout
     parts = [dict(CLIPKOAForImageClassification.from_pretrained(folder).named_parameters()) for folder in folders]
     model = CLIPKOAForImageClassification.from_pretrained(tmp_path / "averaged")
     mean = dict(model.named_parameters())
@@ -50,13 +51,14 @@ def test_every_weight_is_the_mean_of_all(checkpoint, run_python, tmp_path):
 def test_checkpoints_that_do_not_belong_together_are_refused(checkpoint, tmp_path, other, message):
     folders = [checkpoint("first", 0), checkpoint("other", 1, **other)]
     with pytest.raises(CheckpointError, match=message):
-        average_weights.main([*folders, "--output", str(tmp_path / "averaged")])
+        average_checkpoints(list(map(str, folders)))
+    assert main(["average", *folders, "--output", tmp_path / "averaged"]) == 2
     assert not (tmp_path / "averaged").exists()
 
 
 def test_wrong_use_is_a_line_or_two(checkpoint, run_python, tmp_path):
     first = checkpoint("first", 0)
     output = ("--output", tmp_path / "averaged")
-    missing = run_python("average_weights.py", first, tmp_path / "missing", *output, expect=1).stderr
+    missing = run_python("-m", "clip_koa", "average", first, tmp_path / "missing", *output, expect=2).stderr
     assert "missing cannot be loaded" in missing and "Traceback" not in missing
-    assert "two checkpoints or more" in run_python("average_weights.py", first, *output, expect=2).stderr
+    assert "two checkpoints or more" in run_python("-m", "clip_koa", "average", first, *output, expect=2).stderr

@@ -219,7 +219,7 @@ def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
     assert (folder / "checkpoints").is_dir(), "the run wrote no checkpoint"
     assert json.loads((folder / "status.json").read_text())["state"] == "running"  # which nobody could correct
     assert read_status(folder).state == KILLED and f"process {process.pid} on" in read_status(folder).why
-    again = run_python("train.py", *command, expect=1)
+    again = run_python("train.py", *command, expect=2)
     assert "--resume latest" in again.stderr and "Traceback" not in again.stderr
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"kind": "tra')  # a line that the kill cut short
@@ -240,7 +240,7 @@ def test_resume_gives_the_uninterrupted_run(finished_run, run_python, tmp_path):
 def test_a_gradient_that_is_not_finite_names_the_xrays(run_python, tmp_path):
     """A consistency weight beyond fp32 makes the first gradient infinite."""
     result = run_python(
-        "train.py", *SMALL_RUN, "--losses.consistency_weight", "1e39", "--run.output_dir", tmp_path / "run", expect=1
+        "train.py", *SMALL_RUN, "--losses.consistency_weight", "1e39", "--run.output_dir", tmp_path / "run", expect=2
     )
     assert re.search(r"not finite at step 1 \(X-rays train/.*\.png and 4 more", result.stderr)
     assert "checkpoint: none yet" in result.stderr and "Traceback" not in result.stderr
@@ -252,10 +252,10 @@ def test_a_gradient_that_is_not_finite_names_the_xrays(run_python, tmp_path):
 def test_weights_that_are_not_finite_are_never_saved(run_python, tmp_path):
     result = run_python(
         "train.py", *SMALL_RUN, "--optimisation.new_learning_rate", "1e30", "--optimisation.warmup", 0.5,
-        "--run.checkpoint_steps", 1, "--run.output_dir", tmp_path / "run", expect=1,
+        "--run.checkpoint_steps", 1, "--run.output_dir", tmp_path / "run", expect=2,
     )  # fmt: skip
     assert "Traceback" not in result.stderr
-    message = re.search(r"train.py: (.*)", result.stderr)[1]
+    message = re.search(r"clip-koa train: (.*)", result.stderr)[1]
     assert "not finite" in message and re.search(r"last good checkpoint: \S+step_00000\d", message)
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
     saved = load_file(sorted((tmp_path / "run/checkpoints").iterdir())[-1] / "model.safetensors")
@@ -293,7 +293,7 @@ def test_process_count_and_accumulation_do_not_change_the_result(run_python, tmp
 def test_sigterm_saves_and_asks_to_be_resumed(finished_run, run_python, tmp_path):
     folder = tmp_path / "run"
     command = (*SMALL_RUN, "--run.output_dir", folder)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         process = subprocess.Popen(
             [sys.executable, "train.py", *map(str, command), "--resume", "latest"],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -329,8 +329,8 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_before_goes_on(finished_ru
         time.sleep(0.005)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1 and "Traceback" not in stderr
-    message = re.search(r"train.py: (.*)", stderr)[1]
+    assert process.returncode == 2 and "Traceback" not in stderr
+    message = re.search(r"clip-koa train: (.*)", stderr)[1]
     assert "could not be written" in message and re.search(r"step_\d+ is whole: --resume latest", message)
     run_python("train.py", *command, "--resume", "latest")
     expected = load_file(finished_run / "best" / "model.safetensors")
@@ -342,12 +342,12 @@ def test_a_resume_may_not_change_what_is_learned(finished_run, run_python, tmp_p
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     command = ("train.py", *SMALL_RUN, "--resume", "latest", "--run.output_dir", folder)
-    result = run_python(*command, "--optimisation.new_learning_rate", "2e-3", expect=1)
+    result = run_python(*command, "--optimisation.new_learning_rate", "2e-3", expect=2)
     assert "optimisation.new_learning_rate: 0.001 -> 0.002" in result.stderr and "Traceback" not in result.stderr
     run = json.loads((folder / "run.json").read_text())
     run["data"]["digest"] = "0" * 64
     (folder / "run.json").write_text(json.dumps(run))
-    result = run_python(*command, expect=1)
+    result = run_python(*command, expect=2)
     assert "other X-rays" in result.stderr and "Traceback" not in result.stderr
 
 
@@ -415,7 +415,7 @@ def test_lora_and_gradient_checkpointing_leave_a_plain_model(run_python, tmp_pat
 def test_errors_are_one_line(run_python, tmp_path, arguments, reason):
     data = () if "--data.corpus" in arguments else ("--data.corpus", "synthetic:24")
     result = run_python(
-        "train.py", *data, *arguments, "--run.output_dir", tmp_path / "run", expect=1, KNEE_XRAY_DIR=""
+        "train.py", *data, *arguments, "--run.output_dir", tmp_path / "run", expect=2, KNEE_XRAY_DIR=""
     )
     assert re.search(reason, result.stderr) and "Traceback" not in result.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -102,4 +102,4 @@ def test_the_space_serves_the_page_from_its_own_folder(browser, model_folder, kn
 
 def test_with_a_wrong_model(run_python, tmp_path):
     wrong = run_python("app.py", "--model", tmp_path, expect=2)
-    assert wrong.stderr.splitlines()[-1].startswith("app.py: ") and "Traceback" not in wrong.stderr
+    assert wrong.stderr.splitlines()[-1].startswith("clip-koa page: ") and "Traceback" not in wrong.stderr

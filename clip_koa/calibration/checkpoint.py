@@ -1,0 +1,118 @@
+"""Calibrates a checkpoint on a split that it was not trained on: temperatures, confidence sets, typicality."""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from clip_koa.calibration.temperatures import (
+    cross_fitted,
+    fit_temperature,
+    fold_temperatures,
+    thresholds_by_level,
+)
+from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block, typicality_file
+from clip_koa.data.loader import XrayDataset
+from clip_koa.evaluation.heads import Predictions, predict
+from clip_koa.evaluation.loading import load_checkpoint, load_split, load_tokenizer
+from clip_koa.evaluation.predictions import pseudonyms
+from dataset_script.knee_xray import CorpusError
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, CLIPKOAForImageClassification
+from modeling_clip_koa.grader_clip_koa import Typicality
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What to calibrate, and on what.
+
+    Raises:
+        CalibrationError: a level out of range.
+    """
+
+    model: str  # model folder or Hub id
+    data_dir: str | None  # None: the environment's KNEE_XRAY_DIR
+    split: str = "validation"
+    level: float = 0.9  # of the sets that are reported on
+    typical_xrays: int = 2000  # training X-rays that images are told from as unlike; 0: none
+
+    def __post_init__(self):
+        if not 0.5 <= self.level < 1:
+            raise CalibrationError(f"--level {self.level}: it must be at least 0.5 and below 1.")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibrated checkpoint: what is saved, and the report."""
+
+    model: CLIPKOAForImageClassification
+    image_processor: object
+    tokenizer: object
+    files: dict[str, bytes]  # beside the weights, by name
+    report: dict
+
+
+def calibrate_checkpoint(request: CalibrationRequest, accelerator) -> Calibrated:
+    """Calibrates a checkpoint; writes nothing.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        CorpusError, RadiographError: no such split, or an X-ray that cannot be read.
+    """
+    split, digest = load_split(request.data_dir, request.split, accelerator)
+    model, image_processor = load_checkpoint(request.model)
+    tokenizer = load_tokenizer(request.model, model)
+    model = model.to(accelerator.device)
+    batches = accelerator.prepare(DataLoader(XrayDataset(split, image_processor), batch_size=16))
+    predictions = predict(model, tqdm(batches, desc=request.split, unit="batch"), accelerator)
+    people = pseudonyms(list(split["file"]), list(split["person_id"]))
+    report = calibrate(model.to("cpu"), predictions, people, request.level)
+    report = {"split": request.split, "data_digest": digest, **report}
+    typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, split, accelerator)
+    files = {CALIBRATION_FILE: json.dumps(report, indent=1).encode()}
+    if typicality:
+        files[TYPICALITY_FILE] = typicality_file(typicality)
+    return Calibrated(model, image_processor, tokenizer, files, report)
+
+
+def calibrate(model, predictions: Predictions, people: list[str], level: float) -> dict:
+    """Folds both heads' temperatures into the model; returns what calibration.json holds.
+
+    The text head is fitted as it is read, averaged over both views, and the linear head as stock pipelines run it.
+    """
+    heads, temperatures = {}, {}
+    for name, head in {"text": "text_flip_averaged", "linear": "linear"}.items():
+        logits = predictions.of_head(head)[0]
+        temperatures[name] = fit_temperature(logits, predictions.labels)
+        fitted = cross_fitted(logits, predictions.labels, people, level)
+        del fitted["probabilities"]
+        heads[name] = {"read_by": head, "temperature": temperatures[name], **fitted}
+    fold_temperatures(model, **temperatures)
+    calibrated = predictions.of_head("text_flip_averaged")[0] / temperatures["text"]
+    return {
+        "num_xrays": len(people),
+        "num_people": len(set(people)),
+        "heads": heads,
+        "thresholds": thresholds_by_level(calibrated, predictions.labels),
+    }
+
+
+def _fit_on_training_xrays(request, model, image_processor, split, accelerator) -> Typicality | None:
+    """What the checkpoint keeps of its training X-rays; None, with a line that says so, where none are given."""
+    training = None
+    if request.typical_xrays:
+        with suppress(CorpusError):
+            training, _ = load_split(request.data_dir, "train", accelerator)
+    if training is None:
+        print("X-rays unlike the training data will not be told: no training X-rays were given.")
+        return None
+    training = training.select(range(0, len(training), math.ceil(len(training) / request.typical_xrays)))
+
+    def features(xrays, title):
+        batches = DataLoader(XrayDataset(xrays, image_processor), batch_size=16)
+        return collect_features(model, tqdm(batches, desc=title, unit="batch"))
+
+    unseen = features(split, f"{request.split}, how typical")
+    return fit_typicality(typicality_block(model), features(training, "training X-rays"), unseen)

@@ -1,0 +1,50 @@
+"""`clip-koa calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from clip_koa.commands.options import DataDir, Split
+from clip_koa.memory import importing, keep_freed_memory
+
+
+def calibrate(
+    model: Annotated[str, Option(help="Model folder, such as runs/small/best, or Hub id.")],
+    data_dir: DataDir = None,
+    split: Split = "validation",
+    level: Annotated[float, Option(help="Of the confidence sets that are reported on.")] = 0.9,
+    typical_xrays: Annotated[
+        int,
+        Option(
+            "--typical_xrays", min=0,
+            help="Training X-rays from which the model learns to tell images unlike them; 0: none.",
+        ),
+    ] = 2000,
+    output: Annotated[Path | None, Option(help="Folder to write to (default: the model's own).")] = None,
+) -> None:  # fmt: skip
+    """Calibrate a model on another split.
+
+    The split is one that the model was not trained on. The command divides a temperature into the weights of each
+    head, and keeps thresholds of the confidence sets and what training X-rays look like beside them. The model is
+    replaced whole.
+    """
+    with importing():
+        from accelerate import Accelerator
+
+        from clip_koa.calibration.checkpoint import CalibrationRequest, calibrate_checkpoint
+        from clip_koa.calibration.temperatures import describe
+        from clip_koa.evaluation.loading import CheckpointError, split_name
+        from clip_koa.locks import WriterLock, only_writer
+        from clip_koa.training.checkpoints import save_model_folder
+
+    request = CalibrationRequest(model, data_dir, split_name(split), level, typical_xrays)
+    if not output and not Path(model).is_dir():
+        raise CheckpointError(f"--model {model} is no folder to write to: name one by --output.")
+    keep_freed_memory()
+    accelerator, folder = Accelerator(mixed_precision="no"), output or Path(model)
+    with only_writer(accelerator, WriterLock(folder)):
+        done = calibrate_checkpoint(request, accelerator)
+        if accelerator.is_main_process:
+            save_model_folder(folder, done.model, done.image_processor, done.tokenizer, done.files)
+            print(f"{describe(done.report)}\nModel:  {folder}")

@@ -1,0 +1,37 @@
+"""`clip-koa grade`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+from clip_koa.memory import importing, keep_freed_memory
+from clip_koa.released import released_model
+
+Backend = Literal["pytorch", "onnx"]
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+def grade(
+    inputs: Annotated[list[str], Argument(metavar="XRAY_OR_FOLDER", help="Files, folders of them, or patterns.")],
+    model: Annotated[str, Option(help="Model folder or Hub id (default: the released one).")] = "",
+    output: Annotated[Path | None, Option(help="Table: .csv, .jsonl, .parquet, or a folder for parts.")] = None,
+    level: Annotated[float, Option(help="How often the confidence set is to hold the true grade.")] = 0.9,
+    backend: Annotated[Backend, Option(help="onnx: --model is a folder of clip-koa export-onnx.")] = "pytorch",
+    precision: Annotated[Precision, Option(help="bf16: faster on some hardware; auto: bf16 there.")] = "fp32",
+    keep_polarity: Annotated[bool, Option("--keep_polarity", help="Do not invert X-rays whose bone is dark.")] = False,
+    explain: Annotated[Path | None, Option(metavar="DIR", help="Write the X-rays under heat maps there.")] = None,
+) -> int:
+    """Grade X-rays, and say how sure the model is.
+
+    Without --output it prints a line for each X-ray and one for its mirror image. A table that is there is brought up
+    to date: what is new is graded, and a run that was stopped goes on where it was. `accelerate launch predict.py`
+    with the same options spreads over processes, each of which writes a Parquet part into the folder --output; the
+    last of them tells by its exit status whether all were graded.
+    """
+    model = model or released_model()
+    with importing():
+        from clip_koa.grading.run import GradeRun, grade_inputs
+
+    keep_freed_memory()
+    return grade_inputs(GradeRun(inputs, model, output, level, backend, precision, keep_polarity, explain))

@@ -1,0 +1,163 @@
+"""`clip-koa grade`: files are found, graded, and printed or kept in a table, alone or among several processes."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+
+from clip_koa.files import as_text
+from clip_koa.grading import provenance
+from clip_koa.grading.grade_table import (
+    FORMATS,
+    GradeTableError,
+    count_ungraded,
+    is_being_made,
+    list_parts,
+    part_of,
+    read_about,
+    share_of,
+    table_row,
+)
+from clip_koa.grading.grader import BATCH_SIZE, Grader, find_xrays
+from clip_koa.grading.growing_table import GrowingTable
+from clip_koa.grading.heat_maps import HeatMaps
+from clip_koa.grading.lines import print_grades
+from clip_koa.interruption import work_is_kept
+from dataset_script.exit_status import DONE, INCOMPLETE
+
+_GO_ON = "The X-rays graded so far are kept: the same command goes on with the others."
+
+
+@dataclass(frozen=True)
+class GradeRun:
+    """What is graded, by what, and where it goes.
+
+    Attributes:
+        inputs: files, folders of them, or patterns.
+        model, level, backend, precision, keep_polarity: see `Grader`.
+        output: table, or folder for parts; None prints.
+        explain: folder for the X-rays under their heat maps; None: none.
+    """
+
+    inputs: list[str]
+    model: str
+    output: Path | None = None
+    level: float = 0.9
+    backend: str = "pytorch"
+    precision: str = "fp32"
+    keep_polarity: bool = False
+    explain: Path | None = None
+
+
+def grade_inputs(run: GradeRun) -> int:
+    """Grades this process's share of the inputs; returns the exit status.
+
+    Raises:
+        CLIPKOAError, OSError: nothing can be done, or no more; the message says why.
+    """
+    if run.backend == "onnx" and run.explain:
+        raise GradeTableError(f"--explain {run.explain}: an exported graph cannot explain; use --backend pytorch.")
+    files = find_xrays(run.inputs)
+    # As `accelerate launch` and torchrun set them. Processes need not talk to each other, so none waits for another.
+    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    in_parts = run.output and run.output.suffix not in FORMATS
+    if processes > 1 and not in_parts:
+        raise GradeTableError(
+            f"--output {run.output}: {processes} processes write their parts into a folder; name one."
+        )
+    share = share_of(len(files), process, processes)
+    if not run.output:
+        grader, maps = load(run, processes)
+        ungraded = print_grades(grader, [files[number] for number in share], run.level, maps)
+    else:
+        output = part_of(run.output, process, processes) if in_parts else run.output
+        with work_is_kept(_GO_ON), GrowingTable(output) as table:
+            grader, maps = load(run, processes)
+            others = [part for part in list_parts(run.output) if part != output] if in_parts else []
+            table.begin(files, made_by(run, grader), share, others, maps.is_there if maps else None)
+            ungraded = write_table(grader, table, maps)
+            now = time.time()
+            os.utime(output, (now, now))  # what was up to date is whole as of now, too
+    if not grader.is_calibrated:
+        print("No confidence sets: the model is not calibrated (clip-koa calibrate does it).")
+    print("The grade is read from both views averaged. Research only: not for diagnosis.")
+    if run.output and in_parts:
+        return parts_status(run.output, processes, table.about)
+    return INCOMPLETE if ungraded else DONE
+
+
+def load(run: GradeRun, processes: int) -> tuple[Grader, HeatMaps | None]:
+    """The grader, and what writes heat maps where they are asked for."""
+    grader = Grader(run.model, run.level, _device(processes), run.backend, run.precision, run.keep_polarity)
+    return grader, HeatMaps(grader, run.explain) if run.explain else None
+
+
+def made_by(run: GradeRun, grader: Grader) -> str:
+    """What the rows of a table depend on besides the X-rays."""
+    return provenance.describe(
+        model=provenance.model_digest(run.model), code=provenance.code_digest(), level=run.level,
+        backend=run.backend, precision=grader.precision, keep_polarity=run.keep_polarity,
+    )  # fmt: skip
+
+
+def parts_status(folder: Path, processes: int, about: str) -> int:
+    """The exit status of a process whose part is whole: the last to finish tells for all whether one was not graded.
+
+    A launcher stops all processes when one fails, so that none may while another still grades, or is yet to look
+    whether its part of an earlier launch is up to date.
+
+    Args:
+        about: what the parts of these inputs say of themselves.
+    """
+    begin = _launched()
+    parts = [
+        part for part in list_parts(folder)
+        if part.stat().st_mtime >= begin and read_about(part) == about and not is_being_made(part)
+    ]  # fmt: skip
+    if len(parts) < processes:
+        print("Other parts are not whole yet: the last process tells by its exit status whether all were graded.")
+        return DONE
+    return INCOMPLETE if sum(map(count_ungraded, parts)) else DONE
+
+
+def _launched() -> float:
+    """When torchrun or accelerate, which stop all processes with the first that fails, was started; else 0."""
+    return psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+
+
+def _device(processes: int) -> str | None:
+    """The GPU of this process, where there are several processes and GPUs; else the grader's choice."""
+    if processes == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def write_table(grader: Grader, table: GrowingTable, maps: HeatMaps | None = None) -> int:
+    """Grades what the table has no row of, and puts it in its place; returns how many X-rays were not graded."""
+    if table.gone:
+        named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
+        print(f"{table.gone} X-rays of the table are no longer named, and leave it: {named}")
+    if other := table.count_of_other_code():
+        print(
+            f"{other} rows stay that another version of the code graded (column made_by): to grade all anew, remove "
+            f"{as_text(table.path)}."
+        )
+    if table.is_current:
+        ungraded = table.finish()
+        print(f"{as_text(table.path)} is up to date: {len(table.share)} X-rays.")
+        return ungraded
+    with tqdm(total=len(table.share), initial=table.kept, desc="grading", unit="X-ray") as bar:
+        for waiting in table.batches(BATCH_SIZE):
+            graded = list(grader.grade([xray.file for xray in waiting]))
+            for xray in graded if maps else ():
+                maps.write(xray)
+            table.add(waiting, map(table_row, graded))
+            bar.update(len(waiting))
+    ungraded, total = table.finish(), len(table.share)
+    earlier = f" ({table.kept} of them before, {table.changed} again as the file had changed)" if table.kept else ""
+    print(f"{as_text(table.path)}: {total - ungraded} X-rays graded{earlier}, {ungraded} not.")
+    return ungraded
