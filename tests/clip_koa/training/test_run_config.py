@@ -287,7 +287,7 @@ def test_what_is_gone_is_refused_where_it_was_used(tmp_path, line):
 def test_the_configs_that_come_with_the_project(path):
     parse_run_config(["--config", str(path)])
     header = path.read_text().split("\n\n")[0]
-    assert re.search(rf"# .*(train\.py|-m studies\.ablation) --config configs/{path.name}", header), (
+    assert re.search(rf"# .*(train\.py|clip-koa train|-m studies\.ablation) --config configs/{path.name}", header), (
         "the command that it is for"
     )
     assert set(yaml.safe_load(path.read_text())) <= {name.split(".")[0] for name in FIELDS}
