@@ -24,7 +24,7 @@ from dataset_script.parquet_pages import PageError, check_pages, page_sizes
 from dataset_script.synthetic import draw_knee
 
 LIMIT = 1024**3
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Builds and audits every corpus that names.json names; reports the errors' lines, how many X-rays, and the peak.
 READER = """
 import json, sys, tempfile

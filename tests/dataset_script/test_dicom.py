@@ -14,7 +14,7 @@ from dataset_script.radiograph import RadiographError, read_radiograph
 pytest.importorskip("pydicom")
 pytest.importorskip("pylibjpeg")
 
-FILES = Path(__file__).parent / "data" / "dicom"
+FILES = Path(__file__).parents[1] / "data" / "dicom"
 
 
 def _read(name, **options) -> np.ndarray:

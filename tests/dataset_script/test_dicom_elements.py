@@ -19,7 +19,7 @@ from dicom_files import SIDE, Raw, table_of, write_dicom  # noqa: E402
 from pydicom.datadict import keyword_for_tag  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
 
-FILES = Path(__file__).parent / "data" / "dicom"
+FILES = Path(__file__).parents[1] / "data" / "dicom"
 NEEDED = {"PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"}
 PALETTE = {
     f"{name}PaletteColorLookupTable{part}" for name in ("Red", "Green", "Blue") for part in ("Data", "Descriptor")

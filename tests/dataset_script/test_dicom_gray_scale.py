@@ -17,7 +17,7 @@ import pydicom  # noqa: E402
 from dicom_files import CASES, SIDE, Raw, random_file, table_of, write_dicom  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi_lut  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "data" / "dicom" / "gray_scale"
+GOLDEN = Path(__file__).parents[1] / "data" / "dicom" / "gray_scale"
 needs_dcmtk = pytest.mark.skipif(not shutil.which("dcm2pnm"), reason="needs dcmtk's dcm2pnm: apt-get install dcmtk")
 
 

@@ -20,7 +20,7 @@ from dicom_files import SIDE, write_dicom  # noqa: E402
 from pydicom.encaps import generate_frames  # noqa: E402
 from pydicom.uid import UID_dictionary  # noqa: E402
 
-FILES = Path(__file__).parent / "data" / "dicom"
+FILES = Path(__file__).parents[1] / "data" / "dicom"
 CELLS = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 4
 SCALE = {"BitsStored": 12, "WindowCenter": 2048, "WindowWidth": 4096}
 JPEG = "1.2.840.10008.1.2.4."

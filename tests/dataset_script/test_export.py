@@ -15,7 +15,7 @@ from dataset_script.layouts import list_files
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee, write_corpus
 
-DICOM = Path(__file__).parent / "data" / "dicom"
+DICOM = Path(__file__).parents[1] / "data" / "dicom"
 
 
 @pytest.fixture

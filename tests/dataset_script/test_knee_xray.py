@@ -243,7 +243,7 @@ def test_the_benchmark_measures(run_python):
     arguments = ("-m", "dataset_script.benchmark", "--count", 20, "--stream", 300)
     lines = run_python(*arguments).stdout.splitlines()
     assert lines[0].startswith("reading 20 PNG files") and lines[1].startswith("streaming 300 X-rays")
-    assert run_python(*arguments, "--data", "nowhere", expect=2).stderr.startswith("benchmark.py: nowhere")
+    assert run_python(*arguments, "--data", "nowhere", expect=2).stderr.startswith("dataset_script.benchmark: nowhere")
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from dataset_script.radiograph import read_radiograph
 from dataset_script.splitter import main as split_main
 from dataset_script.synthetic import draw_knee
 
-DICOM = Path(__file__).parent / "data" / "dicom"
+DICOM = Path(__file__).parents[1] / "data" / "dicom"
 PEOPLE = {"train": ("9000001", "9000002"), "val": ("9000003",), "test": ("9000004",)}
 
 
