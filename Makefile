@@ -72,10 +72,11 @@ released-training: setup vision-weights  ## repeat the training of the released 
 		--output runs/release_averaged
 
 released-code:  ## give the released checkpoint the code of the project, after a change of it
+	rm -f models/clip-koa-small/*_clip_koa.py
 	cp modeling_clip_koa/*_clip_koa.py models/clip-koa-small/
 	cp dataset_script/__init__.py dataset_script/radiograph.py dataset_script/pixels.py dataset_script/dicom*.py \
 		models/clip-koa-small/dataset_script/
-	cp clip_koa/publishing/templates/handler.py models/clip-koa-small/
+	cp clip_koa/publishing/templates/handler.py clip_koa/publishing/templates/requirements.txt models/clip-koa-small/
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv .venv-transformers4 .cache runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -29,6 +29,7 @@ _EXTRAS = {
     "mcp": "mcp",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "onnxscript": "onnx",
     "peft": "lora",
     "pydicom": "dicom",
     "skimage": "robustness",

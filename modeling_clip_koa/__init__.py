@@ -7,19 +7,12 @@ Pillow. A name is imported when it is first asked for (PEP 562), so that reading
 from importlib import import_module
 
 _NAMES = {
+    "calibration_clip_koa": ("CALIBRATION_FILE", "TYPICALITY_FILE", "CalibrationError"),
     "configuration_clip_koa": ("CLIPKOAConfig",),
-    "grader_clip_koa": (
-        "CALIBRATION_FILE",
-        "PRECISIONS",
-        "TYPICALITY_FILE",
-        "CalibrationError",
-        "CLIPKOAGrader",
-        "Explanation",
-        "Grade",
-        "bf16_is_fast",
-    ),
+    "explanation_clip_koa": ("Explanation",),
+    "grading_clip_koa": ("Grade",),
     "losses_clip_koa": ("consistency_loss", "soft_labels", "symmetry_loss"),
-    "modeling_clip_koa": ("CLIPKOAForImageClassification", "CLIPKOAOutput"),
+    "modeling_clip_koa": ("CLIPKOAForImageClassification", "CLIPKOAGrader", "CLIPKOAOutput"),
     "preprocessing_clip_koa": ("CLIPKOAError", "XrayPreprocessor"),
     "prompts_clip_koa": ("GRADE_LABELS", "GRADE_MEANINGS", "GRADE_NAMES", "PROMPT_SETS"),
 }

@@ -25,7 +25,7 @@ from dataset_script.exit_status import main_of
 from dataset_script.radiograph import read_stored_image
 from metrics.kl_grading.kl_grading import person_numbers
 from modeling_clip_koa import CLIPKOAForImageClassification, XrayPreprocessor
-from modeling_clip_koa.grader_clip_koa import patch_relevance
+from modeling_clip_koa.explanation_clip_koa import patch_relevance
 
 SHARES = (0.1, 0.2, 0.3)  # of the patches, painted over
 _RESAMPLES = 2000

@@ -23,7 +23,7 @@ from clip_koa.evaluation.predictions import pseudonyms
 from dataset_script.exit_status import main_of
 from dataset_script.radiograph import read_stored_image
 from modeling_clip_koa import CalibrationError, XrayPreprocessor
-from modeling_clip_koa.grader_clip_koa import read_typicality
+from modeling_clip_koa.calibration_clip_koa import read_typicality
 from studies.other_images import OTHER_IMAGES, SIDE
 
 FALSE_ALARMS = (0.05, 0.01)

@@ -14,14 +14,14 @@ from clip_koa.calibration.temperatures import (
     fold_temperatures,
     thresholds_by_level,
 )
-from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block, typicality_file
+from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block
 from clip_koa.data.loader import XrayDataset
 from clip_koa.evaluation.heads import Predictions, predict
 from clip_koa.evaluation.loading import load_checkpoint, load_split, load_tokenizer
 from clip_koa.evaluation.predictions import pseudonyms
 from dataset_script.knee_xray import CorpusError
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, CLIPKOAForImageClassification
-from modeling_clip_koa.grader_clip_koa import Typicality
+from modeling_clip_koa.calibration_clip_koa import Typicality, typicality_file
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics, person_numbers
 from modeling_clip_koa import GRADE_LABELS, CalibrationError, CLIPKOAForImageClassification
-from modeling_clip_koa.grader_clip_koa import LEVELS, confidence_sets, grown_intervals
+from modeling_clip_koa.calibration_clip_koa import LEVELS, confidence_sets, grown_intervals
 from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
 
 FOLDS = 10
@@ -44,6 +44,7 @@ def fold_temperatures(model: CLIPKOAForImageClassification, text: float, linear:
         model.logit_scale.copy_(scale)
         model.classifier.weight.div_(linear)
         model.classifier.bias.div_(linear)
+    model.forget_calibration()
     before = model.config.calibration or {}
     model.config.calibration = {
         "text_temperature": text * before.get("text_temperature", 1.0),

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 
 import torch
-from safetensors.torch import save
 from sklearn.covariance import LedoitWolf
 
 from modeling_clip_koa import CLIPKOAForImageClassification
-from modeling_clip_koa.grader_clip_koa import Typicality, patch_features
+from modeling_clip_koa.calibration_clip_koa import Typicality, mean_patch
 
 _MOST_DISTANCES = 1001  # of the unseen X-rays that are kept; of more, as many quantiles
 
@@ -28,7 +27,8 @@ def collect_features(model: CLIPKOAForImageClassification, batches: Iterable[dic
     for batch in batches:
         pixel_values = batch["pixel_values"].to(model.device)
         views = torch.cat([pixel_values, pixel_values.flip(-1)])
-        found.append(patch_features(model.tokens_after(views, count)))
+        image, mirror = mean_patch(model.tokens_after(views, count)).chunk(2)
+        found.append(((image + mirror) / 2).cpu())
     return torch.cat(found)
 
 
@@ -40,9 +40,3 @@ def fit_typicality(block: int, training: torch.Tensor, unseen: torch.Tensor) -> 
     distances = Typicality(block, mean, precision, torch.zeros(1)).measure(unseen)
     places = torch.linspace(0, 1, min(_MOST_DISTANCES, len(distances)))
     return Typicality(block, mean, precision, torch.quantile(distances, places))
-
-
-def typicality_file(typicality: Typicality) -> bytes:
-    """The content of `TYPICALITY_FILE`."""
-    tensors = {name: getattr(typicality, name).contiguous() for name in ("mean", "precision", "distances")}
-    return save(tensors, metadata={"block": str(typicality.block)})

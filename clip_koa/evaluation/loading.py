@@ -6,10 +6,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from clip_koa.files import file_digest
+from clip_koa.grading.model_loading import CheckpointError, load_checkpoint, readable
 from dataset_script.knee_xray import CorpusError, KneeXray
 from dataset_script.layouts import SPLIT_FOLDERS
 from modeling_clip_koa import CLIPKOAForImageClassification
-from modeling_clip_koa.grader_clip_koa import CheckpointError, load_checkpoint, readable
 
 __all__ = ["CheckpointError", "load_checkpoint", "load_split", "load_tokenizer", "split_name", "weights_digest"]
 

@@ -1,7 +1,10 @@
 """An exported folder: the graph in fp32 or int8, what grading needs beside it; checked before it is put in place."""
 
+import logging
 import shutil
 import tempfile
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +12,33 @@ import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from clip_koa.exporting.graph import ExportError, build_graph
-from clip_koa.grading.onnx_network import MODEL_FILE, OnnxNetwork
+from clip_koa.calibration.typicality import typicality_block
+from clip_koa.grading.model_loading import check_is_no_file, load_checkpoint
+from clip_koa.grading.onnx_network import INPUT, MODEL_FILE, OUTPUTS, ExportedModel
 from clip_koa.training.checkpoints import written_whole
 from dataset_script.synthetic import GRADES, draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CLIPKOAGrader
-from modeling_clip_koa.grader_clip_koa import load_checkpoint
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CLIPKOAError, CLIPKOAForImageClassification
 
 TOLERANCE = 1e-4  # of a probability, in fp32
+_OPSET = 20  # the first with an operation of its own for GELU
 _BESIDE = ("config.json", "preprocessor_config.json", CALIBRATION_FILE, TYPICALITY_FILE)
+
+
+class ExportError(CLIPKOAError, ValueError):
+    """A checkpoint that cannot be exported, or an export that does not grade as it does; the message says which."""
+
+
+class _GradingNetwork(torch.nn.Module):
+    """What is exported of a model: pixel values (N, 3, H, W) to what `grade` reads, and probabilities."""
+
+    def __init__(self, model: CLIPKOAForImageClassification):
+        super().__init__()
+        self.model, self.block = model, typicality_block(model)
+        self.register_buffer("grade_embeds", model.kept_grade_embeds())
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits, flipped_logits, features = self.model.grade_both_views(pixel_values, self.block, self.grade_embeds)
+        return ((logits + flipped_logits) / 2).softmax(-1), logits, flipped_logits, features
 
 
 def export(checkpoint: Path, folder: Path, int8: bool) -> float:
@@ -37,50 +58,62 @@ def export(checkpoint: Path, folder: Path, int8: bool) -> float:
     """
     if folder.exists() and not (folder / MODEL_FILE).is_file():
         raise ExportError(f"{folder} is there and no export: name another folder.")
+    check_is_no_file(str(checkpoint))
     for name in _BESIDE[:2]:
         if not (checkpoint / name).is_file():
             raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
-    model, image_processor = load_checkpoint(str(checkpoint), dtype=torch.float32)
+    model, _ = load_checkpoint(str(checkpoint), dtype=torch.float32)
     with written_whole(folder) as temporary:
         _write_graph(model, temporary / MODEL_FILE, int8)
         for name in _BESIDE:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, temporary / name)
-        difference = compare(model, image_processor, OnnxNetwork(temporary))
+        difference = compare(model, ExportedModel(temporary))
         if not int8 and not difference <= TOLERANCE:
             raise ExportError(f"The graph's probabilities differ by {difference:.2g}, more than {TOLERANCE:g}.")
     return difference
 
 
-def compare(model, image_processor, network: OnnxNetwork) -> float:
+def compare(model: CLIPKOAForImageClassification, exported: ExportedModel) -> float:
     """The largest difference of a probability, averaged or of either view, on drawn X-rays of each grade."""
     images = [draw_knee(grade, side, (11, grade)) for grade in GRADES for side in "LR"]
-    one, other = (
-        grader.grade(images)
-        for grader in (
-            CLIPKOAGrader(model, image_processor),
-            CLIPKOAGrader(None, image_processor, network=network, labels=model.config.id2label),
-        )
-    )
     parts = ("probabilities", "image_probabilities", "mirror_probabilities")
     return max(
         float(np.abs(np.subtract(getattr(ours, part), getattr(theirs, part))).max())
-        for ours, theirs in zip(one, other, strict=True)
+        for ours, theirs in zip(model.grade(images), exported.grade(images), strict=True)
         for part in parts
     )
 
 
-def _write_graph(model, path: Path, int8: bool) -> None:
-    graph = build_graph(model)
-    onnx.checker.check_model(graph)
-    if not int8:
-        onnx.save(graph, path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
+def _write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) -> None:
+    vision = model.config.vision_config
+    sample = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         whole = Path(folder) / MODEL_FILE
-        onnx.save(graph, whole)
-        # The type is told, for shapes cannot be inferred through ONNX Runtime's own operations.
-        quantize_dynamic(
-            whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"],
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        program = torch.onnx.export(
+            _GradingNetwork(model).eval(), (sample,), dynamo=True, opset_version=_OPSET, verbose=False,
+            input_names=[INPUT], output_names=["probabilities", *OUTPUTS],
+            dynamic_shapes={INPUT: {0: torch.export.Dim("N")}},
         )  # fmt: skip
+        program.save(whole)
+        onnx.checker.check_model(whole)
+        if int8:
+            quantize_dynamic(
+                whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"],
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+            )  # fmt: skip
+        else:
+            shutil.copyfile(whole, path)
+
+
+@contextmanager
+def _quiet():
+    """The libraries tell of each of their steps, in ways that no user of ours can act on."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

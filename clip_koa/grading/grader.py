@@ -1,4 +1,4 @@
-"""From X-ray files to grades: one reader for all formats, then the model's own grader."""
+"""From X-ray files to grades: one reader for all formats, then the model's own `grade`."""
 
 import logging
 import os
@@ -9,13 +9,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from clip_koa.grading.onnx_network import load_exported
+from clip_koa.grading.model_loading import CheckpointError, load_checkpoint
+from clip_koa.grading.onnx_network import ExportedModel
+from clip_koa.grading.precision import set_precision
 from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
 from dataset_script.sniffing import is_hidden, read_head, why_left_out
-from modeling_clip_koa import CLIPKOAError, CLIPKOAGrader, Explanation, Grade
-from modeling_clip_koa.grader_clip_koa import CheckpointError
+from modeling_clip_koa import CLIPKOAError, Explanation, Grade
 
 BATCH_SIZE = 16
 BACKENDS = ("pytorch", "onnx")
@@ -57,8 +59,8 @@ class Grader:
         name: model folder or Hub id.
         level: how often the confidence sets are to hold the true grade.
         device: a torch device; default: a GPU where there is one.
-        backend: one of `BACKENDS`; for onnx, `name` is a folder that `clip-koa export-onnx` wrote.
-        precision: one of `PRECISIONS`, see `CLIPKOAGrader.from_pretrained`; an exported graph has its own.
+        backend: one of `BACKENDS`; for onnx, `name` is a folder that clip-koa export-onnx wrote.
+        precision: of the vision tower, one of `PRECISIONS`; an exported graph has its own.
         keep_polarity: grade X-rays that show bone dark as they are; otherwise they are inverted.
 
     Raises:
@@ -76,30 +78,30 @@ class Grader:
         precision: str = "fp32",
         keep_polarity: bool = False,
     ):
-        self.keep_polarity = keep_polarity
+        self.keep_polarity, self.level = keep_polarity, level
         if backend == "onnx":
             if precision != "fp32":
                 raise CheckpointError(f"--precision {precision} is PyTorch's: an exported graph keeps the one it has.")
-            self.images = load_exported(name, level)
-        else:  # grades and explains what is read
-            self.images = CLIPKOAGrader.from_pretrained(name, level, device, precision)
+            self.model = ExportedModel(name)
+        else:
+            self.model, _ = load_checkpoint(name, dtype=torch.float32)
+            self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            set_precision(self.model, precision)
+        threshold, _ = self.model.calibration_at(level)
+        self.is_calibrated = threshold is not None  # it then gives confidence sets
 
     @property
     def labels(self) -> list[str]:
         """The grades' names."""
-        return [self.images.labels[grade] for grade in range(len(self.images.labels))]
+        labels = self.model.config.id2label
+        return [labels[grade] for grade in range(len(labels))]
 
     @property
     def precision(self) -> str:
         """Of the vision tower as it computes here: fp32 or bf16; for an exported graph its own."""
-        if self.images.model is None:
+        if isinstance(self.model, ExportedModel):
             return "exported"
-        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.images.model.visual_projection.weight.dtype]
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether it gives confidence sets."""
-        return self.images.threshold is not None
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.model.visual_projection.weight.dtype]
 
     def grade(self, files: Iterable[str | Path]) -> Iterator[GradedXray]:
         """Grades files in their order; one that can't be read gives its error instead of a grade."""
@@ -109,7 +111,11 @@ class Grader:
 
     def grade_radiograph(self, radiograph: Radiograph) -> GradedXray:
         """Grades an X-ray that is read already."""
-        return self._graded(radiograph.source, radiograph, self.images.grade(radiograph.image, keep_polarity=True))
+        return self._graded(radiograph.source, radiograph, self._grade_images([radiograph.image])[0])
+
+    def explain_picture(self, picture: Image.Image, grade: int, against: int | None = None) -> Explanation:
+        """The heat map of a picture that `read_radiograph` gave; raises as `explain`."""
+        return self.model.explain(picture, grade, against, keep_polarity=True)
 
     def explain(self, xray: GradedXray, against: int | None = None) -> Explanation:
         """The heat map of a graded X-ray: what speaks for its grade, or for it rather than `against`.
@@ -118,7 +124,11 @@ class Grader:
             ValueError: a grade that the model does not give, or the X-ray's own.
         """
         radiograph = read_radiograph(xray.file, keep_polarity=self.keep_polarity)
-        return self.images.explain(radiograph.image, xray.grade.grade, against, keep_polarity=True)
+        return self.explain_picture(radiograph.image, xray.grade.grade, against)
+
+    def _grade_images(self, images: list[Image.Image]) -> list[Grade]:
+        # The reader has judged already whether they show bone dark; what a DICOM file says of that is not judged.
+        return self.model.grade(images, keep_polarity=True, level=self.level)
 
     def _grade_batch(self, files: list) -> list[GradedXray]:
         radiographs, graded = {}, {}
@@ -127,8 +137,7 @@ class Grader:
                 radiographs[index] = read_radiograph(file, keep_polarity=self.keep_polarity)
             except RadiographError as error:
                 graded[index] = GradedXray(str(file), error=str(error))
-        # The reader has judged already whether they show bone dark; what a DICOM file says of that is not judged.
-        grades = self.images.grade([radiograph.image for radiograph in radiographs.values()], keep_polarity=True)
+        grades = self._grade_images([radiograph.image for radiograph in radiographs.values()])
         for (index, radiograph), grade in zip(radiographs.items(), grades, strict=True):
             graded[index] = self._graded(str(files[index]), radiograph, grade)
         return [graded[index] for index in range(len(files))]

@@ -1,25 +1,18 @@
-"""An exported graph in the place of the model: the same logits from ONNX Runtime."""
+"""An exported model, which grades in ONNX Runtime as the checkpoint does in PyTorch."""
 
 from pathlib import Path
 
 import torch
 
-from modeling_clip_koa import CLIPKOAGrader
-from modeling_clip_koa.grader_clip_koa import (
-    CheckpointError,
-    load_config,
-    load_image_processor,
-    read_threshold,
-    read_typicality,
-    readable,
-)
+from clip_koa.grading.model_loading import CheckpointError, checked_image_processor, load_config, readable
+from modeling_clip_koa.grading_clip_koa import Beside, GradesXrays
 
 MODEL_FILE = "model.onnx"
-_OUTPUTS = ("logits", "flipped_logits", "features")
+INPUT, OUTPUTS = "pixel_values", ("logits", "flipped_logits", "features")
 
 
-class OnnxNetwork:
-    """Grades pixel values in ONNX Runtime; a `Network` of `CLIPKOAGrader`.
+class ExportedModel(GradesXrays):
+    """The exported graph of a checkpoint in its place; it grades and cannot explain.
 
     Args:
         folder: as `clip-koa export-onnx` writes it.
@@ -44,19 +37,17 @@ class OnnxNetwork:
                 path, options, providers=["CPUExecutionProvider"],
                 disabled_optimizers=["SkipLayerNormFusion"],  # the fused operation is the slower one
             )  # fmt: skip
-        if missing := set(_OUTPUTS) - {output.name for output in self.session.get_outputs()}:
+        if missing := set(OUTPUTS) - {output.name for output in self.session.get_outputs()}:
             raise CheckpointError(f"{path} gives no {', '.join(sorted(missing))}: it is not of clip-koa export-onnx.")
+        self.config = load_config(str(folder))
+        self.beside = Beside.read(str(folder), self.config)
+        checked_image_processor(str(folder), self.beside, self.config.vision_config.image_size)
 
-    def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def grade_pixels(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, 3, H, W) -> logits (N, K), the mirror images' (N, K), features (N, D)."""
-        outputs = self.session.run(list(_OUTPUTS), {"pixel_values": pixel_values.numpy()})
+        outputs = self.session.run(list(OUTPUTS), {INPUT: pixel_values.numpy()})
         return tuple(map(torch.from_numpy, outputs))
 
-
-def load_exported(folder: str, level: float) -> CLIPKOAGrader:
-    """The grader of an exported folder; raises as `OnnxNetwork` and `CLIPKOAGrader.from_pretrained` do."""
-    network = OnnxNetwork(folder)
-    config = load_config(folder)
-    image_processor = load_image_processor(folder, config.vision_config.image_size)
-    threshold, typicality = read_threshold(folder, level), read_typicality(folder, config)
-    return CLIPKOAGrader(None, image_processor, threshold, typicality, network=network, labels=config.id2label)
+    def explain(self, *arguments, **options):
+        """Raises `CheckpointError`: a graph gives no gradients."""
+        raise CheckpointError("An exported network cannot explain: load the checkpoint it was exported from.")

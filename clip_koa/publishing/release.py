@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPProcessor
 
-from clip_koa.calibration.typicality import typicality_file
 from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_tokenizer
 from clip_koa.publishing.card import write_card
 from clip_koa.publishing.card_facts import collect_facts
@@ -22,7 +21,7 @@ from clip_koa.publishing.release_check import NEEDED_FILES
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, XrayPreprocessor
-from modeling_clip_koa.grader_clip_koa import read_typicality
+from modeling_clip_koa.calibration_clip_koa import read_typicality, typicality_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What is read of a checkpoint; what else lies there stays there.
@@ -189,7 +188,7 @@ def _add_handler(folder: Path) -> None:
     (folder / "dataset_script").mkdir()
     for name in _READER:
         copy_plain(_PROJECT, f"dataset_script/{name}", folder / "dataset_script" / name)
-    (folder / "requirements.txt").write_text("numpy>=1.26\npydicom>=3.0\n", encoding="utf-8")
+    copy_plain(_TEMPLATES, "requirements.txt", folder / "requirements.txt")
 
 
 def _draw_examples(folder: Path, size: int) -> list[Path]:

@@ -26,7 +26,8 @@ MODEL_FILES = (
     "README.md", "LICENSE", "config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "prompts_clip_koa.py", "configuration_clip_koa.py", "losses_clip_koa.py", "modeling_clip_koa.py",
-    "preprocessing_clip_koa.py", "tensors_clip_koa.py", "grader_clip_koa.py",
+    "preprocessing_clip_koa.py", "tensors_clip_koa.py", "calibration_clip_koa.py", "explanation_clip_koa.py",
+    "grading_clip_koa.py", "transformers4_clip_koa.py",
     "metrics.json", "calibration.json", "typicality.safetensors", "handler.py", "requirements.txt",
     "figures/learning_curves.png",
     *(f"figures/{picture}_{split}.png" for picture in CARD_PICTURES for split in CARD_SPLITS),
@@ -129,7 +130,11 @@ def compare_probe(found: dict, expected: np.ndarray | None = None) -> dict[str, 
     text = np.array(found["text"])
     exponents = np.exp(text - text.max(-1, keepdims=True))
     reference = np.array(found["auto_model"]["logits"]) if expected is None else expected
+    averaged = np.exp(reference - reference.max(-1, keepdims=True))
+    averaged /= averaged.sum(-1, keepdims=True)
     pairs = {
+        "AutoModel.grade": (found["auto_model"]["graded"], averaged),
+        "AutoModelForImageClassification.grade": (found["auto_classifier"]["graded"], averaged),
         "AutoModel": (found["auto_model"]["logits"], reference),
         "AutoModelForImageClassification": (found["auto_classifier"]["logits"], reference),
         "image-classification": (found["pipeline"]["scores"], found["linear"]),

@@ -29,6 +29,7 @@ def probe(name: str, files: list[str]) -> dict:
         for title, auto in (("auto_model", AutoModel), ("auto_classifier", AutoModelForImageClassification)):
             model = auto.from_pretrained(name, trust_remote_code=True).eval()
             found[title] = {"class": type(model).__name__, "logits": model(**pixels).logits.tolist()}
+            found[title]["graded"] = [grade.probabilities for grade in model.grade(images)]
         single = model(**pixels, flip_average=False)
         found["text"] = single.logits.tolist()
         found["linear"] = single.classifier_logits.softmax(-1).tolist()

@@ -98,4 +98,5 @@ def average_checkpoints(names: list[str]) -> tuple[CLIPKOAForImageClassification
         with torch.no_grad():
             for weight, other in zip(mean.parameters(), model.parameters(), strict=True):
                 weight.lerp_(other, 1 / count)
+        mean.forget_calibration()
     return mean, image_processor

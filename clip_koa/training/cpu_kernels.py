@@ -5,11 +5,15 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.activations import QuickGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.clip.modeling_clip import CLIPEncoder
 
 from modeling_clip_koa import CLIPKOAForImageClassification
 
 # The name transformers knows the attention by; configurations that are saved do not hold it.
 ATTENTION = "clip_koa_on_cpu"
+# What a forward pass can be asked to record of each block.
+_RECORDED = ("output_attentions", "output_hidden_states")
 _SLOPE = 1.702  # of CLIP's approximation of GELU, x * sigmoid(1.702 x)
 
 
@@ -24,10 +28,38 @@ def choose_kernels(model: CLIPKOAForImageClassification, device: torch.device) -
     AttentionInterface.register(ATTENTION, _attend)
     # The text tower keeps the one that transformers makes its causal mask for: it is a small part of a step.
     model.set_attn_implementation({"vision_config": ATTENTION})
+    # By its class, so that names of weights, copies and what is saved stay as they are.
+    model.vision_model.encoder.__class__ = _EncoderByView
+    model.register_forward_pre_hook(_count_xrays, with_kwargs=True)
     for layer in model.vision_model.encoder.layers:
         layer.layer_norm1.register_forward_hook(_cast_once)
         if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
             layer.mlp.activation_fn = _QuickGELU()
+
+
+class _EncoderByView(CLIPEncoder):
+    """Takes the X-rays and then their mirror images while training.
+
+    What the backward pass keeps then fits a CPU's cache better: up to a fifth faster.
+    """
+
+    xrays = 0  # in the batch, as `_count_xrays` counts them; 0: take all at once
+
+    def forward(self, inputs_embeds: torch.Tensor, *inputs, **options) -> BaseModelOutput:
+        if not self.training or len(inputs_embeds) != 2 * self.xrays:
+            return super().forward(inputs_embeds, *inputs, **options)
+        found = []
+        for view in inputs_embeds.split(self.xrays):
+            found.append(super().forward(view, *inputs, **options).last_hidden_state)
+        return BaseModelOutput(last_hidden_state=torch.cat(found))
+
+
+def _count_xrays(model: CLIPKOAForImageClassification, arguments: tuple, options: dict) -> None:
+    configs = (model.config, model.config.vision_config)
+    asked = [options.get(name) or any(getattr(config, name, False) for config in configs) for name in _RECORDED]
+    pixel_values = options.get("pixel_values", arguments[0] if arguments else ())
+    # What is recorded of each block is recorded of both views together.
+    model.vision_model.encoder.xrays = 0 if any(asked) else len(pixel_values)
 
 
 def _cast_once(norm: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from clip_koa.data.augmentation import Augmentation
 from clip_koa.data.corpus import load_corpus
 from clip_koa.data.loader import XrayDataset, build_loader, sample_images
 from clip_koa.data.sampling import EpochSampler
+from clip_koa.grading.precision import bf16_is_fast
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.checkpoints import TrainState, find_checkpoint, restore_previous
 from clip_koa.training.cpu_kernels import choose_kernels
@@ -21,7 +22,7 @@ from clip_koa.training.recording import Recorder
 from clip_koa.training.regularisation import DropPath, PatchDropout
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
 from clip_koa.training.starting_points import StartingPoint, drawn_size, load_starting_point
-from modeling_clip_koa import PROMPT_SETS, bf16_is_fast
+from modeling_clip_koa import PROMPT_SETS
 
 _SAMPLE_IMAGES = 64
 

@@ -10,12 +10,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessor, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from clip_koa.evaluation.loading import load_tokenizer
+from clip_koa.evaluation.loading import CheckpointError, load_tokenizer, readable
+from clip_koa.grading.model_loading import check_values
 from clip_koa.training.dinov2_vision import dinov2_to_clip_vision, read_dinov2_onnx
 from clip_koa.training.run_config import RunConfigError
 from clip_koa.training.tokenizer import build_prompt_tokenizer
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification, XrayPreprocessor
-from modeling_clip_koa.grader_clip_koa import CheckpointError, check_values, readable
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

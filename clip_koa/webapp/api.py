@@ -68,7 +68,7 @@ class Api:
 
         def draw():
             grade = self.grader.grade_radiograph(radiograph).grade.grade
-            return self.grader.images.explain(radiograph.image, grade, against, keep_polarity=True).overlay()
+            return self.grader.explain_picture(radiograph.image, grade, against).overlay()
 
         try:
             picture = self._run(request, draw)

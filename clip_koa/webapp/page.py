@@ -73,10 +73,10 @@ class _Page:
         self.visits = Visits(limits, on_end=self.turns.drop)
         self.examples = {example.name: example for example in found}
         self.api = Api(grader, self.turns, uploads)
-        processor = grader.images.image_processor
+        processor = grader.model.image_processor
         self.crop_share = processor.crop_size["height"] / processor.size["shortest_edge"]
         blank = Image.new("L", (256, 256))  # the first pass through a model takes longer: no visitor waits for it
-        self.turns.submit("start", lambda: grader.images.explain(blank, grader.images.grade(blank).grade)).result()
+        self.turns.submit("start", lambda: grader.model.explain(blank)).result()
         environment = Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=select_autoescape())
         self.template = environment.get_template("page.html")
 
@@ -283,8 +283,7 @@ class _Page:
         return Reading(graded, radiograph.image, radiograph.inverted, true_grade)
 
     def _explain(self, reading: Reading, against: int | None) -> Explanation:
-        # The reader has judged already whether the X-ray shows bone dark.
-        return self.grader.images.explain(reading.image, reading.xray.grade.grade, against, keep_polarity=True)
+        return self.grader.explain_picture(reading.image, reading.xray.grade.grade, against)
 
     def _find(self, visit: Visit, xray: str) -> Reading:
         if xray not in visit.readings:

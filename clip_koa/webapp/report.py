@@ -102,7 +102,7 @@ def model_facts(name: str, grader: Grader, level: float) -> ModelFacts:
     if weights and Path(weights).is_file():
         with Path(weights).open("rb") as file:
             digest = hashlib.sha256(file.read()).hexdigest()
-    revision = "" if is_folder else getattr(grader.images.model.config, "_commit_hash", None) or ""
+    revision = "" if is_folder else getattr(grader.model.config, "_commit_hash", None) or ""
     return ModelFacts(Path(name).resolve().name if is_folder else name, revision, digest, level, grader.precision)
 
 

@@ -12,11 +12,12 @@ from PIL import Image
 from transformers import CLIPForImageClassification, CLIPModel, pipeline
 from transformers.utils import logging
 
+from clip_koa.grading.grader import Grader
 from clip_koa.training.checkpoints import save_model_folder
 from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor
 from clip_koa.training.tokenizer import build_prompt_tokenizer
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import PROMPT_SETS, CLIPKOAGrader
+from modeling_clip_koa import PROMPT_SETS, CLIPKOAForImageClassification
 from studies.benchmark.measure import MODELS, build_model, count_flops, device, matrix_product, measure, ratio
 
 ZERO_SHOT, LINEAR = "zero-shot pipeline", "classification pipeline"
@@ -43,11 +44,11 @@ def measure_inference(name: str, batch_size: int, prompts: str, rounds: int) -> 
         processor = build_image_processor(size, IMAGENET_MEAN, IMAGENET_STD)
         save_model_folder(folder, build_model(name, prompts), processor, tokenizer)
         theirs = _pipelines(folder, images, [texts[0] for texts in PROMPT_SETS[prompts]])
-        graders = {kind: CLIPKOAGrader.from_pretrained(str(folder), precision=kind) for kind in ("fp32", "bf16")}
-        ours = _own_ways(graders, images) | _exported_ways(folder, images)
+        models = {kind: Grader(str(folder), precision=kind).model for kind in ("fp32", "bf16")}
+        ours = _own_ways(models, images) | _exported_ways(folder, images)
     same = _same_grades(theirs[ZERO_SHOT](), {way: grade() for way, grade in ours.items() if "one view" in way})
-    forwards = {kind: _forward(grader, images) for kind, grader in graders.items()}
-    products = {kind: matrix_product(kind) for kind in graders}
+    forwards = {kind: _forward(model, images) for kind, model in models.items()}
+    products = {kind: matrix_product(kind) for kind in models}
     flops = {kind: count_flops(forward) for kind, forward in forwards.items()}
     seconds = measure(
         theirs
@@ -60,7 +61,7 @@ def measure_inference(name: str, batch_size: int, prompts: str, rounds: int) -> 
         f"{way} over the {pipe}": ratio(seconds[pipe], seconds[way]) for way in ours for pipe in (ZERO_SHOT, LINEAR)
     }
     figures["same grades as the zero-shot pipeline"] = same
-    for kind in graders:
+    for kind in models:
         share = flops[kind] / products[kind][1]
         figures[f"forward {kind} of the peak"] = ratio(seconds[f"product {kind}"], seconds[f"forward {kind}"], share)
         way = seconds[f"one view, {kind}"]
@@ -92,38 +93,38 @@ def _pipelines(folder: Path, images: list[Image.Image], prompts: list[str]) -> d
     return {ZERO_SHOT: by_text, LINEAR: lambda: linear(images, top_k=1, batch_size=batch_size)}
 
 
-def _own_ways(graders: dict[str, CLIPKOAGrader], images: list[Image.Image]) -> dict[str, Callable]:
+def _own_ways(models: dict[str, CLIPKOAForImageClassification], images: list[Image.Image]) -> dict[str, Callable]:
     ways = {}
-    for kind, grader in graders.items():
-        grade_views = grader.model.grade_views
-        ways[f"one view, {kind}, image processor"] = _one_view(grader, images, grade_views, grader.image_processor)
-        ways[f"one view, {kind}"] = _one_view(grader, images, grade_views)
-        ways[f"both views, {kind}"] = lambda grader=grader: [grade.grade for grade in grader.grade(images)]
+    for kind, model in models.items():
+        grade_views = model.grade_views
+        ways[f"one view, {kind}, image processor"] = _one_view(model, images, grade_views, model.image_processor)
+        ways[f"one view, {kind}"] = _one_view(model, images, grade_views)
+        ways[f"both views, {kind}"] = lambda model=model: [grade.grade for grade in model.grade(images)]
     if torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++")):  # it compiles C++ on a CPU
-        compiled = torch.compile(graders["bf16"].model.grade_views)
-        ways["one view, bf16, compiled"] = _one_view(graders["bf16"], images, compiled)
+        compiled = torch.compile(models["bf16"].grade_views)
+        ways["one view, bf16, compiled"] = _one_view(models["bf16"], images, compiled)
     return ways
 
 
-def _one_view(grader: CLIPKOAGrader, images, grade_views: Callable, image_processor=None) -> Callable:
-    """Grades without the mirror image; with the image processor where it is given, else the grader's shorter way."""
-    weight = grader.model.visual_projection.weight
+def _one_view(model: CLIPKOAForImageClassification, images, grade_views: Callable, image_processor=None) -> Callable:
+    """Grades without the mirror image; with the image processor where it is given, else the model's shorter way."""
+    weight = model.visual_projection.weight
 
     @torch.inference_mode()
     def grade():
         if image_processor:
             pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
         else:
-            pixel_values = grader.pixel_values(images)
+            pixel_values = model.beside.preprocess(images)
         return grade_views(pixel_values.to(weight.device, weight.dtype)).argmax(-1).tolist()
 
     return grade
 
 
-def _forward(grader: CLIPKOAGrader, images: list[Image.Image]) -> Callable:
-    weight = grader.model.visual_projection.weight
-    pixel_values = grader.pixel_values(images).to(weight.device, weight.dtype)
-    return torch.inference_mode()(lambda: grader.model.grade_views(pixel_values))
+def _forward(model: CLIPKOAForImageClassification, images: list[Image.Image]) -> Callable:
+    weight = model.visual_projection.weight
+    pixel_values = model.beside.preprocess(images).to(weight.device, weight.dtype)
+    return torch.inference_mode()(lambda: model.grade_views(pixel_values))
 
 
 def _exported_ways(folder: Path, images: list[Image.Image]) -> dict[str, Callable]:
@@ -131,14 +132,14 @@ def _exported_ways(folder: Path, images: list[Image.Image]) -> dict[str, Callabl
     if not (find_spec("onnx") and find_spec("onnxruntime")):
         return {}
     from clip_koa.exporting.export import export
-    from clip_koa.grading.onnx_network import load_exported
+    from clip_koa.grading.onnx_network import ExportedModel
 
     ways = {}
     for way, int8 in _EXPORTED.items():
         exported = folder.with_name(way)
         export(folder, exported, int8)
-        grader = load_exported(str(exported), 0.9)
-        ways[way] = lambda grader=grader: grader.grade(images)
+        model = ExportedModel(exported)
+        ways[way] = lambda model=model: model.grade(images)
     return ways
 
 

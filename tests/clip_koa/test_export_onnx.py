@@ -9,14 +9,13 @@ from transformers import CLIPImageProcessor
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import CLIPKOAForImageClassification
-from modeling_clip_koa.grader_clip_koa import Typicality, watched_block
+from modeling_clip_koa.calibration_clip_koa import Typicality, mean_patch, typicality_file
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-from clip_koa.calibration.typicality import typicality_block, typicality_file  # noqa: E402
-from clip_koa.exporting.export import compare, export  # noqa: E402
-from clip_koa.exporting.graph import ExportError  # noqa: E402
-from clip_koa.grading.onnx_network import OnnxNetwork  # noqa: E402
+from clip_koa.calibration.typicality import typicality_block  # noqa: E402
+from clip_koa.exporting.export import ExportError, compare, export  # noqa: E402
+from clip_koa.grading.onnx_network import ExportedModel  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +41,18 @@ def test_logits_and_features_are_the_models(make_model, tokenizer, tmp_path, act
     save_model_folder(tmp_path / "model", model, image_processor, tokenizer)
     model = CLIPKOAForImageClassification.from_pretrained(tmp_path / "model").eval()
     export(tmp_path / "model", tmp_path / "exported", int8=False)
-    network = OnnxNetwork(tmp_path / "exported")
+    exported = ExportedModel(tmp_path / "exported")
     for count in (1, 7):  # the batch is free
         pixel_values = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
-        with torch.no_grad(), watched_block(model, typicality_block(model)) as features:
-            output = model(pixel_values, flip_average=True)
-        logits, flipped_logits, found = network(pixel_values)
+        with torch.no_grad():
+            output = model(pixel_values, flip_average=True, output_hidden_states=True)
+        image, mirror = mean_patch(output.hidden_states[typicality_block(model) + 1]).chunk(2)
+        features = (image + mirror) / 2
+        logits, flipped_logits, found = exported.grade_pixels(pixel_values)
         torch.testing.assert_close(flipped_logits, output.flipped_logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close((logits + flipped_logits) / 2, output.logits, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found, features[0], rtol=1e-4, atol=1e-4)
-        averaged = network.session.run(["probabilities"], {"pixel_values": pixel_values.numpy()})[0]
+        torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
+        averaged = exported.session.run(["probabilities"], {"pixel_values": pixel_values.numpy()})[0]
         torch.testing.assert_close(torch.from_numpy(averaged), output.logits.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
@@ -102,10 +103,10 @@ def test_a_wrong_graph_is_refused_and_the_earlier_one_stays(checkpoint, tmp_path
     assert not (tmp_path / "other").exists()
 
 
-def test_the_check_sees_a_difference(checkpoint, tiny_start, tmp_path):
+def test_the_check_sees_a_difference(checkpoint, tmp_path):
     export(checkpoint, tmp_path / "exported", int8=False)
     other = CLIPKOAForImageClassification.from_pretrained(checkpoint).eval()
-    assert compare(other, tiny_start.image_processor, OnnxNetwork(tmp_path / "exported")) < 1e-4
+    assert compare(other, ExportedModel(tmp_path / "exported")) < 1e-4
     with torch.no_grad():
         other.visual_projection.weight[:, 0] += 0.05
-    assert compare(other, tiny_start.image_processor, OnnxNetwork(tmp_path / "exported")) > 1e-4
+    assert compare(other, ExportedModel(tmp_path / "exported")) > 1e-4

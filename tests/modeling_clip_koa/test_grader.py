@@ -1,4 +1,4 @@
-"""The Python door: load, grade, explain."""
+"""The Python door: load a model, have it grade and explain."""
 
 import copy
 from pathlib import Path
@@ -10,10 +10,10 @@ from PIL import Image, ImageOps
 from transformers import CLIPImageProcessor
 
 from clip_koa.training.checkpoints import save_model_folder
-from clip_koa.training.tokenizer import build_prompt_tokenizer
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, PROMPT_SETS, CLIPKOAGrader, bf16_is_fast
-from modeling_clip_koa.grader_clip_koa import patch_relevance
+from modeling_clip_koa import CALIBRATION_FILE, CLIPKOAForImageClassification
+from modeling_clip_koa.explanation_clip_koa import patch_relevance
+from modeling_clip_koa.grading_clip_koa import Beside, GradesXrays
 
 
 @pytest.fixture(scope="module")
@@ -24,88 +24,53 @@ def folder(tiny_start, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def grader(folder):
-    return CLIPKOAGrader.from_pretrained(str(folder))
+def model(folder):
+    return CLIPKOAForImageClassification.from_pretrained(folder)
 
 
 def _knees(count=3, size=96):
     return [draw_knee(number % 5, "L", number, size) for number in range(count)]
 
 
-def test_it_gives_what_the_model_gives(grader):
+def test_it_gives_what_the_model_gives(model):
     images = _knees(18)  # more than a batch
-    grades = grader.grade(images)
-    pixel_values = grader.image_processor(images, return_tensors="pt")["pixel_values"]
+    grades = model.grade(images)
+    pixel_values = model.image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        output = grader.model(pixel_values)
-        image = grader.model(pixel_values, flip_average=False)
+        output = model(pixel_values)
+        image = model(pixel_values, flip_average=False)
     for number, grade in enumerate(grades):
         torch.testing.assert_close(torch.tensor(grade.probabilities), output.logits[number].softmax(-1))
         torch.testing.assert_close(torch.tensor(grade.image_probabilities), image.logits[number].softmax(-1))
-        assert grade.grade == output.logits[number].argmax() and grade.name == grader.labels[grade.grade]
+        assert grade.grade == output.logits[number].argmax() and grade.name == model.config.id2label[grade.grade]
         assert grade.confidence_set == ()
-    assert grader.grade(images[4]).grade == grades[4].grade
+    assert model.grade(images[4]).grade == grades[4].grade
 
 
 @pytest.mark.parametrize("given", ["knee.png", Path("knee.png"), b"bytes", np.zeros((64, 64)), None, iter([])])
-def test_what_is_no_image_is_named_by_its_type(grader, given):
+def test_what_is_no_image_is_named_by_its_type(model, given):
     with pytest.raises(ValueError, match=rf"The image is of type {type(given).__name__}: give a PIL image"):
-        grader.grade(given)
+        model.grade(given)
     with pytest.raises(ValueError, match=rf"Image 2 of 2 is of type {type(given).__name__}"):
-        grader.grade([*_knees(1), given])
+        model.grade([*_knees(1), given])
 
 
-def test_the_mirror_image_gets_the_same_grade_with_the_views_swapped(grader):
+def test_the_mirror_image_gets_the_same_grade_with_the_views_swapped(model):
     for image in _knees():
-        one, other = grader.grade(image), grader.grade(ImageOps.mirror(image))
+        one, other = model.grade(image), model.grade(ImageOps.mirror(image))
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
         assert one.image_probabilities == pytest.approx(other.mirror_probabilities, abs=1e-6)
 
 
-def test_grey_images_of_the_right_size_take_a_shorter_way_to_the_same_pixels(grader):
-    size = grader.image_processor.crop_size["height"]
+def test_grey_images_of_the_right_size_take_a_shorter_way_to_the_same_pixels(model):
+    size = model.image_processor.crop_size["height"]
     ramp = Image.frombytes("L", (size, size), bytes(number % 256 for number in range(size * size)))
     knees = [image.convert("L") for image in _knees(2, size)]
     images = [ramp, *knees]
-    expected = grader.image_processor(images, return_tensors="pt")["pixel_values"]
-    assert torch.equal(grader.pixel_values(images), expected)
+    expected = model.image_processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(model.beside.preprocess(images), expected)
     with pytest.raises(ValueError, match="the mode RGB: read_picture"):
-        grader.pixel_values([ramp.convert("RGB")])
-
-
-def test_bf16_gives_nearly_the_same(folder, grader):
-    fast = CLIPKOAGrader.from_pretrained(str(folder), precision="bf16")
-    assert fast.model.visual_projection.weight.dtype == torch.bfloat16
-    images = _knees(4)
-    for one, other in zip(grader.grade(images), fast.grade(images), strict=True):
-        assert one.probabilities != other.probabilities
-        assert one.probabilities == pytest.approx(other.probabilities, abs=0.03)
-    assert torch.isfinite(fast.explain(images[0]).heat_map).all()
-    expected = torch.bfloat16 if bf16_is_fast("cpu") else torch.float32
-    assert (
-        CLIPKOAGrader.from_pretrained(str(folder), precision="auto").model.visual_projection.weight.dtype == expected
-    )
-    with pytest.raises(ValueError, match="no precision 'int4': use one of fp32"):
-        CLIPKOAGrader.from_pretrained(str(folder), precision="int4")
-
-
-def test_bf16_bears_positions_far_above_what_tells_tokens_apart(grader, tmp_path):
-    """As a tower has them that started from DINOv2: a constant in all, which the first layernorm takes off again."""
-    model = copy.deepcopy(grader.model)
-    tower = model.vision_model
-    constant = torch.linspace(-1, 1, tower.embeddings.embed_dim)
-    constant = 200 * (constant - constant.mean()) / constant.std()
-    with torch.no_grad():
-        tower.embeddings.position_embedding.weight += constant
-        tower.pre_layrnorm.weight.fill_(200.0)
-        tower.pre_layrnorm.bias.copy_(-constant)
-    save_model_folder(
-        tmp_path / "far", model, grader.image_processor, build_prompt_tokenizer(PROMPT_SETS["standard"], 77)
-    )
-    whole, fast = (CLIPKOAGrader.from_pretrained(str(tmp_path / "far"), precision=kind) for kind in ("fp32", "bf16"))
-    images = _knees(4)
-    for one, other in zip(whole.grade(images), fast.grade(images), strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=0.03)
+        model.beside.preprocess([ramp.convert("RGB")])
 
 
 def test_a_calibrated_checkpoint_gives_sets(folder, tmp_path):
@@ -115,37 +80,38 @@ def test_a_calibrated_checkpoint_gives_sets(folder, tmp_path):
         (calibrated / file.name).symlink_to(file)
     (calibrated / CALIBRATION_FILE).write_text('{"thresholds": {"0.90": 1.1, "0.50": 0.0}}')
     image = _knees(1)[0]
-    assert CLIPKOAGrader.from_pretrained(str(calibrated)).grade(image).confidence_set == (0, 1, 2, 3, 4)
-    sure = CLIPKOAGrader.from_pretrained(str(calibrated), level=0.5).grade(image)
+    model = CLIPKOAForImageClassification.from_pretrained(calibrated)
+    assert model.grade(image).confidence_set == (0, 1, 2, 3, 4)
+    sure = model.grade(image, level=0.5)
     assert sure.confidence_set == (sure.grade,)
 
 
-def test_maps_of_mirror_images_are_mirrored(grader):
+def test_maps_of_mirror_images_are_mirrored(model):
     for image in _knees():
-        one = grader.explain(image, grade=2)
-        other = grader.explain(ImageOps.mirror(image), grade=2)
+        one = model.explain(image, grade=2)
+        other = model.explain(ImageOps.mirror(image), grade=2)
         assert one.heat_map.shape == (96, 96) and one.heat_map.max() == 1 and one.heat_map.min() >= 0
         torch.testing.assert_close(one.heat_map, other.heat_map.flip(-1), rtol=1e-4, atol=1e-5)
 
 
-def test_the_map_is_of_the_question(grader):
+def test_the_map_is_of_the_question(model):
     image = _knees(1)[0]
-    given = grader.explain(image)
-    assert (given.grade, given.against) == (grader.grade(image).grade, None)
+    given = model.explain(image)
+    assert (given.grade, given.against) == (model.grade(image).grade, None)
     maps = [
-        grader.explain(image, 2).heat_map,
-        grader.explain(image, 2, 1).heat_map,
-        grader.explain(image, 1, 2).heat_map,
+        model.explain(image, 2).heat_map,
+        model.explain(image, 2, 1).heat_map,
+        model.explain(image, 1, 2).heat_map,
     ]
     for number, one in enumerate(maps):
         for other in maps[number + 1 :]:
             assert (one - other).abs().max() > 0.01
-    before = grader.model.vision_model.config._attn_implementation
+    before = model.vision_model.config._attn_implementation
     with pytest.raises(ValueError, match="no grade 5"):
-        grader.explain(image, 5)
+        model.explain(image, 5)
     with pytest.raises(ValueError, match="told from itself"):
-        grader.explain(image, 2, 2)
-    assert grader.model.vision_model.config._attn_implementation == before != "eager"
+        model.explain(image, 2, 2)
+    assert model.vision_model.config._attn_implementation == before != "eager"
 
 
 def test_relevance_is_the_full_rollout(make_model):
@@ -169,24 +135,22 @@ def test_relevance_is_the_full_rollout(make_model):
     assert ((2 * both[:2] - expected) >= -1e-6).all()
 
 
-def test_the_map_lies_where_the_processor_looked(grader):
+def test_the_map_lies_where_the_processor_looked(model):
     """A wide image is cropped to its middle; a processor that zooms cuts out less."""
     wide = Image.new("L", (150, 100))
     wide.paste(draw_knee(3, "L", 0, 100), (25, 0))
-    heat_map = grader.explain(wide).heat_map
+    heat_map = model.explain(wide).heat_map
     assert heat_map.shape == (100, 150)
     assert not heat_map[:, :25].any() and not heat_map[:, 125:].any() and heat_map[:, 25:125].any()
-    zooming = CLIPKOAGrader(
-        grader.model,
-        CLIPImageProcessor(size={"shortest_edge": 120}, crop_size={"height": 96, "width": 96}),
-    )
+    zooming = copy.deepcopy(model)
+    zooming.image_processor = CLIPImageProcessor(size={"shortest_edge": 120}, crop_size={"height": 96, "width": 96})
     heat_map = zooming.explain(draw_knee(3, "L", 0, 100)).heat_map
     assert not heat_map[:10].any() and not heat_map[:, 90:].any() and heat_map[10:90, 10:90].any()
 
 
-def test_overlays(grader):
+def test_overlays(model):
     image = _knees(1)[0]
-    explanation = grader.explain(image)
+    explanation = model.explain(image)
     assert explanation.overlay(0).tobytes() == image.convert("RGB").tobytes()
     assert explanation.overlay(1).tobytes() != image.convert("RGB").tobytes()
     layer = explanation.layer((40, 40))
@@ -195,10 +159,13 @@ def test_overlays(grader):
     assert not torch.tensor(list(explanation.layer().getchannel("A").tobytes())).view(96, 96)[cold].any()
 
 
-def test_an_exported_network_grades_but_cannot_explain(grader):
-    fixed = (torch.tensor([[0.0, 0, 0, 3, 0]]), torch.tensor([[0.0, 0, 0, 5, 0]]), None)
-    exported = CLIPKOAGrader(None, grader.image_processor, network=lambda pixels: fixed, labels=grader.labels)
-    grade = exported.grade(_knees(1)[0])
-    assert grade.grade == 3 and grade.flip_agreement
-    with pytest.raises(ValueError, match="cannot explain"):
-        exported.explain(_knees(1)[0])
+def test_whatever_gives_logits_grades(model):
+    class Fixed(GradesXrays):
+        config, beside = model.config, Beside(model.image_processor)
+
+        def grade_pixels(self, pixel_values):
+            assert pixel_values.shape == (1, 3, 96, 96)
+            return torch.tensor([[0.0, 0, 0, 3, 0]]), torch.tensor([[0.0, 0, 0, 5, 0]]), None
+
+    grade = Fixed().grade(_knees(1)[0])
+    assert grade.grade == 3 and grade.flip_agreement and grade.atypicality is None

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from transformers import CLIPForImageClassification, CLIPModel
+from transformers import AutoModel, AutoModelForImageClassification, CLIPForImageClassification, CLIPModel
 
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification, CLIPKOAOutput, soft_labels
 
@@ -163,10 +163,30 @@ def test_new_heads_for_other_labels(folder, pixel_values, labels):
     model.train()(pixel_values, labels=torch.tensor([0, 1, 2, 0, 1, 2])).loss.backward()
     model.save_pretrained(folder.parent / "new")
     assert CLIPKOAForImageClassification.from_pretrained(folder.parent / "new").config.num_labels == 3
-    with pytest.raises(ValueError, match="5 lists for 3 labels: give num_labels and prompts"):
+    with pytest.raises(
+        ValueError, match="3 labels are given and the checkpoint has prompts for 5: give prompts as well"
+    ):
         CLIPKOAForImageClassification.from_pretrained(folder, **labels)
-    with pytest.raises(ValueError, match="3 lists for 5 labels: give num_labels and prompts"):
+    with pytest.raises(
+        ValueError, match="Prompts for 3 labels are given and the checkpoint has 5: give num_labels=3 as well"
+    ):
         CLIPKOAForImageClassification.from_pretrained(folder, prompts=PROMPTS[3])
+
+
+@pytest.mark.parametrize(
+    "given", [{"num_labels": 3}, {"prompts": PROMPTS[3]}, {"num_labels": 4, "prompts": PROMPTS[3]}]
+)
+def test_labels_and_prompts_are_given_together(folder, given):
+    with pytest.raises(ValueError, match=r"give (prompts|num_labels=3|num_labels and prompts)"):
+        AutoModel.from_pretrained(folder, trust_remote_code=True, **given)
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageClassification])
+def test_auto_classes_give_new_heads_too(folder, pixel_values, auto):
+    model = auto.from_pretrained(folder, num_labels=3, prompts=PROMPTS[3], trust_remote_code=True)
+    assert model(pixel_values).logits.shape == (6, 3) and model.config.prompts == PROMPTS[3]
+    kept = auto.from_pretrained(folder, num_labels=5, trust_remote_code=True)  # as many as there are
+    assert torch.equal(kept.classifier.weight, CLIPForImageClassification.from_pretrained(folder).classifier.weight)
 
 
 def test_sizes_that_differ_are_refused_unless_asked(folder):

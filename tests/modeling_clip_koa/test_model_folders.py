@@ -8,16 +8,17 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessor, CLIPModel, ViTConfig, ViTForImageClassification
 
-from clip_koa.calibration.typicality import typicality_file
 from clip_koa.commands import main
 from clip_koa.evaluation.loading import CheckpointError, load_checkpoint
 from clip_koa.exporting.export import export
+from clip_koa.grading.grader import Grader
+from clip_koa.grading.onnx_network import ExportedModel
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CalibrationError, CLIPKOAForImageClassification, CLIPKOAGrader
-from modeling_clip_koa.grader_clip_koa import Typicality, read_threshold, read_typicality
+from modeling_clip_koa import CalibrationError, CLIPKOAForImageClassification
+from modeling_clip_koa.calibration_clip_koa import Typicality, read_calibration, read_typicality, typicality_file
 
 PARTS = {"model.safetensors", "config.json", "preprocessor_config.json"}
 
@@ -141,6 +142,16 @@ def no_folder(folder):
     shutil.rmtree(folder)
 
 
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_bytes(b"weights")
+
+
+def a_vit(folder):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=96, num_labels=5)).save_pretrained(folder)
+
+
 def no_image_processor(folder):
     (folder / "preprocessor_config.json").unlink()
 
@@ -154,7 +165,7 @@ MODEL_FAULTS = [
     truncate, empty, lie_about_the_header, no_weights, foreign_weights, one_weight_missing, nan_in_a_weight,
     more_blocks, fewer_blocks, fewer_text_blocks, another_hidden_size, words_in_place_of_numbers, three_labels,
     three_labels_and_prompts, prompts_of_numbers, another_model, damaged_config, config_of_a_list, no_config,
-    empty_folder, no_folder, no_image_processor, damaged_image_processor,
+    empty_folder, no_folder, a_file, a_vit, no_image_processor, damaged_image_processor,
 ]  # fmt: skip
 
 
@@ -204,7 +215,7 @@ def test_it_is_refused_in_one_line(folder, damage):
         load_checkpoint(str(folder))
     _one_line(str(refused.value), folder)
     with pytest.raises(CheckpointError):
-        CLIPKOAGrader.from_pretrained(str(folder))
+        Grader(str(folder))
 
 
 @pytest.mark.parametrize("damage", [truncate, foreign_weights, more_blocks, fewer_blocks, another_hidden_size],
@@ -257,12 +268,20 @@ def _refusal(name, folder, corpus, output, capsys) -> str:
     return told.removeprefix(f"clip-koa {name}: ")
 
 
-@pytest.mark.parametrize("damage", [truncate, fewer_blocks], ids=lambda it: it.__name__)
+# A fault of each kind: what is no model folder, another model's, damaged weights, weights that do not fit.
+KINDS = [a_file, empty_folder, no_config, a_vit, plain_clip, no_weights, truncate, fewer_blocks, another_hidden_size]
+
+
 @pytest.mark.parametrize("door", DOORS)
-def test_every_door_refuses(folder, corpus, tmp_path, capsys, door, damage):
-    damage(folder)
-    _one_line(_refusal(door, folder, corpus, tmp_path / "output", capsys), folder)
-    assert not (tmp_path / "output.csv").exists() and not list((tmp_path / "output").rglob("*.safetensors"))
+def test_every_door_refuses(whole, corpus, tmp_path, capsys, door):
+    for damage in KINDS:
+        if damage is plain_clip and door == "train":  # which it may start from
+            continue
+        folder = tmp_path / damage.__name__
+        shutil.copytree(whole, folder)
+        damage(folder)
+        _one_line(_refusal(door, folder, corpus, tmp_path / "output", capsys), folder)
+        assert not (tmp_path / "output.csv").exists() and not list((tmp_path / "output").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("damage", SAVING_FAULTS, ids=lambda damage: damage.__name__)
@@ -307,7 +326,7 @@ def test_a_whole_process_ends_in_one_line(folder, corpus, tmp_path, run_python, 
 def test_damaged_calibrations(folder, content):
     (folder / "calibration.json").write_bytes(content)
     with pytest.raises(CalibrationError, match=r"calibration\.json is damaged .*: run calibrate\.py anew") as refused:
-        CLIPKOAGrader.from_pretrained(str(folder))
+        Grader(str(folder))
     _one_line(str(refused.value), folder)
 
 
@@ -336,15 +355,15 @@ def test_damaged_typicality(folder, content, reason):
     with pytest.raises(
         CalibrationError, match=rf"typicality\.safetensors is damaged \(.*{reason}.*run calib"
     ) as refused:
-        CLIPKOAGrader.from_pretrained(str(folder))
+        Grader(str(folder))
     _one_line(str(refused.value), folder)
 
 
 def test_what_is_whole_is_taken(folder):
     (folder / "calibration.json").write_text('{"thresholds": {"0.90": 1.1}}')
     (folder / "typicality.safetensors").write_bytes(_typicality())
-    assert read_threshold(str(folder), 0.9) == 1.1 and read_typicality(str(folder)).block == 1
-    grade = CLIPKOAGrader.from_pretrained(str(folder)).grade(draw_knee(3, "L", 0, 96))
+    assert read_calibration(str(folder))["thresholds"] == {"0.90": 1.1} and read_typicality(str(folder)).block == 1
+    grade = Grader(str(folder)).model.grade(draw_knee(3, "L", 0, 96))
     assert grade.confidence_set and grade.atypicality is not None
 
 
@@ -357,7 +376,7 @@ def test_damaged_exports(whole, folder, tmp_path):
     good = (tmp_path / "exported" / "model.onnx").read_bytes()
     graph = onnx.load(tmp_path / "exported" / "model.onnx")
     del graph.graph.output[0]
-    graph.graph.output[0].name = graph.graph.node[0].output[0]
+    graph.graph.output[0].name = next(node.output[0] for node in graph.graph.node if node.op_type == "Conv")
 
     def refuse(content=good, **config):
         shutil.rmtree(folder)
@@ -365,9 +384,7 @@ def test_damaged_exports(whole, folder, tmp_path):
         (folder / "model.onnx").write_bytes(content)
         _write_config(folder, **config)
         with pytest.raises(CheckpointError) as refused:
-            from clip_koa.grading.onnx_network import load_exported
-
-            load_exported(str(folder), 0.9)
+            ExportedModel(folder)
         return _one_line(str(refused.value), folder)
 
     for content in (good[: len(good) // 2], b"", os.urandom(200)):

@@ -15,6 +15,7 @@ from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.pixels import XrayPreprocessor, is_inverted, read_picture, window
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
+from modeling_clip_koa.explanation_clip_koa import spread
 
 KNEE = draw_knee(3, "L", 0, image_size=64)
 WIDE = KNEE.resize((80, 64))
@@ -293,9 +294,9 @@ def test_the_grader_of_images_gives_what_the_grader_of_files_gives(folder, tmp_p
     path.write_bytes(_encoded(_in_mode(ImageOps.invert(draw_knee(4, "R", 0, 100)), mode), format, exif=exif))
     grader = Grader(str(folder))
     [of_file] = grader.grade([path])
-    of_image = grader.images.grade(Image.open(path))
-    assert of_image == of_file.grade and grader.images.grade([Image.open(path)]) == [of_image]
-    assert grader.explain(of_file).image.tobytes() == grader.images.explain(Image.open(path)).image.tobytes()
+    of_image = grader.model.grade(Image.open(path))
+    assert of_image == of_file.grade and grader.model.grade([Image.open(path)]) == [of_image]
+    assert grader.explain(of_file).image.tobytes() == grader.model.explain(Image.open(path)).image.tobytes()
 
 
 def test_it_is_said_when_an_xray_was_inverted(folder, tmp_path):
@@ -306,25 +307,26 @@ def test_it_is_said_when_an_xray_was_inverted(folder, tmp_path):
     keeping = Grader(str(folder), keep_polarity=True)
     [kept] = keeping.grade([path])
     assert not kept.grade.inverted and not kept.warnings and kept.grade.probabilities != xray.grade.probabilities
-    images = keeping.images
-    assert images.grade(Image.open(path)).inverted and images.grade(Image.open(path), keep_polarity=True) == kept.grade
+    model = keeping.model
+    assert model.grade(Image.open(path)).inverted and model.grade(Image.open(path), keep_polarity=True) == kept.grade
     assert keeping.explain(kept).image.tobytes() == Image.open(path).tobytes()
 
 
 def test_images_of_a_list_are_named_in_refusals(folder):
     images = [KNEE] * 17 + [Image.new("L", (8, 8))]
     with pytest.raises(ValueError, match="Image 18 of 18 has 8x8 pixels"):
-        Grader(str(folder)).images.grade(images)
+        Grader(str(folder)).model.grade(images)
 
 
 @pytest.mark.parametrize("size", [(224, 178), (178, 224), (301, 300), (97, 96), (95, 33)])
 def test_file_and_mirrored_file_get_one_grade_and_one_map(folder, size):
-    images = Grader(str(folder)).images
+    model = Grader(str(folder)).model
     knee = draw_knee(3, "L", 0, 256).resize(size)
-    one, other = images.grade(knee), images.grade(ImageOps.mirror(knee))
+    one, other = model.grade(knee), model.grade(ImageOps.mirror(knee))
     assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
     assert one.image_probabilities == pytest.approx(other.mirror_probabilities, abs=1e-6)
-    maps = [images.explain(view, grade=2).heat_map for view in (knee, ImageOps.mirror(knee))]
+    maps = [model.explain(view, grade=2).heat_map for view in (knee, ImageOps.mirror(knee))]
     torch.testing.assert_close(maps[0], maps[1].flip(-1), rtol=1e-4, atol=1e-5)
     relevance = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(images._spread(relevance, size), images._spread(relevance.flip(-1), size).flip(-1))
+    box = model.beside.preprocess.cut(size)
+    assert torch.equal(spread(relevance, size, box), spread(relevance.flip(-1), size, box).flip(-1))

@@ -13,7 +13,7 @@ from PIL import Image
 from clip_koa import RELEASED_MODEL
 from clip_koa.grading.grader import Grader, find_xrays
 from clip_koa.publishing.release_check import check_folder, check_loading
-from modeling_clip_koa import CLIPKOAGrader
+from modeling_clip_koa import CLIPKOAForImageClassification
 
 # Probabilities of the release's own examples as the release was built; both views averaged, and the mirror image's.
 GOLDEN_FILE = Path(__file__).parents[1] / "data" / "released_grades.json"
@@ -23,7 +23,7 @@ ROOT = RELEASED_MODEL.parents[1]
 
 @pytest.fixture(scope="module")
 def grader():
-    return CLIPKOAGrader.from_pretrained(str(RELEASED_MODEL))
+    return CLIPKOAForImageClassification.from_pretrained(RELEASED_MODEL)
 
 
 def grade_examples(grader) -> dict:
@@ -43,13 +43,13 @@ def test_it_gives_the_grades_it_was_released_with(grader):
 
 def test_it_loads_in_every_way_and_holds_nothing_else():
     check_folder(RELEASED_MODEL)
-    assert len(check_loading(RELEASED_MODEL, None)) == 5
+    assert len(check_loading(RELEASED_MODEL, None)) == 7
     assert sum(file.stat().st_size for file in RELEASED_MODEL.rglob("*")) < 60e6
 
 
 def test_it_carries_the_code_of_the_project():
     templates = ROOT / "clip_koa" / "publishing" / "templates"
-    pairs = {RELEASED_MODEL / "handler.py": templates / "handler.py"}
+    pairs = {RELEASED_MODEL / name: templates / name for name in ("handler.py", "requirements.txt")}
     for source in (ROOT / "modeling_clip_koa").glob("*_clip_koa.py"):
         pairs[RELEASED_MODEL / source.name] = source
     for copied in (RELEASED_MODEL / "dataset_script").iterdir():
@@ -78,7 +78,7 @@ def test_it_grades_real_knees(knee_xray_dir):
 
 
 if __name__ == "__main__":
-    released = grade_examples(CLIPKOAGrader.from_pretrained(str(RELEASED_MODEL)))
+    released = grade_examples(CLIPKOAForImageClassification.from_pretrained(RELEASED_MODEL))
     parts = ("probabilities", "mirror_probabilities")
     golden = {name: {part: getattr(grade, part) for part in parts} for name, grade in released.items()}
     GOLDEN_FILE.write_text(json.dumps(golden, indent=1) + "\n")

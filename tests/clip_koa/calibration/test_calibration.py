@@ -20,7 +20,7 @@ from clip_koa.calibration.temperatures import (
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import write_corpus
 from modeling_clip_koa import CalibrationError, CLIPKOAForImageClassification
-from modeling_clip_koa.grader_clip_koa import confidence_sets, grown_intervals, read_threshold
+from modeling_clip_koa.calibration_clip_koa import confidence_sets, grown_intervals, read_calibration
 
 
 def _drawn(count: int, seed: int, sharpness: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +148,7 @@ def test_calibrate_and_predict_as_a_user_does(make_model, tiny_start, tokenizer,
     graded = run_python("predict.py", "--model", folder, "--level", "0.6", xray).stdout
     assert "set 60%" in graded and "not calibrated" not in graded
     refused = run_python("predict.py", "--model", folder, "--level", "0.3", xray, expect=2)
-    assert "--level 0.3: use one of 0.50" in refused.stderr
+    assert "level 0.3: use one of 0.50" in refused.stderr
     (folder / "calibration.json").write_text("{}")
     with pytest.raises(CalibrationError, match="is damaged"):
-        read_threshold(str(folder), 0.9)
+        read_calibration(str(folder))

@@ -13,7 +13,7 @@ from clip_koa.calibration.typicality import fit_typicality
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee, write_corpus
 from modeling_clip_koa import TYPICALITY_FILE, CalibrationError, CLIPKOAGrader
-from modeling_clip_koa.grader_clip_koa import read_typicality
+from modeling_clip_koa.calibration_clip_koa import read_typicality
 
 
 def _numbers(count, seed):

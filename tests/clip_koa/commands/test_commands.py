@@ -83,8 +83,8 @@ def test_choices_are_those_of_the_rooms():
     from clip_koa.commands import evaluate, grade
     from clip_koa.evaluation.heads import HEADS
     from clip_koa.grading.grader import BACKENDS
+    from clip_koa.grading.precision import PRECISIONS
     from clip_koa.publishing.release import DTYPES
-    from modeling_clip_koa import PRECISIONS
 
     publish = import_module("clip_koa.commands.publish")
     assert get_args(grade.Backend) == BACKENDS and get_args(grade.Precision) == PRECISIONS

@@ -148,7 +148,7 @@ def test_the_code_that_a_table_is_made_by_is_what_reads_and_grades(run_python):
         "print(*(name for name in sys.modules if name.startswith(('dataset_script.', 'modeling_clip_koa.'))))"
     )
     loaded = set(run_python("-c", program).stdout.split())
-    assert {"dataset_script.pixels", "dataset_script.dicom", "modeling_clip_koa.grader_clip_koa"} <= loaded
+    assert {"dataset_script.pixels", "dataset_script.dicom", "modeling_clip_koa.grading_clip_koa"} <= loaded
     finding = {"dataset_script.listing", "dataset_script.sniffing"}  # of files in folders; they decide no grade
     assert loaded - finding <= {f"{path.parent.name}.{path.stem}" for path in provenance.code_files()}
 

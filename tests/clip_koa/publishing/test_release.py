@@ -38,7 +38,7 @@ def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoin
     (checkpoint / "optimizer.bin").write_bytes(b"state")
     release = build_release(checkpoint, tmp_path / "release", "anna/knees")
     check_folder(release.folder, private={str(tmp_path): "a path"})
-    assert len(check_loading(release.folder, release.expected)) == 5
+    assert len(check_loading(release.folder, release.expected)) == 7
     card = ModelCard.load(release.folder / "README.md")
     assert (
         "Not evaluated" in card.text

@@ -17,10 +17,11 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block, typicality_file
+from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE
+from modeling_clip_koa.calibration_clip_koa import typicality_file
 
 pytest.importorskip("gradio", reason="needs the extra app")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
