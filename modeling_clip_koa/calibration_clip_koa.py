@@ -1,4 +1,4 @@
-"""What `clip-koa calibrate` keeps beside the weights: thresholds of confidence sets, and what training X-rays look like."""
+"""What `clip-koa calibrate` keeps beside the weights: thresholds of confidence sets, and how training X-rays look."""
 
 import json
 import math
@@ -103,7 +103,9 @@ def read_calibration(name: str, **hub_arguments) -> dict | None:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run clip-koa calibrate anew.") from error
     for key, value in thresholds.items():
         if not (math.isfinite(value) and value >= 0):
-            raise CalibrationError(f"{found} is damaged (the threshold of {key} is {value}): run clip-koa calibrate anew.")
+            raise CalibrationError(
+                f"{found} is damaged (the threshold of {key} is {value}): run clip-koa calibrate anew."
+            )
     return calibration
 
 
