@@ -325,7 +325,9 @@ def test_a_whole_process_ends_in_one_line(folder, corpus, tmp_path, run_python, 
 )
 def test_damaged_calibrations(folder, content):
     (folder / "calibration.json").write_bytes(content)
-    with pytest.raises(CalibrationError, match=r"calibration\.json is damaged .*: run calibrate\.py anew") as refused:
+    with pytest.raises(
+        CalibrationError, match=r"calibration\.json is damaged .*: run clip-koa calibrate anew"
+    ) as refused:
         Grader(str(folder))
     _one_line(str(refused.value), folder)
 
@@ -353,7 +355,7 @@ def _typicality(width=128, block=1, **changes):
 def test_damaged_typicality(folder, content, reason):
     (folder / "typicality.safetensors").write_bytes(content() if callable(content) else content)
     with pytest.raises(
-        CalibrationError, match=rf"typicality\.safetensors is damaged \(.*{reason}.*run calib"
+        CalibrationError, match=rf"typicality\.safetensors is damaged \(.*{reason}.*run clip-koa calib"
     ) as refused:
         Grader(str(folder))
     _one_line(str(refused.value), folder)
