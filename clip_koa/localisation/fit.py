@@ -1,0 +1,191 @@
+"""Fits what finds the knees of a film to training X-rays, and keeps it beside a checkpoint's weights.
+
+    python -m clip_koa.localisation.fit --model runs/small/best --data_dir FOLDER
+
+Windows are cut out of the crops of the train split and out of films composed of them, so no film is needed. The lower
+half of the vision tower is run on each once; a small head is then trained on what it gives. The same seed on the same
+machine gives the same file. Research only, no medical device.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+from tqdm.auto import tqdm
+
+from clip_koa.files import WriteError, write_file
+from clip_koa.grading.loading import CheckpointError, load_checkpoint
+from clip_koa.localisation.windows import draw_windows
+from clip_koa.locks import InUseError, WriterLock
+from dataset_script.films import read_pairs
+from dataset_script.layouts import resolve_data_dir
+from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator
+
+_BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, _DROPOUT = 128, 2e-3, 0.02, 0.1
+_HELD_OUT = 0.05  # share of the people whose windows only measure
+_PRESENCE_WEIGHT = 0.1
+_LINEAR_FROM = 0.05  # errors under this count squared, those over it linearly
+
+
+def new_locator(model, image_processor) -> KneeLocator:
+    """A locator that knows nothing yet, for half the side and half the blocks of a model's vision tower."""
+    vision = model.config.vision_config
+    patches = max(2, round(vision.image_size / vision.patch_size / 2))
+    blocks = max(1, vision.num_hidden_layers // 2)
+    locator = KneeLocator(vision.hidden_size, patches**2, blocks, patches * vision.patch_size)
+    locator.image_mean.copy_(torch.tensor(image_processor.image_mean))
+    locator.image_std.copy_(torch.tensor(image_processor.image_std))
+    return locator
+
+
+def collect(model, locator: KneeLocator, pairs, total: int, per_person: int, seed: int):
+    """What the tower says of the windows of some people.
+
+    Args:
+        pairs: the people, `total` at most.
+
+    Returns:
+        tokens (N, P, D) fp16, and targets (N, 4), not a number where there is no knee.
+    """
+    count = total * per_person
+    tokens = torch.empty(count, locator.join.in_features // locator.reduce.out_features, len(locator.centre)).half()
+    targets = torch.full((count, 4), torch.nan)
+    windows = draw_windows(itertools.islice(pairs, total), locator.window, per_person, seed)
+    done = 0
+    with tqdm(total=count, desc="windows", unit="window") as bar:
+        while batch := list(itertools.islice(windows, 32)):
+            tokens[done : done + len(batch)] = locator.tokens(model, [window.picture for window in batch])
+            for place, window in enumerate(batch, done):
+                if window.target:
+                    targets[place] = torch.tensor(window.target)
+            done += len(batch)
+            bar.update(len(batch))
+    return tokens[:done], targets[:done]
+
+
+def train(locator: KneeLocator, tokens: torch.Tensor, targets: torch.Tensor, epochs: int, seed: int) -> None:
+    """Trains the locator's three layers; `tokens` (N, P, D), `targets` (N, 4) as `collect` gives them."""
+    random = torch.Generator().manual_seed(seed)
+    sample = tokens[:: max(1, len(tokens) // 1500)].float()
+    locator.centre.copy_(sample.mean((0, 1)))
+    locator.spread.copy_(sample.std((0, 1)).clamp(min=1e-6))
+    for layer in (locator.reduce, locator.join, locator.give):
+        nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=random)
+        nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.AdamW(locator.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    size = min(_BATCH_SIZE, len(tokens))
+    steps = epochs * (len(tokens) // size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    bar = tqdm(total=steps, desc="fitting", unit="step")
+    for _ in range(epochs):
+        order = torch.randperm(len(tokens), generator=random)
+        for start in range(0, len(tokens) - size + 1, size):
+            chosen = order[start : start + size].sort().values
+            batch = tokens[chosen].float()
+            kept = torch.rand(*batch.shape[:2], 1, generator=random) >= _DROPOUT  # whole patches are left out
+            batch = torch.where(kept, batch, locator.centre)
+            loss = _loss(locator(batch), targets[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+    bar.close()
+    locator.eval()
+
+
+def _loss(answers: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Of (N, 5) against (N, 4): the places where there is a knee, and whether there is one."""
+    present = ~targets[:, 0].isnan()
+    loss = nn.functional.binary_cross_entropy_with_logits(answers[:, 4], present.float()) * _PRESENCE_WEIGHT
+    if present.any():
+        errors = nn.functional.smooth_l1_loss(
+            answers[present, :4], targets[present], beta=_LINEAR_FROM, reduction="none"
+        ).mean(0)
+        loss = loss + (errors * torch.tensor([1.0, 1.0, 1.0, 0.5])).mean()
+    return loss
+
+
+@torch.inference_mode()
+def measure(locator: KneeLocator, tokens: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    """Median errors (window sides, logarithm of the scale), and shares of knees missed and of others taken for one."""
+    answers = torch.cat([locator(part) for part in tokens.split(256)])
+    present = ~targets[:, 0].isnan()
+    errors = (answers[present, :4] - targets[present]).abs()
+    names = ("across", "down", "scale", "angle")
+    found = {name: float(value) for name, value in zip(names, errors.median(0).values, strict=True)}
+    sure = answers[:, 4] > 0
+    return found | {"missed": float((~sure[present]).float().mean()), "taken": float(sure[~present].float().mean())}
+
+
+def locator_file(locator: KneeLocator) -> bytes:
+    """The content of `LOCALISATION_FILE`."""
+    tensors = {name: value.detach().contiguous() for name, value in locator.state_dict().items()}
+    return save(tensors, metadata={"blocks": str(locator.blocks), "window": str(locator.window)})
+
+
+def fit_locator(model, image_processor, data: Path, *, people: int, per_person: int, epochs: int, seed: int):
+    """A locator fitted to the train split of a corpus, and what it reaches on people it was not fitted to.
+
+    Raises:
+        ValueError: no people of whom both knees are there.
+    """
+    pairs = list(read_pairs(data, "train", people))
+    if len(pairs) < 2:
+        raise ValueError(f"{data} has no two people in its train split of whom both knees are there.")
+    locator = new_locator(model, image_processor)
+    held_out = max(1, round(_HELD_OUT * len(pairs)))
+    unseen = collect(model, locator, pairs[:held_out], held_out, per_person, seed)
+    fitted = collect(model, locator, pairs[held_out:], len(pairs) - held_out, per_person, seed)
+    train(locator, *fitted, epochs, seed)
+    return locator, measure(locator, *unseen)
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with a message where it is wrong."""
+    parser = argparse.ArgumentParser(description="Fit what finds the knees of a film to training X-rays.")
+    parser.add_argument("--model", required=True, help="model folder, such as runs/small/best")
+    parser.add_argument("--data_dir", help="folder of knee X-rays (default: the environment's KNEE_XRAY_DIR)")
+    parser.add_argument(
+        "--output", type=Path, help=f"file to write (default: {LOCALISATION_FILE} in the model's folder)"
+    )
+    parser.add_argument("--people", type=int, default=2800, help="of the train split, at most (default: 2800)")
+    parser.add_argument("--per_person", type=int, default=6, help="windows of each (default: 6)")
+    parser.add_argument("--epochs", type=int, default=12, help="over the windows (default: 12)")
+    parser.add_argument("--seed", type=int, default=0, help="of windows and fit (default: 0)")
+    options = parser.parse_args(arguments)
+    for name in ("people", "per_person", "epochs"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: it must be at least 1.")
+    if not options.output and not Path(options.model).is_dir():
+        parser.error(f"--model {options.model} is no folder to write to: name a file by --output.")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fits and writes; returns the exit status."""
+    options = parse_options(arguments)
+    output = options.output or Path(options.model) / LOCALISATION_FILE
+    try:
+        with WriterLock(output):
+            model, image_processor = load_checkpoint(options.model, dtype=torch.float32)
+            numbers = {name: getattr(options, name) for name in ("people", "per_person", "epochs", "seed")}
+            locator, found = fit_locator(model, image_processor, resolve_data_dir(options.data_dir), **numbers)
+            write_file(output, locator_file(locator))
+    except (CheckpointError, InUseError, OSError, ValueError, WriteError) as error:
+        print(f"fit.py: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"On people it was not fitted to, in the median: {found['across']:.3f} across, {found['down']:.3f} down (in "
+        f"sides of the window), {found['scale']:.3f} of the scale's logarithm; {found['missed']:.1%} of knees missed, "
+        f"{found['taken']:.1%} of other windows taken for a knee.\n{output}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,459 @@
+"""Where the knees lie in a picture, and whether there are any: a small head on the lower half of the vision tower."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+LOCALISATION_FILE = "localisation.safetensors"
+SIDES = ("R", "L")
+UNIT_DEGREES = 15.0  # of the angles that a locator gives
+# The sides of neighbouring levels of a pyramid differ by this.
+_STEP = math.sqrt(2)
+_BATCH_SIZE = 32
+
+# A picture is framed already where the box that is found is the picture itself to within these: shares of its side,
+# and the logarithm of the scale. Nearer than that a box is not known (docs/framing.md).
+_FRAMED_OFFSET, _FRAMED_SCALE = 0.08, 0.14
+_FRAMED_ASPECT = 1.1
+# A knee that leans by more degrees is set upright.
+_TURNED = 5.0
+# Windows of a search: their sides as shares of the shorter side of what is searched, and how far the next one lies.
+_SEARCHED, _STRIDE = ((1.0, 0.5), (0.27,)), 0.45
+_MOST_WINDOWS = 160
+# A window may be followed to a knee from this confidence on; a knee is one from the second on.
+_HINT, _SURE = 0.25, 0.5
+_FOLLOWED, _STEPS = 6, 3
+# Two boxes that share more than this (intersection over union) are the same knee.
+_SAME = 0.3
+# Two knees of a film: how much larger one may be, and how much higher, in sides.
+_MOST_RATIO, _MOST_HIGHER = 1.5, 0.8
+
+
+@dataclass(frozen=True)
+class Knee:
+    """A knee that was found in a picture."""
+
+    box: tuple[int, int, int, int]  # left, top, right, bottom: a square in the picture's pixels, as training crops lie
+    side: str = ""  # "R", "L", or "" where it is not known
+    confidence: float = 1.0  # that this is a frontal knee, 0..1
+    side_assumed: bool = False  # whether the side is only that of films as they are usually shown
+    angle: float = 0.0  # degrees by which it leans clockwise, where it leans so far that it is to be set upright
+    framed: bool = False  # whether the picture is cropped to this knee already and is to stay as it is
+    outside: float = 0.0  # share of the box that lies outside of the picture, 0..1
+
+
+class Pyramid:
+    """A picture in several sizes, out of which windows of any place, size and angle are cut.
+
+    What is cut of the mirror image is the mirror image of what is cut, to the bit.
+
+    Args:
+        picture: mode L.
+    """
+
+    def __init__(self, picture: Image.Image):
+        self.picture = picture
+        self._levels: dict[int, tuple[Image.Image, Image.Image]] = {}
+
+    def window(self, centre: tuple[float, float], side: float, size: int, angle: float = 0.0) -> Image.Image:
+        """A square window (mode L), black where it reaches out of the picture.
+
+        Args:
+            centre: (x, y) in the picture's pixels.
+            side: in the picture's pixels.
+            size: of what is given, in pixels.
+            angle: by which the window is turned, in degrees clockwise as one sees it.
+        """
+        level, mirrored = self._level(round(math.log(max(1.0, side / size), _STEP)))
+        scale = level.width / self.picture.width, level.height / self.picture.height
+        place, step = (centre[0] * scale[0], centre[1] * scale[1]), (side / size * scale[0], side / size * scale[1])
+        one = _sample(level, place, step, size, angle)
+        other = _sample(mirrored, (level.width - place[0], place[1]), step, size, -angle)[:, ::-1]
+        return Image.fromarray(((one + other + 1) // 2).astype(np.uint8))
+
+    def _level(self, number: int) -> tuple[Image.Image, Image.Image]:
+        """The picture and its mirror image, smaller by `_STEP` to the power of `number`."""
+        if number not in self._levels:
+            size = tuple(max(1, round(length / _STEP**number)) for length in self.picture.size)
+            level = self.picture if number == 0 else _shrink(self.picture, size)
+            self._levels[number] = level, ImageOps.mirror(level)
+        return self._levels[number]
+
+
+def _shrink(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A smaller picture; the mirror image gives the mirrored one."""
+
+    def resize(view):
+        return np.asarray(view.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), np.uint16)
+
+    one, other = resize(picture), resize(ImageOps.mirror(picture))[:, ::-1]
+    return Image.fromarray(((one + other + 1) // 2).astype(np.uint8))
+
+
+def _sample(level: Image.Image, centre, step, size: int, angle: float) -> np.ndarray:
+    """Values (size, size) uint16 of a turned window, whose pixels are `step` (x, y) of the level's apart."""
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    # Each row: x (or y) of the level = a * x + b * y + c for pixels of the window. Corners lie at whole numbers.
+    across = step[0] * cosine, -step[0] * sine
+    down = step[1] * sine, step[1] * cosine
+    half = size / 2
+    data = (*across, centre[0] - half * sum(across), *down, centre[1] - half * sum(down))
+    return np.asarray(
+        level.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR), np.uint16
+    )
+
+
+class KneeLocator(nn.Module):
+    """Says of a window where the knee lies in it, how large, how turned, and whether there is one.
+
+    It reads the patch tokens of a lower block of the vision tower, (N, P, D), and gives (N, 5): how far the middle of
+    the knee's box is right of and below the window's, in window sides; the natural logarithm of the box's side over
+    the window's; the angle clockwise, in `UNIT_DEGREES`; and the logit of there being a knee.
+
+    Args:
+        width: D.
+        patches: P.
+        blocks: how many blocks of the tower are passed.
+        window: side of the windows in pixels.
+        channels, hidden: widths of its two inner layers.
+    """
+
+    def __init__(self, width: int, patches: int, blocks: int, window: int, channels: int = 48, hidden: int = 96):
+        super().__init__()
+        self.blocks, self.window = blocks, window
+        self.register_buffer("image_mean", torch.zeros(3))
+        self.register_buffer("image_std", torch.ones(3))
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.reduce = nn.Linear(width, channels)
+        self.join = nn.Linear(patches * channels, hidden)
+        self.give = nn.Linear(hidden, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        reduced = nn.functional.gelu(self.reduce((tokens.float() - self.centre) / self.spread))
+        return self.give(nn.functional.gelu(self.join(reduced.flatten(1))))
+
+    @torch.inference_mode()
+    def tokens(self, model, windows: Sequence[Image.Image]) -> torch.Tensor:
+        """The tokens (N, P, D) of windows (mode L, `window` pixels a side)."""
+        values = torch.from_numpy(np.stack([np.asarray(window) for window in windows])).float() / 255
+        pixels = (values[:, None] - self.image_mean[:, None, None]) / self.image_std[:, None, None]
+        weight = model.visual_projection.weight
+        return window_tokens(model, pixels.to(weight.device, weight.dtype), self.blocks).float().cpu()
+
+    @torch.inference_mode()
+    def locate(self, model, windows: Sequence[Image.Image]) -> np.ndarray:
+        """What `forward` gives, (N, 5), averaged over windows and their mirror images, with the confidence last."""
+        found = []
+        for start in range(0, len(windows), _BATCH_SIZE):
+            views = list(windows[start : start + _BATCH_SIZE])
+            views += [ImageOps.mirror(view) for view in views]
+            one, other = self(self.tokens(model, views)).double().chunk(2)
+            found.append((one + other * torch.tensor([-1.0, 1.0, 1.0, -1.0, 1.0])) / 2)
+        if not found:
+            return np.empty((0, 5))
+        found = torch.cat(found)
+        found[:, 4] = found[:, 4].sigmoid()
+        return found.numpy()
+
+
+@torch.no_grad()
+def window_tokens(model, pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """Patch tokens (N, P, D) after the lowest `count` blocks, of pixel values (N, 3, H, W) of any size."""
+    tower = model.vision_model
+    other = pixels.shape[-1] != tower.config.image_size
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=other))
+    for layer in tower.encoder.layers[:count]:
+        hidden = layer(hidden, *model._no_masks)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # transformers 4 gives a tuple
+    return hidden[:, 1:]
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A box (its middle, side, angle) and how sure it is that a knee lies there."""
+
+    x: float
+    y: float
+    side: float
+    angle: float = 0.0
+    confidence: float = 0.0
+
+    def window(self, pyramid: Pyramid, size: int) -> Image.Image:
+        return pyramid.window((self.x, self.y), self.side, size, self.angle)
+
+    def moved(self, answer: np.ndarray) -> "_Guess":
+        """The box that a locator sees from this one as a window; `answer` is (5,)."""
+        across, down, scale, turn, confidence = answer.tolist()
+        cosine, sine = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        return _Guess(
+            self.x + self.side * (cosine * across - sine * down),
+            self.y + self.side * (sine * across + cosine * down),
+            self.side * math.exp(min(1.2, max(-1.2, scale))),
+            min(30.0, max(-30.0, self.angle + UNIT_DEGREES * turn)),
+            confidence,
+        )
+
+    def overlap(self, other: "_Guess") -> float:
+        """Intersection over union, as if both were upright."""
+        across, down = (
+            max(0.0, (self.side + other.side) / 2 - max(abs(a - b), abs(self.side - other.side) / 2))
+            for a, b in ((self.x, other.x), (self.y, other.y))
+        )
+        shared = across * down
+        return shared / (self.side**2 + other.side**2 - shared)
+
+
+def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> list[list[Knee]]:
+    """The knees in each picture, at most two, the one at the left of the picture first.
+
+    The mirror image gives the mirrored boxes.
+
+    Args:
+        model: in evaluation mode.
+        locator: fitted to this model.
+        pictures: upright, mode L, bone bright, as `read_picture` gives them.
+
+    Returns:
+        For each picture a list: empty where there is no frontal knee. Of two knees, the one at the left is taken for
+        the right knee, as radiographs are shown; of one, no side is told.
+    """
+    pyramids = [Pyramid(picture) for picture in pictures]
+    insides = [inside_of_frames(picture) for picture in pictures]
+    starts = [
+        [_central(box) for box in dict.fromkeys([(0, 0, *picture.size), inside])]
+        for picture, inside in zip(pictures, insides, strict=True)
+    ]
+    answers = iter(
+        _look(model, locator, [(pyramid, guesses) for pyramid, guesses in zip(pyramids, starts, strict=True)])
+    )
+    first = [next(answers) for _ in pictures]
+    framed = [_is_framed(picture, found[0]) for picture, found in zip(pictures, first, strict=True)]
+    likely = [
+        [] if done else [max((guess for _, guess in found), key=lambda guess: guess.confidence)]
+        for done, found in zip(framed, first, strict=True)
+    ]
+    second = _look(
+        model,
+        locator,
+        [
+            (pyramid, [guess for guess in guesses if guess.confidence >= _HINT])
+            for pyramid, guesses in zip(pyramids, likely, strict=True)
+        ],
+    )
+    knees = []
+    for number, picture in enumerate(pictures):
+        if framed[number]:
+            confidence = first[number][0][1].confidence
+            knees.append([Knee((0, 0, *picture.size), confidence=confidence, framed=True)])
+            continue
+        found = [guess for _, guess in second[number] if guess.confidence >= _SURE]
+        if not found or _has_room_beside(found[0], insides[number]):
+            found = _search(model, locator, pyramids[number], insides[number])
+        knees.append(_as_knees(_choose(found), picture.size))
+    return knees
+
+
+def _look(model, locator, asked) -> list[list[tuple[np.ndarray, _Guess]]]:
+    """What the locator says of guesses in pictures, all in one: for each the answer (5,) and the guess it leads to.
+
+    Args:
+        asked: for each picture its pyramid and guesses.
+    """
+    windows = [guess.window(pyramid, locator.window) for pyramid, guesses in asked for guess in guesses]
+    answers = iter(locator.locate(model, windows))
+    return [[(answer := next(answers), guess.moved(answer)) for guess in guesses] for _, guesses in asked]
+
+
+def _central(box) -> _Guess:
+    left, top, right, bottom = box
+    return _Guess((left + right) / 2, (top + bottom) / 2, min(right - left, bottom - top))
+
+
+def _is_framed(picture: Image.Image, found: tuple[np.ndarray, _Guess]) -> bool:
+    """Whether a picture is cropped to a knee already, by what was found of the whole."""
+    (across, down, scale, turn, confidence), _ = np.abs(found[0]), found[1]
+    placed = max(across, down) <= _FRAMED_OFFSET and scale <= _FRAMED_SCALE and turn * UNIT_DEGREES <= _TURNED
+    return bool(placed and confidence >= _SURE and max(picture.size) <= _FRAMED_ASPECT * min(picture.size))
+
+
+def _has_room_beside(guess: _Guess, inside) -> bool:
+    """Whether another knee may lie beside this one."""
+    left, _, right, _ = inside
+    return max(guess.x - left, right - guess.x) > 1.3 * guess.side
+
+
+def _follow(model, locator, pyramid: Pyramid, guesses: list[_Guess], steps: int) -> list[_Guess]:
+    """The guesses after some steps, of those that stay likely; those that become one are one."""
+    for _ in range(steps):
+        guesses = [guess for _, guess in _look(model, locator, [(pyramid, guesses)])[0]]
+        guesses = _distinct([guess for guess in guesses if guess.confidence >= _HINT])
+    return [guess for guess in guesses if guess.confidence >= _SURE]
+
+
+def _distinct(guesses: list[_Guess]) -> list[_Guess]:
+    """The surest first, without those that overlap a surer one."""
+    kept: list[_Guess] = []
+    for guess in sorted(guesses, key=lambda guess: -guess.confidence):
+        if all(guess.overlap(other) <= _SAME for other in kept):
+            kept.append(guess)
+    return kept
+
+
+def _search(model, locator, pyramid: Pyramid, inside) -> list[_Guess]:
+    """Knees of any size inside a box: windows over all of it, and steps from the likeliest ones."""
+    for shares in _SEARCHED:
+        starts = [guess for share in shares for guess in _grid(inside, share)][:_MOST_WINDOWS]
+        guesses = [guess for _, guess in _look(model, locator, [(pyramid, starts)])[0]]
+        guesses = _distinct([guess for guess in guesses if guess.confidence >= _HINT])[:_FOLLOWED]
+        if found := _follow(model, locator, pyramid, guesses, _STEPS):
+            return found
+    return []
+
+
+def _grid(inside, share: float) -> list[_Guess]:
+    """Square windows over a box (left, top, right, bottom), placed alike from both its sides."""
+    left, top, right, bottom = inside
+    side = share * min(right - left, bottom - top)
+    places = []
+    for low, high in ((left, right), (top, bottom)):
+        count = 1 + math.ceil((high - low - side) / (_STRIDE * side) - 1e-6)
+        middle, step = (low + high) / 2, (high - low - side) / max(1, count - 1)
+        places.append([middle + step * (number - (count - 1) / 2) for number in range(count)])
+    return [_Guess(x, y, side) for y in places[1] for x in places[0]]
+
+
+def _choose(guesses: list[_Guess]) -> list[_Guess]:
+    """The surest knee, and one that lies beside it and is of its size."""
+    guesses = _distinct(guesses)
+    if not guesses:
+        return []
+    first = guesses[0]
+    for other in guesses[1:]:
+        ratio = max(first.side, other.side) / min(first.side, other.side)
+        mean = (first.side + other.side) / 2
+        if ratio <= _MOST_RATIO and abs(first.y - other.y) <= _MOST_HIGHER * mean < 1.6 * abs(first.x - other.x):
+            return [first, other]
+    return [first]
+
+
+def _as_knees(guesses: list[_Guess], size: tuple[int, int]) -> list[Knee]:
+    """Knees from left to right of a picture of a size (width, height)."""
+    knees = [_as_knee(guess, size) for guess in sorted(guesses, key=lambda guess: guess.x)]
+    if len(knees) == 2:
+        return [replace(knee, side=side, side_assumed=True) for knee, side in zip(knees, SIDES, strict=True)]
+    return knees
+
+
+def _as_knee(guess: _Guess, size: tuple[int, int]) -> Knee:
+    # The sides are as even or odd as the picture is wide, and middles are counted from its middle: so mirrored boxes
+    # are rounded alike.
+    width, height = size
+    side = max(2, 2 * round((guess.side - width % 2) / 2) + width % 2)
+    left = round(guess.x - width / 2) + (width - side) // 2
+    top = round(guess.y - side / 2)
+    box = left, top, left + side, top + side
+    across, down = (
+        max(0, min(high, end) - max(low, 0)) for low, high, end in (box[::2] + (width,), box[1::2] + (height,))
+    )
+    angle = guess.angle if abs(guess.angle) > _TURNED else 0.0
+    return Knee(box, "", guess.confidence, angle=angle, outside=1 - across * down / side**2)
+
+
+def cut_knee(picture: Image.Image, knee: Knee) -> Image.Image:
+    """The picture of one knee, as training crops are: the picture itself where it is one already.
+
+    What lies outside of the picture is black. The mirror image gives the mirrored one.
+    """
+    if knee.framed:
+        return picture
+    if not knee.angle:
+        return picture.crop(knee.box)
+    left, top, right, bottom = knee.box
+    side = right - left
+    return Pyramid(picture).window(((left + right) / 2, (top + bottom) / 2), side, side, knee.angle)
+
+
+# Lines of a picture are frame where this share of them is of one gray, to within the tolerance.
+_FRAME_LINES, _FRAME_SHARE, _FRAME_TOLERANCE = 128, 0.98, 6
+
+
+def inside_of_frames(picture: Image.Image) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) inside flat frames of any gray and depth; the whole where all is flat."""
+    lines = [min(_FRAME_LINES, length) for length in picture.size]
+    grid = (
+        np.asarray(_shrink(picture, tuple(lines)), np.int16)
+        if tuple(lines) != picture.size
+        else np.asarray(picture, np.int16)
+    )
+    box = [0, 0, *lines]
+    changed = True
+    while changed:
+        changed = False
+        for edge in range(4):
+            axis = edge % 2
+            part = grid[box[1] : box[3], box[0] : box[2]]
+            line = (part[:, 0], part[0], part[:, -1], part[-1])[edge]
+            if box[2 + axis] - box[axis] > 8 and _is_flat(line):
+                box[edge] += 1 if edge < 2 else -1
+                changed = True
+    if box[2] - box[0] <= 8 or box[3] - box[1] <= 8:
+        return (0, 0, *picture.size)
+    # The line next to a frame is frame in part.
+    for edge in range(4):
+        if box[edge] not in (0, lines[edge % 2]):
+            box[edge] += 1 if edge < 2 else -1
+    scale = [length / count for length, count in zip(picture.size, lines, strict=True)]
+    left, top = (math.ceil(box[axis] * scale[axis] - 1e-9) for axis in (0, 1))
+    right, bottom = (math.floor(box[2 + axis] * scale[axis] + 1e-9) for axis in (0, 1))
+    return left, top, right, bottom
+
+
+def _is_flat(line: np.ndarray) -> bool:
+    near = np.abs(line - np.median(line)) <= _FRAME_TOLERANCE
+    return near.mean() >= _FRAME_SHARE
+
+
+class LocalisationError(ValueError):
+    """A locator that is missing or damaged; the message says what would be right."""
+
+
+def read_locator(path: Path | None, model) -> KneeLocator:
+    """The locator that is kept in a file, for a model that it must fit.
+
+    Args:
+        path: of `LOCALISATION_FILE`; None where a checkpoint has none.
+
+    Raises:
+        LocalisationError: none, a damaged one, or another model's.
+    """
+    if path is None:
+        raise LocalisationError(
+            "This checkpoint cannot find knees yet: python -m clip_koa.localisation.fit --model FOLDER --data_dir "
+            "TRAINING_XRAYS fits what does."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            blocks, window = (int(file.metadata()[name]) for name in ("blocks", "window"))
+        channels, width = state["reduce.weight"].shape
+        hidden, joined = state["join.weight"].shape
+        locator = KneeLocator(width, joined // channels, blocks, window, channels, hidden)
+        locator.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise LocalisationError(
+            f"{path} is damaged ({type(error).__name__}): run clip_koa.localisation.fit anew."
+        ) from error
+    vision = model.config.vision_config
+    if width != vision.hidden_size or joined != channels * (window // vision.patch_size) ** 2:
+        raise LocalisationError(f"{path} belongs to another model: run clip_koa.localisation.fit anew.")
+    if blocks > vision.num_hidden_layers or not all(torch.isfinite(value).all() for value in state.values()):
+        raise LocalisationError(f"{path} is damaged (blocks, or values): run clip_koa.localisation.fit anew.")
+    return locator.eval()
