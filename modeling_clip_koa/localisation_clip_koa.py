@@ -228,17 +228,22 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
     pyramids = [Pyramid(picture) for picture in pictures]
     insides = [inside_of_frames(picture) for picture in pictures]
     starts = [
-        [_central(box) for box in dict.fromkeys([(0, 0, *picture.size), inside])]
-        for picture, inside in zip(pictures, insides, strict=True)
+        [_central(box) for box in _boxes(picture, inside)] for picture, inside in zip(pictures, insides, strict=True)
     ]
     answers = iter(
         _look(model, locator, [(pyramid, guesses) for pyramid, guesses in zip(pyramids, starts, strict=True)])
     )
     first = [next(answers) for _ in pictures]
-    framed = [_is_framed(picture, found[0]) for picture, found in zip(pictures, first, strict=True)]
+    framed = [
+        next(
+            (box for (answer, _), box in zip(found, _boxes(picture, inside), strict=True) if _is_framed(answer, box)),
+            None,
+        )
+        for picture, inside, found in zip(pictures, insides, first, strict=True)
+    ]
     likely = [
-        [] if done else [max((guess for _, guess in found), key=lambda guess: guess.confidence)]
-        for done, found in zip(framed, first, strict=True)
+        [] if box else [max((guess for _, guess in found), key=lambda guess: guess.confidence)]
+        for box, found in zip(framed, first, strict=True)
     ]
     second = _look(
         model,
@@ -251,8 +256,8 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
     knees = []
     for number, picture in enumerate(pictures):
         if framed[number]:
-            confidence = first[number][0][1].confidence
-            knees.append([Knee((0, 0, *picture.size), confidence=confidence, framed=True)])
+            confidence = max(guess.confidence for _, guess in first[number])
+            knees.append([_framed_knee(framed[number], picture, confidence)])
             continue
         found = [guess for _, guess in second[number] if guess.confidence >= _SURE]
         if not found or _has_room_beside(found[0], insides[number]):
@@ -277,11 +282,21 @@ def _central(box) -> _Guess:
     return _Guess((left + right) / 2, (top + bottom) / 2, min(right - left, bottom - top))
 
 
-def _is_framed(picture: Image.Image, found: tuple[np.ndarray, _Guess]) -> bool:
-    """Whether a picture is cropped to a knee already, by what was found of the whole."""
-    (across, down, scale, turn, confidence), _ = np.abs(found[0]), found[1]
+def _boxes(picture: Image.Image, inside) -> list[tuple[int, int, int, int]]:
+    """Where a knee is looked for first: the whole picture, and what lies inside its frames."""
+    return list(dict.fromkeys([(0, 0, *picture.size), inside]))
+
+
+def _is_framed(answer: np.ndarray, box) -> bool:
+    """Whether a box is that of a knee already, by the answer (5,) on its central square."""
+    across, down, scale, turn, confidence = np.abs(answer)
     placed = max(across, down) <= _FRAMED_OFFSET and scale <= _FRAMED_SCALE and turn * UNIT_DEGREES <= _TURNED
-    return bool(placed and confidence >= _SURE and max(picture.size) <= _FRAMED_ASPECT * min(picture.size))
+    sides = box[2] - box[0], box[3] - box[1]
+    return bool(placed and confidence >= _SURE and max(sides) <= _FRAMED_ASPECT * min(sides))
+
+
+def _framed_knee(box, picture: Image.Image, confidence: float) -> Knee:
+    return Knee(box, confidence=confidence, framed=box == (0, 0, *picture.size))
 
 
 def _has_room_beside(guess: _Guess, inside) -> bool:
@@ -382,38 +397,41 @@ def cut_knee(picture: Image.Image, knee: Knee) -> Image.Image:
 
 
 # Lines of a picture are frame where this share of them is of one gray, to within the tolerance.
-_FRAME_LINES, _FRAME_SHARE, _FRAME_TOLERANCE = 128, 0.98, 6
+_FRAME_LINES, _FRAME_SHARE, _FRAME_TOLERANCE, _LEAST_LINES = 128, 0.98, 6, 8
 
 
 def inside_of_frames(picture: Image.Image) -> tuple[int, int, int, int]:
     """The box (left, top, right, bottom) inside flat frames of any gray and depth; the whole where all is flat."""
-    lines = [min(_FRAME_LINES, length) for length in picture.size]
-    grid = (
-        np.asarray(_shrink(picture, tuple(lines)), np.int16)
-        if tuple(lines) != picture.size
-        else np.asarray(picture, np.int16)
-    )
-    box = [0, 0, *lines]
-    changed = True
-    while changed:
-        changed = False
-        for edge in range(4):
-            axis = edge % 2
-            part = grid[box[1] : box[3], box[0] : box[2]]
-            line = (part[:, 0], part[0], part[:, -1], part[-1])[edge]
-            if box[2 + axis] - box[axis] > 8 and _is_flat(line):
+    size = picture.size
+    lines = tuple(min(_FRAME_LINES, length) for length in size)
+    grid = np.asarray(picture if lines == size else _shrink(picture, lines), np.int16)
+    box, before = [0, 0, *lines], None
+    while box != before:  # a side may be seen to be flat once the others are cut off
+        before, part = list(box), grid[box[1] : box[3], box[0] : box[2]]
+        if min(part.shape) <= _LEAST_LINES:
+            return (0, 0, *size)
+        for edge, line in enumerate((part[:, 0], part[0], part[:, -1], part[-1])):
+            if _is_flat(line):
                 box[edge] += 1 if edge < 2 else -1
-                changed = True
-    if box[2] - box[0] <= 8 or box[3] - box[1] <= 8:
-        return (0, 0, *picture.size)
-    # The line next to a frame is frame in part.
-    for edge in range(4):
-        if box[edge] not in (0, lines[edge % 2]):
-            box[edge] += 1 if edge < 2 else -1
-    scale = [length / count for length, count in zip(picture.size, lines, strict=True)]
-    left, top = (math.ceil(box[axis] * scale[axis] - 1e-9) for axis in (0, 1))
-    right, bottom = (math.floor(box[2 + axis] * scale[axis] + 1e-9) for axis in (0, 1))
-    return left, top, right, bottom
+    values = np.asarray(picture)
+    return tuple(
+        _edge(values, box, edge, lines) if box[edge] != (0, 0, *lines)[edge] else (0, 0, *size)[edge]
+        for edge in range(4)
+    )
+
+
+def _edge(values: np.ndarray, box: list[int], edge: int, lines: tuple[int, int]) -> int:
+    """Where in the pixels (H, W) a frame ends that ends near a line of the coarse box."""
+    axis, length = edge % 2, values.shape[1 - edge % 2]
+    step, across = length / lines[axis], values.shape[axis] / lines[1 - axis]
+    other = slice(math.ceil(box[1 - axis] * across), math.floor(box[3 - axis] * across))
+    low, high = (min(length, max(0, round((box[edge] + more) * step))) for more in (-1, 1))
+    places = range(low, high) if edge < 2 else range(high - 1, low - 1, -1)
+    for place in places:
+        line = values[other, place] if axis == 0 else values[place, other]
+        if not _is_flat(line.astype(np.int16)):
+            return place if edge < 2 else place + 1
+    return high if edge < 2 else low
 
 
 def _is_flat(line: np.ndarray) -> bool:

@@ -17,8 +17,8 @@ from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
+from clip_koa.evaluation.loading import CheckpointError, load_checkpoint
 from clip_koa.files import WriteError, write_file
-from clip_koa.grading.loading import CheckpointError, load_checkpoint
 from clip_koa.localisation.windows import draw_windows
 from clip_koa.locks import InUseError, WriterLock
 from dataset_script.films import read_pairs
@@ -153,8 +153,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help=f"file to write (default: {LOCALISATION_FILE} in the model's folder)"
     )
-    parser.add_argument("--people", type=int, default=2800, help="of the train split, at most (default: 2800)")
-    parser.add_argument("--per_person", type=int, default=6, help="windows of each (default: 6)")
+    parser.add_argument("--people", type=int, default=2600, help="of the train split, at most (default: 2600)")
+    parser.add_argument("--per_person", type=int, default=4, help="windows of each (default: 4)")
     parser.add_argument("--epochs", type=int, default=12, help="over the windows (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="of windows and fit (default: 0)")
     options = parser.parse_args(arguments)
