@@ -28,7 +28,7 @@ _TURNED = 5.0
 _SEARCHED, _STRIDE = ((1.0, 0.5), (0.27,)), 0.45
 _MOST_WINDOWS = 160
 # A window may be followed to a knee from this confidence on; a knee is one from the second on.
-_HINT, _SURE = 0.25, 0.5
+_HINT, _SURE = 0.25, 0.7
 _FOLLOWED, _STEPS = 6, 3
 # Two boxes that share more than this (intersection over union) are the same knee.
 _SAME = 0.3
@@ -66,16 +66,17 @@ class Pyramid:
         """A square window (mode L), black where it reaches out of the picture.
 
         Args:
-            centre: (x, y) in the picture's pixels.
+            centre: (x, y) in the picture's pixels; x from its middle, so that mirrored places are exact opposites.
             side: in the picture's pixels.
             size: of what is given, in pixels.
             angle: by which the window is turned, in degrees clockwise as one sees it.
         """
         level, mirrored = self._level(round(math.log(max(1.0, side / size), _STEP)))
         scale = level.width / self.picture.width, level.height / self.picture.height
-        place, step = (centre[0] * scale[0], centre[1] * scale[1]), (side / size * scale[0], side / size * scale[1])
-        one = _sample(level, place, step, size, angle)
-        other = _sample(mirrored, (level.width - place[0], place[1]), step, size, -angle)[:, ::-1]
+        across, down = centre[0] * scale[0], centre[1] * scale[1]
+        step = side / size * scale[0], side / size * scale[1]
+        one = _sample(level, (level.width / 2 + across, down), step, size, angle)
+        other = _sample(mirrored, (level.width / 2 - across, down), step, size, -angle)[:, ::-1]
         return Image.fromarray(((one + other + 1) // 2).astype(np.uint8))
 
     def _level(self, number: int) -> tuple[Image.Image, Image.Image]:
@@ -178,7 +179,7 @@ def window_tokens(model, pixels: torch.Tensor, count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Guess:
-    """A box (its middle, side, angle) and how sure it is that a knee lies there."""
+    """A box (its middle, side, angle) and how sure it is that a knee lies there; x is from the picture's middle."""
 
     x: float
     y: float
@@ -228,7 +229,8 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
     pyramids = [Pyramid(picture) for picture in pictures]
     insides = [inside_of_frames(picture) for picture in pictures]
     starts = [
-        [_central(box) for box in _boxes(picture, inside)] for picture, inside in zip(pictures, insides, strict=True)
+        [_central(box, picture.width) for box in _boxes(picture, inside)]
+        for picture, inside in zip(pictures, insides, strict=True)
     ]
     answers = iter(
         _look(model, locator, [(pyramid, guesses) for pyramid, guesses in zip(pyramids, starts, strict=True)])
@@ -260,7 +262,7 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
             knees.append([_framed_knee(framed[number], picture, confidence)])
             continue
         found = [guess for _, guess in second[number] if guess.confidence >= _SURE]
-        if not found or _has_room_beside(found[0], insides[number]):
+        if not found or _has_room_beside(found[0], insides[number], picture.width):
             found = _search(model, locator, pyramids[number], insides[number])
         knees.append(_as_knees(_choose(found), picture.size))
     return knees
@@ -277,9 +279,9 @@ def _look(model, locator, asked) -> list[list[tuple[np.ndarray, _Guess]]]:
     return [[(answer := next(answers), guess.moved(answer)) for guess in guesses] for _, guesses in asked]
 
 
-def _central(box) -> _Guess:
+def _central(box, width: int) -> _Guess:
     left, top, right, bottom = box
-    return _Guess((left + right) / 2, (top + bottom) / 2, min(right - left, bottom - top))
+    return _Guess((left + right - width) / 2, (top + bottom) / 2, min(right - left, bottom - top))
 
 
 def _boxes(picture: Image.Image, inside) -> list[tuple[int, int, int, int]]:
@@ -299,10 +301,10 @@ def _framed_knee(box, picture: Image.Image, confidence: float) -> Knee:
     return Knee(box, confidence=confidence, framed=box == (0, 0, *picture.size))
 
 
-def _has_room_beside(guess: _Guess, inside) -> bool:
+def _has_room_beside(guess: _Guess, inside, width: int) -> bool:
     """Whether another knee may lie beside this one."""
-    left, _, right, _ = inside
-    return max(guess.x - left, right - guess.x) > 1.3 * guess.side
+    middle = guess.x + width / 2
+    return max(middle - inside[0], inside[2] - middle) > 1.3 * guess.side
 
 
 def _follow(model, locator, pyramid: Pyramid, guesses: list[_Guess], steps: int) -> list[_Guess]:
@@ -325,7 +327,7 @@ def _distinct(guesses: list[_Guess]) -> list[_Guess]:
 def _search(model, locator, pyramid: Pyramid, inside) -> list[_Guess]:
     """Knees of any size inside a box: windows over all of it, and steps from the likeliest ones."""
     for shares in _SEARCHED:
-        starts = [guess for share in shares for guess in _grid(inside, share)][:_MOST_WINDOWS]
+        starts = [guess for share in shares for guess in _grid(inside, share, pyramid.picture.width)][:_MOST_WINDOWS]
         guesses = [guess for _, guess in _look(model, locator, [(pyramid, starts)])[0]]
         guesses = _distinct([guess for guess in guesses if guess.confidence >= _HINT])[:_FOLLOWED]
         if found := _follow(model, locator, pyramid, guesses, _STEPS):
@@ -333,9 +335,10 @@ def _search(model, locator, pyramid: Pyramid, inside) -> list[_Guess]:
     return []
 
 
-def _grid(inside, share: float) -> list[_Guess]:
+def _grid(inside, share: float, width: int) -> list[_Guess]:
     """Square windows over a box (left, top, right, bottom), placed alike from both its sides."""
     left, top, right, bottom = inside
+    left, right = left - width / 2, right - width / 2
     side = share * min(right - left, bottom - top)
     places = []
     for low, high in ((left, right), (top, bottom)):
@@ -372,7 +375,7 @@ def _as_knee(guess: _Guess, size: tuple[int, int]) -> Knee:
     # are rounded alike.
     width, height = size
     side = max(2, 2 * round((guess.side - width % 2) / 2) + width % 2)
-    left = round(guess.x - width / 2) + (width - side) // 2
+    left = round(guess.x) + (width - side) // 2
     top = round(guess.y - side / 2)
     box = left, top, left + side, top + side
     across, down = (
@@ -393,7 +396,7 @@ def cut_knee(picture: Image.Image, knee: Knee) -> Image.Image:
         return picture.crop(knee.box)
     left, top, right, bottom = knee.box
     side = right - left
-    return Pyramid(picture).window(((left + right) / 2, (top + bottom) / 2), side, side, knee.angle)
+    return Pyramid(picture).window(((left + right - picture.width) / 2, (top + bottom) / 2), side, side, knee.angle)
 
 
 # Lines of a picture are frame where this share of them is of one gray, to within the tolerance.
@@ -425,7 +428,9 @@ def _edge(values: np.ndarray, box: list[int], edge: int, lines: tuple[int, int])
     axis, length = edge % 2, values.shape[1 - edge % 2]
     step, across = length / lines[axis], values.shape[axis] / lines[1 - axis]
     other = slice(math.ceil(box[1 - axis] * across), math.floor(box[3 - axis] * across))
-    low, high = (min(length, max(0, round((box[edge] + more) * step))) for more in (-1, 1))
+    low, high = (
+        min(length, max(0, round((box[edge] + more) * step))) for more in (-2, 2)
+    )  # a shrunken line has grays of its neighbours
     places = range(low, high) if edge < 2 else range(high - 1, low - 1, -1)
     for place in places:
         line = values[other, place] if axis == 0 else values[place, other]

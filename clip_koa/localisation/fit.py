@@ -153,7 +153,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help=f"file to write (default: {LOCALISATION_FILE} in the model's folder)"
     )
-    parser.add_argument("--people", type=int, default=2600, help="of the train split, at most (default: 2600)")
+    parser.add_argument("--people", type=int, default=1500, help="of the train split, at most (default: 1500)")
     parser.add_argument("--per_person", type=int, default=4, help="windows of each (default: 4)")
     parser.add_argument("--epochs", type=int, default=12, help="over the windows (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="of windows and fit (default: 0)")

@@ -64,6 +64,11 @@ def _answer(box, centre, side: float, angle: float) -> tuple[float, float, float
     return across / side, along / side, math.log((box[2] - box[0]) / side), -angle / UNIT_DEGREES
 
 
+def _cut(pyramid: Pyramid, centre, side: float, size: int, angle: float = 0.0) -> Image.Image:
+    """A window about a place (x, y) in the picture's pixels."""
+    return pyramid.window((float(centre[0]) - pyramid.picture.width / 2, float(centre[1])), side, size, angle)
+
+
 def _angle(rng) -> float:
     return float(rng.uniform(-MOST_DEGREES, MOST_DEGREES)) if rng.random() < 0.4 else 0.0
 
@@ -74,7 +79,7 @@ def _whole_crop(pair, film, rng, size: int) -> Window:
     side = crop.width * (1.0 if rng.random() < 0.5 else math.exp(rng.uniform(-0.12, 0.0)))
     room = (crop.width - side) / 2
     centre = crop.width / 2 + rng.uniform(-room, room), crop.width / 2 + rng.uniform(-room, room)
-    return Window(Pyramid(crop).window(centre, side, size), _answer((0, 0, *crop.size), centre, side, 0))
+    return Window(_cut(Pyramid(crop), centre, side, size), _answer((0, 0, *crop.size), centre, side, 0))
 
 
 def _in_crop(pair, film, rng, size: int) -> Window:
@@ -84,7 +89,7 @@ def _in_crop(pair, film, rng, size: int) -> Window:
     room = (crop.width - side) / 2
     centre = crop.width / 2 + rng.uniform(-room, room), crop.width / 2 + rng.uniform(-room, room)
     target = _answer((0, 0, *crop.size), centre, side, angle)
-    return Window(Pyramid(crop).window(centre, side, size, angle), target)
+    return Window(_cut(Pyramid(crop), centre, side, size, angle), target)
 
 
 def _on_canvas(pair, film, rng, size: int) -> Window:
@@ -100,7 +105,7 @@ def _on_canvas(pair, film, rng, size: int) -> Window:
     offset = rng.uniform(-0.3, 0.3, 2) * side
     centre = width + offset[0], width + offset[1]
     target = _answer((width / 2, width / 2, 1.5 * width, 1.5 * width), centre, side, angle)
-    return Window(Pyramid(canvas).window(centre, side, size, angle), target)
+    return Window(_cut(Pyramid(canvas), centre, side, size, angle), target)
 
 
 def _in_film(pair, film, rng, size: int) -> Window:
@@ -109,7 +114,7 @@ def _in_film(pair, film, rng, size: int) -> Window:
     side = (box[2] - box[0]) * math.exp(rng.uniform(math.log(1 / LARGEST), math.log(1 / SMALLEST)))
     angle, offset = _angle(rng), rng.uniform(-NEAR, NEAR, 2) * side
     centre = (box[0] + box[2]) / 2 + offset[0], (box[1] + box[3]) / 2 + offset[1]
-    return Window(pyramid.window(centre, side, size, angle), _answer(box, centre, side, angle))
+    return Window(_cut(pyramid, centre, side, size, angle), _answer(box, centre, side, angle))
 
 
 def _beside(pair, film, rng, size: int) -> Window:
@@ -122,38 +127,60 @@ def _beside(pair, film, rng, size: int) -> Window:
         centre = np.array([rng.uniform(0, width), rng.uniform(0, height)])
         away = np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - centre).max(1) / side
         if away.min() > _FAR or side < 0.34 * knee or side > 3.2 * knee or (away.max() < 0.45 and away.min() > 0.2):
-            return Window(pyramid.window(tuple(centre), side, size, _angle(rng)), None)
+            return Window(_cut(pyramid, centre, side, size, _angle(rng)), None)
 
 
 def _wrong_way(pair, film, rng, size: int) -> Window:
-    """A knee on its side, on its head, by far too oblique, as a negative, squeezed, or its pieces in disorder."""
-    crop = (pair.right, pair.left)[rng.integers(2)].resize((2 * size, 2 * size))
-    way = rng.integers(7)
-    if way == 0:
-        crop = crop.rotate(90 * int(rng.choice([1, 3])))
-    elif way == 1:
-        crop = ImageOps.flip(crop)
-    elif way == 2:
-        turn = float(rng.uniform(35, 145) * rng.choice([-1, 1]))
-        crop = crop.rotate(turn, Image.Resampling.BILINEAR)
-    elif way == 3:
-        crop = ImageOps.invert(crop)
-    elif way == 4:
-        both = Image.new("L", (2 * crop.width, crop.height))
-        for place, knee in enumerate((pair.right, pair.left)):
-            both.paste(knee.resize(crop.size), (place * crop.width, 0))
-        crop = both.resize(crop.size)
-    elif way == 5:
-        crop = _in_disorder(crop, int(rng.choice([2, 3, 4])), rng)
-    else:
-        half = crop.crop((0, 0, crop.width, crop.height // 2))
-        half = half if rng.random() < 0.5 else crop.crop((0, crop.height // 2, *crop.size))
-        part = half.crop((0, 0, half.height, half.height)) if rng.random() < 0.5 else half
-        crop = part.resize(crop.size)
-    return Window(crop.resize((size, size), Image.Resampling.BICUBIC), None)
+    """A knee, or a part of one, as no frontal X-ray shows it."""
+    knee = (pair.right, pair.left)[rng.integers(2)].resize((2 * size, 2 * size))
+    picture = _WAYS[rng.integers(len(_WAYS))](pair, knee, rng)
+    side = picture.width * (1.0 if rng.random() < 0.4 else rng.uniform(0.5, 1.1))
+    room = abs(picture.width - side) / 2
+    centre = picture.width / 2 + rng.uniform(-room, room, 2)
+    return Window(_cut(Pyramid(picture), centre, side, size, _angle(rng)), None)
 
 
-def _in_disorder(picture: Image.Image, pieces: int, rng) -> Image.Image:
+def _on_its_side(pair, knee: Image.Image, rng) -> Image.Image:
+    return knee.rotate(90 * int(rng.choice([1, 3])))
+
+
+def _on_its_head(pair, knee: Image.Image, rng) -> Image.Image:
+    return ImageOps.flip(knee)
+
+
+def _oblique(pair, knee: Image.Image, rng) -> Image.Image:
+    return knee.rotate(float(rng.uniform(45, 135) * rng.choice([-1, 1])), Image.Resampling.BILINEAR)
+
+
+def _negative(pair, knee: Image.Image, rng) -> Image.Image:
+    return ImageOps.invert(knee)
+
+
+def _both_squeezed(pair, knee: Image.Image, rng) -> Image.Image:
+    both = Image.new("L", (2 * knee.width, knee.height))
+    for place, one in enumerate((pair.right, pair.left)):
+        both.paste(one.resize(knee.size), (place * knee.width, 0))
+    return both.resize(knee.size)
+
+
+def _stretched(pair, knee: Image.Image, rng) -> Image.Image:
+    """Twice as high or wide, more or less, as an image is that was put into a square of its own."""
+    side, part = knee.width, round(knee.width / rng.uniform(1.6, 2.4))
+    size = (part, side) if rng.random() < 0.5 else (side, part)
+    canvas = Image.new("L", (side, side))
+    canvas.paste(knee.resize(size), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return canvas
+
+
+def _half(pair, knee: Image.Image, rng) -> Image.Image:
+    """The part above the joint or below it, as it is or stretched."""
+    top = 0 if rng.random() < 0.5 else knee.height // 2
+    half = knee.crop((0, top, knee.width, top + knee.height // 2))
+    return (half.crop((0, 0, half.height, half.height)) if rng.random() < 0.5 else half).resize(knee.size)
+
+
+def _in_disorder(pair, picture: Image.Image, rng) -> Image.Image:
+    pieces = int(rng.choice([2, 3, 4]))
     side = picture.width // pieces
     places = [(side * column, side * row) for row in range(pieces) for column in range(pieces)]
     mixed = Image.new("L", (side * pieces, side * pieces))
@@ -163,6 +190,9 @@ def _in_disorder(picture: Image.Image, pieces: int, rng) -> Image.Image:
         left, top = places[source]
         mixed.paste(picture.crop((left, top, left + side, top + side)), place)
     return mixed
+
+
+_WAYS = (_on_its_side, _on_its_head, _oblique, _negative, _both_squeezed, _stretched, _half, _in_disorder)
 
 
 def _drawn(pair, film, rng, size: int) -> Window:
@@ -227,7 +257,7 @@ def _bones(rng, size: int) -> Image.Image:
 
 
 _KINDS = (_whole_crop, _in_crop, _on_canvas, _in_film, _beside, _wrong_way, _drawn)
-_SHARES = (0.12, 0.20, 0.16, 0.22, 0.16, 0.08, 0.06)
+_SHARES = (0.11, 0.18, 0.15, 0.20, 0.15, 0.15, 0.06)
 
 
 def _degrade(picture: Image.Image, rng) -> Image.Image:

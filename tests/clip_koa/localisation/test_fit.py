@@ -1,0 +1,105 @@
+"""The command that fits a locator: on drawn knees and a tiny model, and the same file for the same seed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from clip_koa.localisation import fit
+from clip_koa.training.checkpoints import save_model_folder
+from dataset_script.films import read_pairs
+from dataset_script.synthetic import main as draw
+from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator, read_locator
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "corpus"
+    assert draw(["--output", str(folder), "--people", "6", "--split", "train"]) == 0
+    return folder
+
+
+@pytest.fixture
+def model_folder(make_model, tokenizer, image_processor, tmp_path):
+    model = make_model().eval()
+    save_model_folder(tmp_path / "model", model, image_processor, tokenizer)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def image_processor(tiny_start):
+    processor = copy.deepcopy(tiny_start.image_processor)
+    processor.size, processor.crop_size = {"shortest_edge": 32}, {"height": 32, "width": 32}
+    return processor
+
+
+def run(model_folder, corpus, *more):
+    numbers = ["--people", "6", "--per_person", "4", "--epochs", "2"]
+    return fit.main(["--model", str(model_folder), "--data_dir", str(corpus), *numbers, *more])
+
+
+def test_one_command_fits_it_and_the_seed_decides(model_folder, corpus, make_model, tmp_path, capsys):
+    assert run(model_folder, corpus) == 0
+    assert "On people it was not fitted to" in capsys.readouterr().out
+    file = model_folder / LOCALISATION_FILE
+    read_locator(file, make_model())
+    assert run(model_folder, corpus, "--output", str(tmp_path / "again")) == 0
+    assert (tmp_path / "again").read_bytes() == file.read_bytes()
+    assert run(model_folder, corpus, "--output", str(tmp_path / "other"), "--seed", "1") == 0
+    assert (tmp_path / "other").read_bytes() != file.read_bytes()
+    with safe_open(file, "pt") as content:
+        assert content.metadata() == {"blocks": "1", "window": "16"}
+
+
+def test_training_learns_what_tokens_say():
+    """Tokens that hold the answer: errors fall far below those of the mean, and none is missed."""
+    random = torch.Generator().manual_seed(0)
+    targets = torch.rand(800, 4, generator=random) - 0.5
+    tokens = torch.randn(800, 4, 12, generator=random) * 0.1
+    tokens[:, :, :4] += targets[:, None]
+    targets[::4] = torch.nan
+    tokens[::4, :, 4] += 1.0
+    locator = KneeLocator(12, 4, 1, 16)
+    fit.train(locator, tokens[200:].half(), targets[200:], epochs=25, seed=0)
+    found = fit.measure(locator, tokens[:200].half(), targets[:200])
+    assert max(found[name] for name in ("across", "down", "scale", "angle")) < 0.08
+    assert found["missed"] < 0.03 and found["taken"] < 0.03
+
+
+def test_tokens_are_those_of_the_windows(make_model, image_processor, corpus):
+    model = make_model().eval()
+    locator = fit.new_locator(model, image_processor)
+    tokens, targets = fit.collect(model, locator, read_pairs(corpus, "train"), 3, 5, seed=0)
+    windows = list(fit.draw_windows(read_pairs(corpus, "train", 3), locator.window, 5, 0))
+    assert tokens.shape == (15, 4, 32) and targets.shape == (15, 4)
+    expected = locator.tokens(model, [windows[7].picture])[0]
+    np.testing.assert_allclose(tokens[7].float(), expected, atol=2e-3)
+    assert [bool(row.isnan().all()) for row in targets] == [window.target is None for window in windows]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data_dir", "nowhere"], "nowhere"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_told_in_a_line_and_nothing_is_written(model_folder, corpus, tmp_path, capsys, more, message):
+    output = tmp_path / "out" / "file"
+    assert run(model_folder, corpus, "--output", str(output), *more) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in told and not output.exists()
+
+
+def test_a_corpus_of_one_person_is_refused(model_folder, tmp_path, capsys):
+    assert draw(["--output", str(tmp_path / "one"), "--people", "1", "--split", "train"]) == 0
+    assert run(model_folder, tmp_path / "one") == 2
+    assert "two people" in capsys.readouterr().err
+    assert not (model_folder / LOCALISATION_FILE).exists()
+
+
+def test_numbers_under_one_are_refused(model_folder, corpus):
+    with pytest.raises(SystemExit):
+        run(model_folder, corpus, "--people", "0")
