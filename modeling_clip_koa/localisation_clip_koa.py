@@ -465,18 +465,18 @@ def read_locator(path: Path | None, model) -> KneeLocator:
     try:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            blocks, window = (int(file.metadata()[name]) for name in ("blocks", "window"))
+            blocks, _, window, _ = file.metadata()["reads"].split()  # "6 blocks, 112 pixels"
         channels, width = state["reduce.weight"].shape
         hidden, joined = state["join.weight"].shape
-        locator = KneeLocator(width, joined // channels, blocks, window, channels, hidden)
+        locator = KneeLocator(width, joined // channels, int(blocks), int(window), channels, hidden)
         locator.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise LocalisationError(
             f"{path} is damaged ({type(error).__name__}): run clip_koa.localisation.fit anew."
         ) from error
     vision = model.config.vision_config
-    if width != vision.hidden_size or joined != channels * (window // vision.patch_size) ** 2:
+    if width != vision.hidden_size or joined != channels * (locator.window // vision.patch_size) ** 2:
         raise LocalisationError(f"{path} belongs to another model: run clip_koa.localisation.fit anew.")
-    if blocks > vision.num_hidden_layers or not all(torch.isfinite(value).all() for value in state.values()):
+    if locator.blocks > vision.num_hidden_layers or not all(torch.isfinite(value).all() for value in state.values()):
         raise LocalisationError(f"{path} is damaged (blocks, or values): run clip_koa.localisation.fit anew.")
     return locator.eval()

@@ -125,7 +125,8 @@ def measure(locator: KneeLocator, tokens: torch.Tensor, targets: torch.Tensor) -
 def locator_file(locator: KneeLocator) -> bytes:
     """The content of `LOCALISATION_FILE`."""
     tensors = {name: value.detach().contiguous() for name, value in locator.state_dict().items()}
-    return save(tensors, metadata={"blocks": str(locator.blocks), "window": str(locator.window)})
+    # One entry, since those of a header come in no order.
+    return save(tensors, metadata={"reads": f"{locator.blocks} blocks, {locator.window} pixels"})
 
 
 def fit_locator(model, image_processor, data: Path, *, people: int, per_person: int, epochs: int, seed: int):

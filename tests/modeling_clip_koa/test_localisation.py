@@ -259,16 +259,17 @@ def test_a_missing_damaged_or_foreign_locator_is_told_in_a_line(make_model, loca
         read_locator(None, model)
     content = locator_file(locator)
     values = load(content)
-    metadata = {"blocks": "1", "window": "16"}
+    metadata = {"reads": "1 blocks, 16 pixels"}
     wrong = {
         "damaged": [b"", content[:200], b"\x80" * 500],
         "belongs to another model": [
-            (values, metadata | {"window": "24"}),
+            (values, {"reads": "1 blocks, 24 pixels"}),
             (locator_file_of(KneeLocator(24, 4, 1, 16)), metadata),
         ],
         "is damaged": [
             (values, {"blocks": "1"}),
-            (values, metadata | {"blocks": "9"}),
+            (values, {"reads": "1"}),
+            (values, {"reads": "9 blocks, 16 pixels"}),
             ({name: value for name, value in values.items() if name != "give.bias"}, metadata),
             (values | {"give.bias": torch.full((5,), torch.nan)}, metadata),
         ],

@@ -50,7 +50,7 @@ def test_one_command_fits_it_and_the_seed_decides(model_folder, corpus, make_mod
     assert run(model_folder, corpus, "--output", str(tmp_path / "other"), "--seed", "1") == 0
     assert (tmp_path / "other").read_bytes() != file.read_bytes()
     with safe_open(file, "pt") as content:
-        assert content.metadata() == {"blocks": "1", "window": "16"}
+        assert content.metadata() == {"reads": "1 blocks, 16 pixels"}
 
 
 def test_training_learns_what_tokens_say():

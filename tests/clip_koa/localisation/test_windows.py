@@ -79,7 +79,7 @@ def test_a_window_of_a_film_holds_the_knee_where_it_says():
 
         found.append([likeness(*way) for way in ((0, 0), (0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25))])
     there, *beside = np.mean(found, axis=0)
-    assert there > max(beside) + 0.15
+    assert there > max(beside) + 0.1
 
 
 def test_a_film_without_a_knee_in_the_window_has_no_answer():
