@@ -9,10 +9,21 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 
+from .calibration_clip_koa import file_beside
+from .configuration_clip_koa import CLIPKOAConfig
+
 LOCALISATION_FILE = "localisation.safetensors"
-SIDES = ("R", "L")
+# What may be known of the sides of an image's knees, from its left to its right.
+KNOWN_SIDES = ("", "R", "L", "RL", "LR")
+# A knee of whose box a larger share lies outside of the picture is cut off.
+MOST_OUTSIDE = 0.1
+NO_LOCATOR = (
+    "This checkpoint cannot find knees yet: python -m clip_koa.localisation.fit --model FOLDER --data_dir "
+    "TRAINING_XRAYS fits what does."
+)
 UNIT_DEGREES = 15.0  # of the angles that a locator gives
 # The sides of neighbouring levels of a pyramid differ by this.
 _STEP = math.sqrt(2)
@@ -147,7 +158,8 @@ class KneeLocator(nn.Module):
         values = torch.from_numpy(np.stack([np.asarray(window) for window in windows])).float() / 255
         pixels = (values[:, None] - self.image_mean[:, None, None]) / self.image_std[:, None, None]
         weight = model.visual_projection.weight
-        return window_tokens(model, pixels.to(weight.device, weight.dtype), self.blocks).float().cpu()
+        tokens = model.tokens_after(pixels.to(weight.device, weight.dtype), self.blocks, any_size=True)
+        return tokens[:, 1:].float().cpu()
 
     @torch.inference_mode()
     def locate(self, model, windows: Sequence[Image.Image]) -> np.ndarray:
@@ -163,18 +175,6 @@ class KneeLocator(nn.Module):
         found = torch.cat(found)
         found[:, 4] = found[:, 4].sigmoid()
         return found.numpy()
-
-
-@torch.no_grad()
-def window_tokens(model, pixels: torch.Tensor, count: int) -> torch.Tensor:
-    """Patch tokens (N, P, D) after the lowest `count` blocks, of pixel values (N, 3, H, W) of any size."""
-    tower = model.vision_model
-    other = pixels.shape[-1] != tower.config.image_size
-    hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=other))
-    for layer in tower.encoder.layers[:count]:
-        hidden = layer(hidden, *model._no_masks)
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # transformers 4 gives a tuple
-    return hidden[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,7 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
         pictures: upright, mode L, bone bright, as `read_picture` gives them.
 
     Returns:
-        For each picture a list: empty where there is no frontal knee. Of two knees, the one at the left is taken for
-        the right knee, as radiographs are shown; of one, no side is told.
+        For each picture a list: empty where there is no frontal knee. `name_sides` says which knee is which.
     """
     pyramids = [Pyramid(picture) for picture in pictures]
     insides = [inside_of_frames(picture) for picture in pictures]
@@ -264,7 +263,8 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
         found = [guess for _, guess in second[number] if guess.confidence >= _SURE]
         if not found or _has_room_beside(found[0], insides[number], picture.width):
             found = _search(model, locator, pyramids[number], insides[number])
-        knees.append(_as_knees(_choose(found), picture.size))
+        found = sorted(_choose(found), key=lambda guess: guess.x)
+        knees.append([_as_knee(guess, picture.size) for guess in found])
     return knees
 
 
@@ -362,12 +362,23 @@ def _choose(guesses: list[_Guess]) -> list[_Guess]:
     return [first]
 
 
-def _as_knees(guesses: list[_Guess], size: tuple[int, int]) -> list[Knee]:
-    """Knees from left to right of a picture of a size (width, height)."""
-    knees = [_as_knee(guess, size) for guess in sorted(guesses, key=lambda guess: guess.x)]
-    if len(knees) == 2:
-        return [replace(knee, side=side, side_assumed=True) for knee, side in zip(knees, SIDES, strict=True)]
-    return knees
+def name_sides(knees: list[Knee], known: str = "") -> list[Knee]:
+    """Knees, from left to right of their picture, with their sides; right knee first.
+
+    Args:
+        known: one of `KNOWN_SIDES`. Of two knees of which nothing is known, the left one of the picture is taken for
+            the right knee, as films are shown.
+    """
+    if len(knees) == 1 and len(known) == 1:
+        return [replace(knees[0], side=known)]
+    if len(knees) != 2:
+        return knees
+    assumed = len(known) != 2
+    sided = [
+        replace(knee, side=side, side_assumed=assumed)
+        for knee, side in zip(knees, "RL" if assumed else known, strict=True)
+    ]
+    return sorted(sided, key=lambda knee: knee.side, reverse=True)
 
 
 def _as_knee(guess: _Guess, size: tuple[int, int]) -> Knee:
@@ -448,20 +459,30 @@ class LocalisationError(ValueError):
     """A locator that is missing or damaged; the message says what would be right."""
 
 
-def read_locator(path: Path | None, model) -> KneeLocator:
-    """The locator that is kept in a file, for a model that it must fit.
+def locator_file(locator: KneeLocator) -> bytes:
+    """The content of `LOCALISATION_FILE`."""
+    tensors = {name: value.detach().contiguous() for name, value in locator.state_dict().items()}
+    # One entry, since those of a header come in no order.
+    return save(tensors, metadata={"reads": f"{locator.blocks} blocks, {locator.window} pixels"})
+
+
+def read_locator(name: str, config: CLIPKOAConfig, **hub_arguments) -> KneeLocator | None:
+    """The locator that a checkpoint keeps; None where none was fitted to it.
 
     Args:
-        path: of `LOCALISATION_FILE`; None where a checkpoint has none.
+        name: model folder or Hub id.
+        config: of its model, which it must fit.
+        **hub_arguments: for a Hub id, such as `revision`.
 
     Raises:
-        LocalisationError: none, a damaged one, or another model's.
+        LocalisationError: a damaged file, or another model's.
     """
-    if path is None:
-        raise LocalisationError(
-            "This checkpoint cannot find knees yet: python -m clip_koa.localisation.fit --model FOLDER --data_dir "
-            "TRAINING_XRAYS fits what does."
-        )
+    path = file_beside(name, LOCALISATION_FILE, **hub_arguments)
+    return None if path is None else load_locator(path, config)
+
+
+def load_locator(path: Path, config: CLIPKOAConfig) -> KneeLocator:
+    """The locator in a file, for a model of this configuration; raises as `read_locator` does."""
     try:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -474,7 +495,7 @@ def read_locator(path: Path | None, model) -> KneeLocator:
         raise LocalisationError(
             f"{path} is damaged ({type(error).__name__}): run clip_koa.localisation.fit anew."
         ) from error
-    vision = model.config.vision_config
+    vision = config.vision_config
     if width != vision.hidden_size or joined != channels * (locator.window // vision.patch_size) ** 2:
         raise LocalisationError(f"{path} belongs to another model: run clip_koa.localisation.fit anew.")
     if locator.blocks > vision.num_hidden_layers or not all(torch.isfinite(value).all() for value in state.values()):

@@ -30,7 +30,7 @@ from modeling_clip_koa.localisation_clip_koa import (
     LocalisationError,
     cut_knee,
     find_knees,
-    read_locator,
+    load_locator,
 )
 from studies.other_images import OTHER_IMAGES, SIDE
 
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model, image_processor = load_checkpoint(options.model, dtype=torch.float32)
-        locator = read_locator(options.locator or Path(options.model) / LOCALISATION_FILE, model)
+        locator = load_locator(options.locator or Path(options.model) / LOCALISATION_FILE, model.config)
         people = list(read_pairs(resolve_data_dir(options.data_dir), options.split))
         people = people[:: max(1, len(people) // options.people)][: options.people]
         if not people:

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -23,7 +22,7 @@ from clip_koa.localisation.windows import draw_windows
 from clip_koa.locks import InUseError, WriterLock
 from dataset_script.films import read_pairs
 from dataset_script.layouts import resolve_data_dir
-from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator
+from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator, locator_file
 
 _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, _DROPOUT = 128, 2e-3, 0.02, 0.1
 _HELD_OUT = 0.05  # share of the people whose windows only measure
@@ -120,13 +119,6 @@ def measure(locator: KneeLocator, tokens: torch.Tensor, targets: torch.Tensor) -
     found = {name: float(value) for name, value in zip(names, errors.median(0).values, strict=True)}
     sure = answers[:, 4] > 0
     return found | {"missed": float((~sure[present]).float().mean()), "taken": float(sure[~present].float().mean())}
-
-
-def locator_file(locator: KneeLocator) -> bytes:
-    """The content of `LOCALISATION_FILE`."""
-    tensors = {name: value.detach().contiguous() for name, value in locator.state_dict().items()}
-    # One entry, since those of a header come in no order.
-    return save(tensors, metadata={"reads": f"{locator.blocks} blocks, {locator.window} pixels"})
 
 
 def fit_locator(model, image_processor, data: Path, *, people: int, per_person: int, epochs: int, seed: int):

@@ -1,6 +1,7 @@
 """Where knees are found: the search, by a locator whose answers are known; what it reads of a model; its file."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import load, save_file
 
-from clip_koa.localisation.fit import locator_file, new_locator
+from clip_koa.localisation.fit import new_locator
 from dataset_script.films import compose_film, draw_pairs
+from modeling_clip_koa.grading_clip_koa import Beside
 from modeling_clip_koa.localisation_clip_koa import (
     Knee,
     KneeLocator,
@@ -20,7 +22,9 @@ from modeling_clip_koa.localisation_clip_koa import (
     cut_knee,
     find_knees,
     inside_of_frames,
-    read_locator,
+    load_locator,
+    locator_file,
+    name_sides,
 )
 
 _WINDOW = 56
@@ -98,8 +102,7 @@ def test_boxes_are_in_the_pixels_of_the_picture(size, discs):
         assert overlap(knee.box, square(*disc)) > 0.85
         assert knee.box[2] - knee.box[0] == knee.box[3] - knee.box[1]
         assert knee.confidence > 0.9 and knee.outside == 0 and not knee.framed
-    expected = [("R", True), ("L", True)] if len(discs) == 2 else [("", False)]
-    assert [(knee.side, knee.side_assumed) for knee in knees] == expected
+    assert [knee.side for knee in knees] == [""] * len(discs)  # the search knows boxes alone
 
 
 @settings(max_examples=15, deadline=None)
@@ -248,7 +251,7 @@ def test_a_locator_reads_a_window_as_the_image_processor_would(make_model, locat
 def test_a_kept_locator_answers_as_before(make_model, locator, tmp_path):
     file = tmp_path / "localisation.safetensors"
     file.write_bytes(locator_file(locator))
-    model, again = make_model().eval(), read_locator(file, make_model())
+    model, again = make_model().eval(), load_locator(file, make_model().config)
     window = [Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))]
     np.testing.assert_array_equal(again.locate(model, window), locator.eval().locate(model, window))
 
@@ -256,7 +259,7 @@ def test_a_kept_locator_answers_as_before(make_model, locator, tmp_path):
 def test_a_missing_damaged_or_foreign_locator_is_told_in_a_line(make_model, locator, tmp_path):
     model, file = make_model(), tmp_path / "localisation.safetensors"
     with pytest.raises(LocalisationError, match="cannot find knees yet: .*clip_koa.localisation.fit --model"):
-        read_locator(None, model)
+        model.find_knees(Image.new("L", (100, 100)))
     content = locator_file(locator)
     values = load(content)
     metadata = {"reads": "1 blocks, 16 pixels"}
@@ -281,7 +284,7 @@ def test_a_missing_damaged_or_foreign_locator_is_told_in_a_line(make_model, loca
             else:
                 save_file({name: value.contiguous() for name, value in case[0].items()}, file, metadata=case[1])
             with pytest.raises(LocalisationError, match=reason) as refused:
-                read_locator(file, model)
+                load_locator(file, model.config)
             assert "\n" not in str(refused.value) and str(file) in str(refused.value)
 
 
@@ -298,3 +301,85 @@ def test_drawn_films_have_their_discs_in_their_boxes():
     knees = find(film.image)
     assert len(knees) == 2
     assert min(overlap(knee.box, box) for knee, box in zip(knees, film.boxes, strict=True)) > 0.85
+
+
+def test_sides_are_named_as_films_are_shown_or_as_is_known():
+    left, right = Knee((0, 0, 9, 9)), Knee((20, 0, 29, 9))
+    told = {
+        known: [(k.box[0], k.side, k.side_assumed) for k in name_sides([left, right], known)]
+        for known in ("", "R", "RL", "LR")
+    }
+    assert told[""] == told["R"] == [(0, "R", True), (20, "L", True)]
+    assert told["RL"] == [(0, "R", False), (20, "L", False)]
+    assert told["LR"] == [(20, "R", False), (0, "L", False)]  # the right knee first
+    assert [knee.side for known in ("", "L", "RL") for knee in name_sides([left], known)] == ["", "L", ""]
+    assert name_sides([], "R") == []
+
+
+@pytest.fixture
+def seeing(make_model, image_processor):
+    model = make_model().eval()
+    model.beside = Beside(image_processor, locator=Oracle())
+    return model
+
+
+def test_a_film_gives_a_grade_for_each_knee(seeing):
+    film = draw_discs((800, 640), [(220, 320, 56), (580, 330, 60)])
+    knees, grades = seeing.find_knees(film), seeing.grade_film(film)
+    assert [(g.side, g.side_assumed, g.box) for g in grades] == [(k.side, True, k.box) for k in knees]
+    assert [knee.side for knee in knees] == ["R", "L"] and knees[0].box[0] < knees[1].box[0]
+    for grade in grades:
+        assert grade.probabilities == pytest.approx(seeing.grade(film.crop(grade.box)).probabilities, abs=1e-6)
+    known = seeing.grade_film(film, sides="LR")
+    assert [(g.side, g.side_assumed) for g in known] == [("R", False), ("L", False)]
+    assert [g.box for g in known] == [g.box for g in grades[::-1]]
+
+
+def test_a_crop_keeps_its_grade_to_the_bit(seeing):
+    crop = draw_discs((224, 224), [(112, 112, 56)])
+    (grade,) = seeing.grade_film(crop, sides="L")
+    alone = seeing.grade(crop)
+    assert grade == replace(alone, side="L", box=(0, 0, 224, 224))
+
+
+def test_a_film_with_bone_dark_is_inverted_where_knees_are_found_so(seeing):
+    film = draw_discs((1000, 640), [(220, 320, 56), (580, 330, 60)])
+    upright, inverted = seeing.grade_film(film), seeing.grade_film(ImageOps.invert(film))
+    assert [grade.inverted for grade in inverted] == [True, True] and not upright[0].inverted
+    assert [replace(grade, inverted=False) for grade in inverted] == upright
+    assert seeing.grade_film(ImageOps.invert(film), keep_polarity=True) == []
+
+
+def test_bad_input_of_find_knees(seeing):
+    with pytest.raises(ValueError, match="sides='X': use one of '', 'R', 'L', 'RL', 'LR'"):
+        seeing.find_knees(Image.new("L", (100, 100)), sides="X")
+    with pytest.raises(ValueError, match="of type str"):
+        seeing.grade_film("film.png")
+    assert seeing.grade_film(Image.new("L", (300, 200))) == []
+
+
+def test_a_knee_that_is_cut_off_is_warned_of(seeing):
+    (grade,) = seeing.grade_film(draw_discs((300, 300), [(150, 70, 60)]))
+    assert grade.outside > 0.1 and "border of the image cuts this knee off" in grade.warning
+    (whole,) = seeing.grade_film(draw_discs((300, 300), [(170, 140, 60)]))
+    assert not whole.warning
+
+
+def test_it_is_saved_and_loaded_with_the_model_and_forgotten_when_that_is_trained(
+    make_model, locator, image_processor, tmp_path
+):
+    model = make_model().eval()
+    model.beside = Beside(image_processor, locator=locator.eval())
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert locator_file(again.beside.locator) == locator_file(locator)
+    again.forget_calibration()  # what a new temperature makes stale
+    assert locator_file(again.beside.locator) == locator_file(locator)
+    again.train()
+    with pytest.raises(LocalisationError, match="cannot find knees yet"):
+        again.eval().find_knees(Image.new("L", (100, 100)))
+    (tmp_path / "localisation.safetensors").write_bytes(b"damaged")
+    damaged = type(model).from_pretrained(tmp_path)  # it still loads and grades
+    damaged.grade(Image.new("L", (100, 100)))
+    with pytest.raises(LocalisationError, match="localisation.safetensors is damaged"):
+        damaged.find_knees(Image.new("L", (100, 100)))

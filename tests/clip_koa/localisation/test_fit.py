@@ -1,7 +1,5 @@
 """The command that fits a locator: on drawn knees and a tiny model, and the same file for the same seed."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -28,13 +26,6 @@ def model_folder(make_model, tokenizer, image_processor, tmp_path):
     return tmp_path / "model"
 
 
-@pytest.fixture
-def image_processor(tiny_start):
-    processor = copy.deepcopy(tiny_start.image_processor)
-    processor.size, processor.crop_size = {"shortest_edge": 32}, {"height": 32, "width": 32}
-    return processor
-
-
 def run(model_folder, corpus, *more):
     numbers = ["--people", "6", "--per_person", "4", "--epochs", "2"]
     return fit.main(["--model", str(model_folder), "--data_dir", str(corpus), *numbers, *more])
@@ -44,7 +35,7 @@ def test_one_command_fits_it_and_the_seed_decides(model_folder, corpus, make_mod
     assert run(model_folder, corpus) == 0
     assert "On people it was not fitted to" in capsys.readouterr().out
     file = model_folder / LOCALISATION_FILE
-    read_locator(file, make_model())
+    read_locator(str(model_folder), make_model().config)
     assert run(model_folder, corpus, "--output", str(tmp_path / "again")) == 0
     assert (tmp_path / "again").read_bytes() == file.read_bytes()
     assert run(model_folder, corpus, "--output", str(tmp_path / "other"), "--seed", "1") == 0
