@@ -27,6 +27,7 @@ NO_LOCATOR = (
 UNIT_DEGREES = 15.0  # of the angles that a locator gives
 # The sides of neighbouring levels of a pyramid differ by this.
 _STEP = math.sqrt(2)
+TYPICAL_AXES = 64  # directions in which framed knees differ most
 _BATCH_SIZE = 32
 
 # A picture is framed already where the box that is found is the picture itself to within these: shares of its side,
@@ -144,6 +145,12 @@ class KneeLocator(nn.Module):
         self.register_buffer("image_std", torch.ones(3))
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
+        # What framed knees look like: Gaussian in some directions of the mean token and in the length of the rest.
+        self.register_buffer("typical_mean", torch.zeros(width))
+        self.register_buffer("typical_axes", torch.zeros(width, min(TYPICAL_AXES, width)))
+        self.register_buffer("typical_centre", torch.zeros(min(TYPICAL_AXES, width) + 1))
+        self.register_buffer("typical_precision", torch.zeros(*[min(TYPICAL_AXES, width) + 1] * 2))
+        self.register_buffer("typical_limit", torch.ones(()))
         self.reduce = nn.Linear(width, channels)
         self.join = nn.Linear(patches * channels, hidden)
         self.give = nn.Linear(hidden, 5)
@@ -161,17 +168,33 @@ class KneeLocator(nn.Module):
         tokens = model.tokens_after(pixels.to(weight.device, weight.dtype), self.blocks, any_size=True)
         return tokens[:, 1:].float().cpu()
 
+    def traits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """By what framed knees are told from other images: (N, K + 1), of tokens (N, P, D)."""
+        centred = tokens.double().mean(1) - self.typical_mean.double()
+        along = centred @ self.typical_axes.double()
+        rest = (centred.square().sum(1) - along.square().sum(1)).clamp(min=0).sqrt()
+        return torch.cat([along, rest[:, None]], dim=1)
+
+    def strangeness(self, tokens: torch.Tensor) -> torch.Tensor:
+        """How unlike a framed knee windows are, (N,): a Mahalanobis distance, squared, over what is still a knee's."""
+        apart = self.traits(tokens) - self.typical_centre.double()
+        return (apart @ self.typical_precision.double() * apart).sum(1) / self.typical_limit.double()
+
     @torch.inference_mode()
     def locate(self, model, windows: Sequence[Image.Image]) -> np.ndarray:
-        """What `forward` gives, (N, 5), averaged over windows and their mirror images, with the confidence last."""
+        """What `forward` gives and `strangeness`, (N, 6), averaged over windows and their mirror images.
+
+        In place of the logit is the confidence, 0..1.
+        """
         found = []
         for start in range(0, len(windows), _BATCH_SIZE):
             views = list(windows[start : start + _BATCH_SIZE])
             views += [ImageOps.mirror(view) for view in views]
-            one, other = self(self.tokens(model, views)).double().chunk(2)
-            found.append((one + other * torch.tensor([-1.0, 1.0, 1.0, -1.0, 1.0])) / 2)
+            tokens = self.tokens(model, views)
+            one, other = torch.cat([self(tokens).double(), self.strangeness(tokens)[:, None]], dim=1).chunk(2)
+            found.append((one + other * torch.tensor([-1.0, 1.0, 1.0, -1.0, 1.0, 1.0])) / 2)
         if not found:
-            return np.empty((0, 5))
+            return np.empty((0, 6))
         found = torch.cat(found)
         found[:, 4] = found[:, 4].sigmoid()
         return found.numpy()
@@ -179,20 +202,29 @@ class KneeLocator(nn.Module):
 
 @dataclass(frozen=True)
 class _Guess:
-    """A box (its middle, side, angle) and how sure it is that a knee lies there; x is from the picture's middle."""
+    """A box (its middle, side, angle), how sure it is that a knee lies there, and how strange its window was.
+
+    x is from the picture's middle.
+    """
 
     x: float
     y: float
     side: float
     angle: float = 0.0
     confidence: float = 0.0
+    strange: float = 0.0
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is a knee, once its window is the box itself or nearly."""
+        return self.confidence >= _SURE and self.strange <= 1
 
     def window(self, pyramid: Pyramid, size: int) -> Image.Image:
         return pyramid.window((self.x, self.y), self.side, size, self.angle)
 
     def moved(self, answer: np.ndarray) -> "_Guess":
-        """The box that a locator sees from this one as a window; `answer` is (5,)."""
-        across, down, scale, turn, confidence = answer.tolist()
+        """The box that a locator sees from this one as a window; `answer` is (6,)."""
+        across, down, scale, turn, confidence, strange = answer.tolist()
         cosine, sine = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         return _Guess(
             self.x + self.side * (cosine * across - sine * down),
@@ -200,6 +232,7 @@ class _Guess:
             self.side * math.exp(min(1.2, max(-1.2, scale))),
             min(30.0, max(-30.0, self.angle + UNIT_DEGREES * turn)),
             confidence,
+            strange,
         )
 
     def overlap(self, other: "_Guess") -> float:
@@ -260,7 +293,7 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
             confidence = max(guess.confidence for _, guess in first[number])
             knees.append([_framed_knee(framed[number], picture, confidence)])
             continue
-        found = [guess for _, guess in second[number] if guess.confidence >= _SURE]
+        found = [guess for _, guess in second[number] if guess.sure]
         if not found or _has_room_beside(found[0], insides[number], picture.width):
             found = _search(model, locator, pyramids[number], insides[number])
         found = sorted(_choose(found), key=lambda guess: guess.x)
@@ -269,7 +302,7 @@ def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> 
 
 
 def _look(model, locator, asked) -> list[list[tuple[np.ndarray, _Guess]]]:
-    """What the locator says of guesses in pictures, all in one: for each the answer (5,) and the guess it leads to.
+    """What the locator says of guesses in pictures, all in one: for each the answer (6,) and the guess it leads to.
 
     Args:
         asked: for each picture its pyramid and guesses.
@@ -290,11 +323,11 @@ def _boxes(picture: Image.Image, inside) -> list[tuple[int, int, int, int]]:
 
 
 def _is_framed(answer: np.ndarray, box) -> bool:
-    """Whether a box is that of a knee already, by the answer (5,) on its central square."""
-    across, down, scale, turn, confidence = np.abs(answer)
+    """Whether a box is that of a knee already, by the answer (6,) on its central square."""
+    across, down, scale, turn, confidence, strange = np.abs(answer)
     placed = max(across, down) <= _FRAMED_OFFSET and scale <= _FRAMED_SCALE and turn * UNIT_DEGREES <= _TURNED
     sides = box[2] - box[0], box[3] - box[1]
-    return bool(placed and confidence >= _SURE and max(sides) <= _FRAMED_ASPECT * min(sides))
+    return bool(placed and confidence >= _SURE and strange <= 1 and max(sides) <= _FRAMED_ASPECT * min(sides))
 
 
 def _framed_knee(box, picture: Image.Image, confidence: float) -> Knee:
@@ -312,7 +345,7 @@ def _follow(model, locator, pyramid: Pyramid, guesses: list[_Guess], steps: int)
     for _ in range(steps):
         guesses = [guess for _, guess in _look(model, locator, [(pyramid, guesses)])[0]]
         guesses = _distinct([guess for guess in guesses if guess.confidence >= _HINT])
-    return [guess for guess in guesses if guess.confidence >= _SURE]
+    return [guess for guess in guesses if guess.sure]
 
 
 def _distinct(guesses: list[_Guess]) -> list[_Guess]:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from sklearn.covariance import LedoitWolf
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -27,6 +28,9 @@ from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocat
 _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, _DROPOUT = 128, 2e-3, 0.02, 0.1
 _HELD_OUT = 0.05  # share of the people whose windows only measure
 _PRESENCE_WEIGHT = 0.1
+# A window is framed where its answer is under this. Of such windows of other people this share is usual; what is
+# stranger than they by more than the factor is no knee.
+_NEARLY_FRAMED, _USUAL, _LIMIT = (0.07, 0.07, 0.13, 0.4), 0.98, 1.5
 _LINEAR_FROM = 0.05  # errors under this count squared, those over it linearly
 
 
@@ -109,6 +113,35 @@ def _loss(answers: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def fit_typicality(locator: KneeLocator, fitted, unseen) -> None:
+    """Learns what windows look like that are framed as training crops are, degraded as X-rays may be.
+
+    The covariance is shrunk after Ledoit & Wolf (2004).
+
+    Args:
+        fitted, unseen: tokens and targets, as `collect` gives them, of other people each; the second set the limit.
+    """
+    means = fitted[0][_is_framed(fitted[1])].double().mean(1)
+    if len(means) < 2:
+        raise ValueError("Too few windows are framed: give more people, or --per_person.")
+    centre = means.mean(0)
+    axes = torch.linalg.svd(means - centre, full_matrices=False).Vh[: locator.typical_axes.shape[1]]
+    locator.typical_mean.copy_(centre)
+    locator.typical_axes.zero_()[:, : len(axes)] = axes.T
+    traits = LedoitWolf().fit(locator.traits(fitted[0][_is_framed(fitted[1])].float()).numpy())
+    locator.typical_centre.copy_(torch.from_numpy(traits.location_))
+    locator.typical_precision.copy_(torch.from_numpy(traits.precision_))
+    locator.typical_limit.fill_(1.0)
+    others = unseen[0][_is_framed(unseen[1])].float()
+    if len(others):
+        locator.typical_limit.copy_(_LIMIT * locator.strangeness(others).quantile(_USUAL))
+
+
+def _is_framed(targets: torch.Tensor) -> torch.Tensor:
+    """Which of the windows (N, 4) lie nearly as training crops do, (N,)."""
+    return (targets.abs() < torch.tensor(_NEARLY_FRAMED)).all(1)
+
+
 @torch.inference_mode()
 def measure(locator: KneeLocator, tokens: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     """Median errors (window sides, logarithm of the scale), and shares of knees missed and of others taken for one."""
@@ -135,6 +168,7 @@ def fit_locator(model, image_processor, data: Path, *, people: int, per_person: 
     unseen = collect(model, locator, pairs[:held_out], held_out, per_person, seed)
     fitted = collect(model, locator, pairs[held_out:], len(pairs) - held_out, per_person, seed)
     train(locator, *fitted, epochs, seed)
+    fit_typicality(locator, fitted, unseen)
     return locator, measure(locator, *unseen)
 
 
@@ -148,7 +182,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--people", type=int, default=1500, help="of the train split, at most (default: 1500)")
     parser.add_argument("--per_person", type=int, default=4, help="windows of each (default: 4)")
-    parser.add_argument("--epochs", type=int, default=12, help="over the windows (default: 12)")
+    parser.add_argument("--epochs", type=int, default=20, help="over the windows (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of windows and fit (default: 0)")
     options = parser.parse_args(arguments)
     for name in ("people", "per_person", "epochs"):

@@ -35,19 +35,19 @@ class Oracle:
 
     window = _WINDOW
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, strange=0.0):
+        self.asked, self.strange = [], strange
 
     def locate(self, model, windows):
         self.asked.append(len(windows))
-        return np.array([self.answer(np.asarray(window)) for window in windows]).reshape(-1, 5)
+        return np.array([self.answer(np.asarray(window)) for window in windows]).reshape(-1, 6)
 
     def answer(self, values: np.ndarray):
         bright = values >= 180
         rows, columns = np.nonzero(bright)
         cut_off = bright[0].any() or bright[-1].any() or bright[:, 0].any() or bright[:, -1].any()
         if cut_off or len(rows) < 12:
-            return [0, 0, 0, 0, 0.0]
+            return [0, 0, 0, 0, 0.0, 0.0]
         width, height = np.ptp(columns) + 1, np.ptp(rows) + 1
         round_enough = 0.8 < width / height < 1.25 and 0.7 < len(rows) / (width * height) < 0.87
         middle = (columns.max() + columns.min() + 1) / 2, (rows.max() + rows.min() + 1) / 2
@@ -56,7 +56,7 @@ class Oracle:
         near = round_enough and abs(across) < 0.36 and abs(down) < 0.36 and scale < 2.3
         # The surer the nearer, so that no two guesses are alike.
         sure = 0.99 - 0.2 * (across**2 + down**2) - 0.02 * math.log(scale) ** 2 if near else 0.0
-        return [across, down, math.log(scale), 0, sure]
+        return [across, down, math.log(scale), 0, sure, self.strange]
 
 
 def draw_discs(size, discs, shade=40):
@@ -135,6 +135,12 @@ def test_the_mirrored_film_gives_the_mirrored_boxes(width, height, radius, shift
 )
 def test_where_there_is_no_knee_none_is_found(picture):
     assert find(picture) == []
+
+
+def test_what_is_sure_but_strange_is_no_knee():
+    pictures = [draw_discs((224, 224), [(112, 112, 56)]), draw_discs((800, 640), [(220, 320, 56), (580, 330, 60)])]
+    assert find_knees(None, Oracle(strange=1.1), pictures) == [[], []]
+    assert [len(knees) for knees in find_knees(None, Oracle(strange=0.9), pictures)] == [1, 2]
 
 
 def test_a_crop_is_told_in_one_look_and_stays_as_it_is():
@@ -230,9 +236,9 @@ def test_a_locator_says_the_mirrored_of_a_mirrored_window(make_model, locator):
     model = make_model().eval()
     one = locator.locate(model, windows)
     other = locator.locate(model, [ImageOps.mirror(window) for window in windows])
-    np.testing.assert_allclose(other * [-1, 1, 1, -1, 1], one, atol=1e-6)
+    np.testing.assert_allclose(other * [-1, 1, 1, -1, 1, 1], one, atol=1e-6)
     assert (np.abs(one[:, 0]) > 1e-4).all() and ((one[:, 4] > 0) & (one[:, 4] < 1)).all()
-    assert locator.locate(model, []).shape == (0, 5)
+    assert locator.locate(model, []).shape == (0, 6)
 
 
 def test_a_locator_reads_a_window_as_the_image_processor_would(make_model, locator):

@@ -27,7 +27,7 @@ def model_folder(make_model, tokenizer, image_processor, tmp_path):
 
 
 def run(model_folder, corpus, *more):
-    numbers = ["--people", "6", "--per_person", "4", "--epochs", "2"]
+    numbers = ["--people", "6", "--per_person", "8", "--epochs", "2"]
     return fit.main(["--model", str(model_folder), "--data_dir", str(corpus), *numbers, *more])
 
 
@@ -57,6 +57,24 @@ def test_training_learns_what_tokens_say():
     found = fit.measure(locator, tokens[:200].half(), targets[:200])
     assert max(found[name] for name in ("across", "down", "scale", "angle")) < 0.08
     assert found["missed"] < 0.03 and found["taken"] < 0.03
+
+
+def test_strange_is_what_framed_knees_are_not():
+    random = torch.Generator().manual_seed(0)
+    locator = KneeLocator(12, 4, 1, 16)
+    spread = torch.tensor([3.0] * 4 + [0.1] * 8)
+
+    def draw(count, shift=0.0):
+        return (torch.randn(count, 1, 12, generator=random) * spread + shift).expand(-1, 4, -1).half()
+
+    targets = torch.zeros(400, 4)
+    targets[300:] = torch.nan  # of other windows nothing is learnt
+    tokens = torch.cat([draw(300), draw(100, shift=50.0)])
+    fit.fit_typicality(locator, (tokens, targets), (draw(400), torch.zeros(400, 4)))
+    assert (locator.strangeness(draw(500)) > 1).float().mean() < 0.02
+    assert (locator.strangeness(draw(500, shift=1.0)) > 1).float().mean() > 0.95  # along no axis a large step
+    with pytest.raises(ValueError, match="Too few windows are framed"):
+        fit.fit_typicality(locator, (tokens, targets + 1), (tokens, targets))
 
 
 def test_tokens_are_those_of_the_windows(make_model, image_processor, corpus):
