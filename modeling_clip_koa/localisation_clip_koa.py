@@ -14,16 +14,14 @@ from torch import nn
 
 from .calibration_clip_koa import file_beside
 from .configuration_clip_koa import CLIPKOAConfig
+from .preprocessing_clip_koa import CLIPKOAError
 
 LOCALISATION_FILE = "localisation.safetensors"
 # What may be known of the sides of an image's knees, from its left to its right.
 KNOWN_SIDES = ("", "R", "L", "RL", "LR")
 # A knee of whose box a larger share lies outside of the picture is cut off.
 MOST_OUTSIDE = 0.1
-NO_LOCATOR = (
-    "This checkpoint cannot find knees yet: python -m clip_koa.localisation.fit --model FOLDER --data_dir "
-    "TRAINING_XRAYS fits what does."
-)
+NO_LOCATOR = "This checkpoint cannot find knees yet: clip-koa fit-framing --model FOLDER --data_dir TRAINING_XRAYS."
 UNIT_DEGREES = 15.0  # of the angles that a locator gives
 # The sides of neighbouring levels of a pyramid differ by this.
 _STEP = math.sqrt(2)
@@ -488,7 +486,7 @@ def _is_flat(line: np.ndarray) -> bool:
     return near.mean() >= _FRAME_SHARE
 
 
-class LocalisationError(ValueError):
+class LocalisationError(CLIPKOAError, ValueError):
     """A locator that is missing or damaged; the message says what would be right."""
 
 
@@ -526,11 +524,11 @@ def load_locator(path: Path, config: CLIPKOAConfig) -> KneeLocator:
         locator.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise LocalisationError(
-            f"{path} is damaged ({type(error).__name__}): run clip_koa.localisation.fit anew."
+            f"{path} is damaged ({type(error).__name__}): run clip-koa fit-framing anew."
         ) from error
     vision = config.vision_config
     if width != vision.hidden_size or joined != channels * (locator.window // vision.patch_size) ** 2:
-        raise LocalisationError(f"{path} belongs to another model: run clip_koa.localisation.fit anew.")
+        raise LocalisationError(f"{path} belongs to another model: run clip-koa fit-framing anew.")
     if locator.blocks > vision.num_hidden_layers or not all(torch.isfinite(value).all() for value in state.values()):
-        raise LocalisationError(f"{path} is damaged (blocks, or values): run clip_koa.localisation.fit anew.")
+        raise LocalisationError(f"{path} is damaged (blocks, or values): run clip-koa fit-framing anew.")
     return locator.eval()

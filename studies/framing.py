@@ -12,7 +12,6 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,15 @@ import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, split_name
-from dataset_script.films import HELD_OUT_LOOK, LOOKS, Pair, compose_film, read_pairs
+from clip_koa.evaluation.loading import load_checkpoint, split_name
+from dataset_script.exit_status import main_of
+from dataset_script.films import LOOKS, Pair, compose_film, read_pairs
 from dataset_script.layouts import resolve_data_dir
+from dataset_script.names import CorpusError
 from dataset_script.radiograph import read_radiograph
 from metrics.kl_grading.kl_grading import kl_grading_metrics
 from modeling_clip_koa.localisation_clip_koa import (
-    LOCALISATION_FILE,
     KneeLocator,
-    LocalisationError,
     cut_knee,
     find_knees,
     load_locator,
@@ -187,14 +186,17 @@ def measure_time(graded: Graded, crops: list[Image.Image]) -> dict:
     return shares | {"seconds for a film of 3000x2400 pixels": best(grade_file)}
 
 
-def measure(graded: Graded, people: list[Pair], sections: tuple[str, ...], width: int, changed: int) -> dict:
+def measure(graded: Graded, people: list[Pair], options: argparse.Namespace) -> dict:
     """The figures of the sections asked for."""
+    sections = options.sections
     crops = [crop for pair in people for crop in (pair.right, pair.left)]
     truth, rng, figures = _truth(people), np.random.default_rng(0), {}
-    part = slice(None, None, max(1, len(crops) // changed))
+    part = slice(None, None, max(1, len(crops) // options.changed))
     if "films" in sections:
         official = graded.grades(crops)
-        figures["films"] = {look: measure_films(graded, people, look, width, official) for look in _looks()}
+        figures["films"] = {
+            look: measure_films(graded, people, look, options.width, official) for look in options.looks
+        }
     kinds = {
         "crops": {"official crops": lambda crop: crop},
         "moved": {
@@ -228,13 +230,9 @@ def _turned(crop: Image.Image, degrees: float) -> Image.Image:
     return turned.crop((left, top, right, bottom))
 
 
-def _looks() -> Iterator[str]:
-    return iter(sorted(LOOKS, key=lambda look: look == HELD_OUT_LOOK))
-
-
-def main(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the figures as JSON; returns the exit status."""
-    parser = argparse.ArgumentParser(description="How well knees are found and framed.")
+    parser = argparse.ArgumentParser(prog=prog, description="How well knees are found and framed.")
     parser.add_argument("--model", required=True, help="a model folder to which a locator was fitted")
     parser.add_argument("--locator", type=Path, help="another locator's file (default: the model's own)")
     parser.add_argument("--data_dir", help="the corpus (default: $KNEE_XRAY_DIR)")
@@ -242,22 +240,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--people", type=int, default=413, help="evenly out of the split (default: 413)")
     parser.add_argument("--changed", type=int, default=300, help="crops that are moved or turned (default: 300)")
     parser.add_argument("--width", type=int, default=800, help="of the composed films, in pixels (default: 800)")
+    parser.add_argument("--looks", nargs="+", choices=LOOKS, default=list(LOOKS), help="of the films (default: all)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all")
     options = parser.parse_args(arguments)
-    try:
-        model, _ = load_checkpoint(options.model, dtype=torch.float32)
-        locator = load_locator(options.locator or Path(options.model) / LOCALISATION_FILE, model.config)
-        people = list(read_pairs(resolve_data_dir(options.data_dir), options.split))
-        people = people[:: max(1, len(people) // options.people)][: options.people]
-        if not people:
-            raise ValueError(f"--split {options.split}: there is nobody in it of whom both knees are there.")
-        graded = Graded(model, locator)
-        figures = measure(graded, people, tuple(options.sections), options.width, options.changed)
-    except (CheckpointError, LocalisationError, OSError, ValueError) as error:
-        print(f"framing: {error}", file=sys.stderr)
-        return 2
+    model, _ = load_checkpoint(options.model, dtype=torch.float32)
+    locator = model.beside.locator if options.locator is None else load_locator(options.locator, model.config)
+    people = list(read_pairs(resolve_data_dir(options.data_dir), options.split))
+    people = people[:: max(1, len(people) // options.people)][: options.people]
+    if not people:
+        raise CorpusError(f"--split {options.split}: there is nobody in it of whom both knees are there.")
+    figures = measure(Graded(model, locator), people, options)
     print(json.dumps(figures, indent=1))
     return 0
+
+
+main = main_of("studies.framing", run)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,11 @@
-"""Fits what finds the knees of a film to training X-rays, and keeps it beside a checkpoint's weights.
-
-    python -m clip_koa.localisation.fit --model runs/small/best --data_dir FOLDER
+"""Fits what finds the knees of a film to training X-rays: what `clip-koa fit-framing` keeps beside the weights.
 
 Windows are cut out of the crops of the train split and out of films composed of them, so no film is needed. The lower
 half of the vision tower is run on each once; a small head is then trained on what it gives. The same seed on the same
-machine gives the same file. Research only, no medical device.
+machine gives the same locator.
 """
 
-import argparse
 import itertools
-import sys
 from pathlib import Path
 
 import torch
@@ -17,13 +13,9 @@ from sklearn.covariance import LedoitWolf
 from torch import nn
 from tqdm.auto import tqdm
 
-from clip_koa.evaluation.loading import CheckpointError, load_checkpoint
-from clip_koa.files import WriteError, write_file
 from clip_koa.localisation.windows import draw_windows
-from clip_koa.locks import InUseError, WriterLock
 from dataset_script.films import read_pairs
-from dataset_script.layouts import resolve_data_dir
-from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator, locator_file
+from modeling_clip_koa.localisation_clip_koa import KneeLocator, LocalisationError
 
 _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, _DROPOUT = 128, 2e-3, 0.02, 0.1
 _HELD_OUT = 0.05  # share of the people whose windows only measure
@@ -123,7 +115,7 @@ def fit_typicality(locator: KneeLocator, fitted, unseen) -> None:
     """
     means = fitted[0][_is_framed(fitted[1])].double().mean(1)
     if len(means) < 2:
-        raise ValueError("Too few windows are framed: give more people, or --per_person.")
+        raise LocalisationError("Too few windows are framed: give more people, or --per_person.")
     centre = means.mean(0)
     axes = torch.linalg.svd(means - centre, full_matrices=False).Vh[: locator.typical_axes.shape[1]]
     locator.typical_mean.copy_(centre)
@@ -158,11 +150,11 @@ def fit_locator(model, image_processor, data: Path, *, people: int, per_person: 
     """A locator fitted to the train split of a corpus, and what it reaches on people it was not fitted to.
 
     Raises:
-        ValueError: no people of whom both knees are there.
+        LocalisationError: no two people of whom both knees are there, or too few windows.
     """
     pairs = list(read_pairs(data, "train", people))
     if len(pairs) < 2:
-        raise ValueError(f"{data} has no two people in its train split of whom both knees are there.")
+        raise LocalisationError(f"{data} has no two people in its train split of whom both knees are there.")
     locator = new_locator(model, image_processor)
     held_out = max(1, round(_HELD_OUT * len(pairs)))
     unseen = collect(model, locator, pairs[:held_out], held_out, per_person, seed)
@@ -172,47 +164,10 @@ def fit_locator(model, image_processor, data: Path, *, people: int, per_person: 
     return locator, measure(locator, *unseen)
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line; exits with a message where it is wrong."""
-    parser = argparse.ArgumentParser(description="Fit what finds the knees of a film to training X-rays.")
-    parser.add_argument("--model", required=True, help="model folder, such as runs/small/best")
-    parser.add_argument("--data_dir", help="folder of knee X-rays (default: the environment's KNEE_XRAY_DIR)")
-    parser.add_argument(
-        "--output", type=Path, help=f"file to write (default: {LOCALISATION_FILE} in the model's folder)"
-    )
-    parser.add_argument("--people", type=int, default=1500, help="of the train split, at most (default: 1500)")
-    parser.add_argument("--per_person", type=int, default=4, help="windows of each (default: 4)")
-    parser.add_argument("--epochs", type=int, default=20, help="over the windows (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of windows and fit (default: 0)")
-    options = parser.parse_args(arguments)
-    for name in ("people", "per_person", "epochs"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)}: it must be at least 1.")
-    if not options.output and not Path(options.model).is_dir():
-        parser.error(f"--model {options.model} is no folder to write to: name a file by --output.")
-    return options
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Fits and writes; returns the exit status."""
-    options = parse_options(arguments)
-    output = options.output or Path(options.model) / LOCALISATION_FILE
-    try:
-        with WriterLock(output):
-            model, image_processor = load_checkpoint(options.model, dtype=torch.float32)
-            numbers = {name: getattr(options, name) for name in ("people", "per_person", "epochs", "seed")}
-            locator, found = fit_locator(model, image_processor, resolve_data_dir(options.data_dir), **numbers)
-            write_file(output, locator_file(locator))
-    except (CheckpointError, InUseError, OSError, ValueError, WriteError) as error:
-        print(f"fit.py: {error}", file=sys.stderr)
-        return 2
-    print(
+def describe(found: dict[str, float]) -> str:
+    """What `fit_locator` reached, in a sentence."""
+    return (
         f"On people it was not fitted to, in the median: {found['across']:.3f} across, {found['down']:.3f} down (in "
         f"sides of the window), {found['scale']:.3f} of the scale's logarithm; {found['missed']:.1%} of knees missed, "
-        f"{found['taken']:.1%} of other windows taken for a knee.\n{output}"
+        f"{found['taken']:.1%} of other windows taken for a knee."
     )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

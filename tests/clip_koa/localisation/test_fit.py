@@ -5,11 +5,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from clip_koa.commands import main
 from clip_koa.localisation import fit
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.films import read_pairs
 from dataset_script.synthetic import main as draw
-from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator, read_locator
+from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator, LocalisationError, read_locator
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def model_folder(make_model, tokenizer, image_processor, tmp_path):
 
 def run(model_folder, corpus, *more):
     numbers = ["--people", "6", "--per_person", "8", "--epochs", "2"]
-    return fit.main(["--model", str(model_folder), "--data_dir", str(corpus), *numbers, *more])
+    return main(["fit-framing", "--model", str(model_folder), "--data_dir", str(corpus), *numbers, *more])
 
 
 def test_one_command_fits_it_and_the_seed_decides(model_folder, corpus, make_model, tmp_path, capsys):
@@ -73,7 +74,7 @@ def test_strange_is_what_framed_knees_are_not():
     fit.fit_typicality(locator, (tokens, targets), (draw(400), torch.zeros(400, 4)))
     assert (locator.strangeness(draw(500)) > 1).float().mean() < 0.02
     assert (locator.strangeness(draw(500, shift=1.0)) > 1).float().mean() > 0.95  # along no axis a large step
-    with pytest.raises(ValueError, match="Too few windows are framed"):
+    with pytest.raises(LocalisationError, match="Too few windows are framed"):
         fit.fit_typicality(locator, (tokens, targets + 1), (tokens, targets))
 
 
@@ -110,5 +111,4 @@ def test_a_corpus_of_one_person_is_refused(model_folder, tmp_path, capsys):
 
 
 def test_numbers_under_one_are_refused(model_folder, corpus):
-    with pytest.raises(SystemExit):
-        run(model_folder, corpus, "--people", "0")
+    assert run(model_folder, corpus, "--people", "0") == 2
