@@ -21,8 +21,8 @@ _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, _DROPOUT = 128, 2e-3, 0.02, 0.1
 _HELD_OUT = 0.05  # share of the people whose windows only measure
 _PRESENCE_WEIGHT = 0.1
 # A window is framed where its answer is under this. Of such windows of other people this share is usual; what is
-# stranger than they by more than the factor is no knee.
-_NEARLY_FRAMED, _USUAL, _LIMIT = (0.07, 0.07, 0.13, 0.4), 0.98, 1.5
+# stranger than they by more than the factor is no knee. No window of another image that was tried is under 2.5.
+_NEARLY_FRAMED, _USUAL, _LIMIT, _FOLDS = (0.07, 0.07, 0.13, 0.4), 0.98, 1.75, 5
 _LINEAR_FROM = 0.05  # errors under this count squared, those over it linearly
 
 
@@ -105,28 +105,40 @@ def _loss(answers: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def fit_typicality(locator: KneeLocator, fitted, unseen) -> None:
+def fit_typicality(locator: KneeLocator, tokens: torch.Tensor, targets: torch.Tensor) -> None:
     """Learns what windows look like that are framed as training crops are, degraded as X-rays may be.
 
-    The covariance is shrunk after Ledoit & Wolf (2004).
+    The covariance is shrunk after Ledoit & Wolf (2004). The limit comes of windows that each were left out of the fit.
 
     Args:
-        fitted, unseen: tokens and targets, as `collect` gives them, of other people each; the second set the limit.
+        tokens, targets: as `collect` gives them, in the order of the people.
+
+    Raises:
+        LocalisationError: fewer than two windows for each of the folds are framed.
     """
-    means = fitted[0][_is_framed(fitted[1])].double().mean(1)
-    if len(means) < 2:
+    framed = tokens[_is_framed(targets)].float()
+    if len(framed) < 2 * _FOLDS:
         raise LocalisationError("Too few windows are framed: give more people, or --per_person.")
+    left_out = []
+    folds = torch.arange(len(framed)) * _FOLDS // len(framed)  # of neighbours, so that a person's are together
+    for fold in range(_FOLDS):
+        _describe_framed(locator, framed[folds != fold])
+        left_out.append(locator.strangeness(framed[folds == fold]))
+    _describe_framed(locator, framed)
+    locator.typical_limit.copy_(_LIMIT * torch.cat(left_out).quantile(_USUAL))
+
+
+def _describe_framed(locator: KneeLocator, framed: torch.Tensor) -> None:
+    """Centre, axes and precision of framed windows, (N, P, D); the limit becomes 1."""
+    means = framed.double().mean(1)
     centre = means.mean(0)
     axes = torch.linalg.svd(means - centre, full_matrices=False).Vh[: locator.typical_axes.shape[1]]
     locator.typical_mean.copy_(centre)
     locator.typical_axes.zero_()[:, : len(axes)] = axes.T
-    traits = LedoitWolf().fit(locator.traits(fitted[0][_is_framed(fitted[1])].float()).numpy())
+    traits = LedoitWolf().fit(locator.traits(framed).numpy())
     locator.typical_centre.copy_(torch.from_numpy(traits.location_))
     locator.typical_precision.copy_(torch.from_numpy(traits.precision_))
     locator.typical_limit.fill_(1.0)
-    others = unseen[0][_is_framed(unseen[1])].float()
-    if len(others):
-        locator.typical_limit.copy_(_LIMIT * locator.strangeness(others).quantile(_USUAL))
 
 
 def _is_framed(targets: torch.Tensor) -> torch.Tensor:
@@ -160,7 +172,7 @@ def fit_locator(model, image_processor, data: Path, *, people: int, per_person: 
     unseen = collect(model, locator, pairs[:held_out], held_out, per_person, seed)
     fitted = collect(model, locator, pairs[held_out:], len(pairs) - held_out, per_person, seed)
     train(locator, *fitted, epochs, seed)
-    fit_typicality(locator, fitted, unseen)
+    fit_typicality(locator, *fitted)
     return locator, measure(locator, *unseen)
 
 

@@ -28,7 +28,7 @@ def model_folder(make_model, tokenizer, image_processor, tmp_path):
 
 
 def run(model_folder, corpus, *more):
-    numbers = ["--people", "6", "--per_person", "8", "--epochs", "2"]
+    numbers = ["--people", "6", "--per_person", "20", "--epochs", "2"]
     return main(["fit-framing", "--model", str(model_folder), "--data_dir", str(corpus), *numbers, *more])
 
 
@@ -71,11 +71,11 @@ def test_strange_is_what_framed_knees_are_not():
     targets = torch.zeros(400, 4)
     targets[300:] = torch.nan  # of other windows nothing is learnt
     tokens = torch.cat([draw(300), draw(100, shift=50.0)])
-    fit.fit_typicality(locator, (tokens, targets), (draw(400), torch.zeros(400, 4)))
+    fit.fit_typicality(locator, tokens, targets)
     assert (locator.strangeness(draw(500)) > 1).float().mean() < 0.02
     assert (locator.strangeness(draw(500, shift=1.0)) > 1).float().mean() > 0.95  # along no axis a large step
     with pytest.raises(LocalisationError, match="Too few windows are framed"):
-        fit.fit_typicality(locator, (tokens, targets + 1), (tokens, targets))
+        fit.fit_typicality(locator, tokens, targets + 1)
 
 
 def test_tokens_are_those_of_the_windows(make_model, image_processor, corpus):
