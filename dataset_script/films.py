@@ -78,7 +78,9 @@ class Film:
     boxes: tuple[tuple[float, float, float, float], tuple[float, float, float, float]]
 
 
-def compose_film(right: Image.Image, left: Image.Image, seed, look: str = "dark", width: int = 800) -> Film:
+def compose_film(
+    right: Image.Image, left: Image.Image, seed, look: str = "dark", width: int = 800, trim: float = 0.0
+) -> Film:
     """A film of a person's two knees: shafts go on above and below, soft tissue fades, markers and noise are added.
 
     Args:
@@ -86,21 +88,28 @@ def compose_film(right: Image.Image, left: Image.Image, seed, look: str = "dark"
         seed: anything `numpy.random.default_rng` takes; the same arguments give the same pixels.
         look: one of `LOOKS`.
         width: of the film without a frame, in pixels.
+        trim: at most this share is left out at each side of a crop. The boxes stay those of the whole crops, so that
+            what is fitted to the films cannot find a box by where a crop ends.
 
     Raises:
-        ValueError: another look, crops that are not square, or a width under 200.
+        DrawingError: another look, crops that are not square, a width under 200, or a trim that is not in 0..0.3.
     """
     if look not in LOOKS:
         raise DrawingError(f"look={look!r}: use one of {', '.join(LOOKS)}.")
     if width < 200 or any(crop.width != crop.height for crop in (right, left)):
         raise DrawingError(f"width={width}, crops of {right.size} and {left.size}: at least 200, and square crops.")
+    if not 0 <= trim <= 0.3:
+        raise DrawingError(f"trim={trim}: use 0 to 0.3.")
     rng, style = np.random.default_rng(seed), LOOKS[look]
     height = round(width / _ASPECT)
     boxes = _draw_boxes(rng, width, height)
     air = rng.uniform(*style.air)
     values = np.full((height, width), air, np.float32)
     for crop, box in zip((right, left), boxes, strict=True):
-        values = np.maximum(values, _leg(rng, crop, box, (height, width), air, rng.uniform(*style.reach)))
+        inner = _trimmed(rng, box, trim) if trim else box
+        knee = crop.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC)
+        knee = knee.crop([inner[0] - box[0], inner[1] - box[1], inner[2] - box[0], inner[3] - box[1]])
+        values = np.maximum(values, _leg(rng, knee, inner, (height, width), air, rng.uniform(*style.reach)))
     values = _take(rng, values, boxes, style)
     image = Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
     if percent := int(rng.integers(style.sharpen[0], style.sharpen[1] + 1)):
@@ -130,16 +139,22 @@ def _draw_boxes(rng, width: int, height: int) -> list[tuple[int, int, int, int]]
             return boxes
 
 
-def _leg(rng, crop: Image.Image, box, shape: tuple[int, int], air: float, reach: float) -> np.ndarray:
-    """A film-sized picture of one leg: the crop in its box, and what it may look like around; (H, W) float32."""
+def _trimmed(rng, box, trim: float) -> tuple[int, int, int, int]:
+    """A box inside one, up to a share of it smaller at each side."""
+    cuts = np.rint(rng.uniform(0, trim, 4) * (box[2] - box[0])).astype(int)
+    return box[0] + cuts[0], box[1] + cuts[1], box[2] - cuts[2], box[3] - cuts[3]
+
+
+def _leg(rng, knee: Image.Image, box, shape: tuple[int, int], air: float, reach: float) -> np.ndarray:
+    """A film-sized picture of one leg: the knee in its box, and what it may look like around; (H, W) float32."""
     left, top, right, bottom = box
-    side = right - left
-    knee = np.asarray(crop.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+    side, half = right - left, (bottom - top) // 2
+    knee = np.asarray(knee, np.float32)
     height, width = shape
     column = np.empty((height, side), np.float32)
     column[top:bottom] = knee
-    column[:top] = _go_on(rng, knee[: side // 2], top)[::-1]
-    column[bottom:] = _go_on(rng, knee[: side // 2 - 1 : -1], height - bottom)
+    column[:top] = _go_on(rng, knee[:half], top)[::-1]
+    column[bottom:] = _go_on(rng, knee[: -half - 1 : -1], height - bottom)
     leg = np.empty(shape, np.float32)
     leg[:, left:right] = column
     edge = max(2, side // 40)

@@ -11,6 +11,7 @@ _NAMES = {
     "configuration_clip_koa": ("CLIPKOAConfig",),
     "explanation_clip_koa": ("Explanation",),
     "grading_clip_koa": ("Grade",),
+    "localisation_clip_koa": ("LOCALISATION_FILE", "Knee", "LocalisationError"),
     "losses_clip_koa": ("consistency_loss", "soft_labels", "symmetry_loss"),
     "modeling_clip_koa": ("CLIPKOAForImageClassification", "CLIPKOAGrader", "CLIPKOAOutput"),
     "preprocessing_clip_koa": ("CLIPKOAError", "XrayPreprocessor"),

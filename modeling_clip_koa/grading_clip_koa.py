@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
@@ -26,6 +26,20 @@ from .calibration_clip_koa import (
 )
 from .configuration_clip_koa import CLIPKOAConfig
 from .explanation_clip_koa import Explanation, explain_picture
+from .localisation_clip_koa import (
+    KNOWN_SIDES,
+    LOCALISATION_FILE,
+    MOST_OUTSIDE,
+    NO_LOCATOR,
+    Knee,
+    KneeLocator,
+    LocalisationError,
+    cut_knee,
+    find_knees,
+    locator_file,
+    name_sides,
+    read_locator,
+)
 from .preprocessing_clip_koa import XrayPreprocessor, read_picture
 from .prompts_clip_koa import GRADE_MEANINGS
 
@@ -49,10 +63,16 @@ class Grade:
     confidence_set: tuple[int, ...] = ()  # neighbouring grades; empty where the checkpoint is not calibrated
     atypicality: float | None = None  # share of unseen knees more like the training X-rays, 0..1; None: unknown
     inverted: bool = False  # whether the X-ray was taken to show bone dark, and was inverted before it was graded
+    side: str = ""  # of a knee that was found: "R", "L", or "" where it is not known
+    side_assumed: bool = False  # whether the side is only that of films as they are usually shown
+    box: tuple[int, int, int, int] | None = None  # of a knee that was found: left, top, right, bottom, in pixels
+    outside: float = 0.0  # share of the box that lies outside of the image, 0..1
 
     @property
     def warning(self) -> str:
-        """Says so where the image is unlike the X-rays the model was trained on; else empty."""
+        """Says so where the image is unlike the X-rays the model was trained on, or cuts the knee off; else empty."""
+        if self.outside > MOST_OUTSIDE:
+            return "The border of the image cuts this knee off: the grade may mean nothing."
         if self.atypicality is None or self.atypicality < ATYPICAL:
             return ""
         return "Unlike the knee X-rays the model was trained on: the grade may mean nothing."
@@ -87,6 +107,7 @@ class Beside:
         image_processor: None where there is none; or the error that reading it ended with, as with the others.
         calibration: as `read_calibration` gives it.
         typicality: as `read_typicality` gives it.
+        locator: as `read_locator` gives it.
     """
 
     def __init__(
@@ -94,8 +115,9 @@ class Beside:
         image_processor: BaseImageProcessor | ValueError | None = None,
         calibration: dict | ValueError | None = None,
         typicality: Typicality | ValueError | None = None,
+        locator: KneeLocator | ValueError | None = None,
     ):
-        self._found = (image_processor, calibration, typicality)
+        self._found = (image_processor, calibration, typicality, locator)
         self._preprocess: XrayPreprocessor | None = None
 
     @classmethod
@@ -110,6 +132,7 @@ class Beside:
             _or_error(_read_image_processor, name, **hub_arguments),
             _or_error(read_calibration, name, **hub_arguments),
             _or_error(read_typicality, name, config, **hub_arguments),
+            _or_error(read_locator, name, config, **hub_arguments),
         )
 
     @property
@@ -140,17 +163,29 @@ class Beside:
         """None where nothing is known of the training X-rays; raises `CalibrationError` where it is damaged."""
         return _or_raise(self._found[2])
 
+    @property
+    def locator(self) -> KneeLocator:
+        """Raises `LocalisationError` where there is none, or a damaged one."""
+        found = _or_raise(self._found[3])
+        if found is None:
+            raise LocalisationError(NO_LOCATOR)
+        return found
+
     def with_image_processor(self, image_processor: BaseImageProcessor) -> "Beside":
         """The same with another image processor."""
         return Beside(image_processor, *self._found[1:])
 
     def without_calibration(self) -> "Beside":
-        """The image processor alone."""
-        return Beside(self._found[0])
+        """The same without what was fitted to grades and to how typical X-rays are."""
+        return Beside(self._found[0], locator=self._found[3])
+
+    def without_locator(self) -> "Beside":
+        """The same without what finds knees."""
+        return Beside(*self._found[:3])
 
     def save(self, folder: Path) -> None:
         """Writes into a model folder what there is and is not damaged."""
-        image_processor, calibration, typicality = (
+        image_processor, calibration, typicality, locator = (
             None if isinstance(found, ValueError) else found for found in self._found
         )
         if image_processor is not None:
@@ -159,6 +194,8 @@ class Beside:
             (folder / CALIBRATION_FILE).write_text(json.dumps(calibration, indent=1), encoding="utf-8")
         if typicality is not None:
             (folder / TYPICALITY_FILE).write_bytes(typicality_file(typicality))
+        if locator is not None:
+            (folder / LOCALISATION_FILE).write_bytes(locator_file(locator))
 
 
 def _or_error(read: Callable, *arguments, **options):
@@ -256,6 +293,66 @@ class GradesXrays:
             batch = self._grade_pictures([picture for picture, _ in read], level)
             grades += [replace(grade, inverted=inverted) for grade, (_, inverted) in zip(batch, read, strict=True)]
         return grades
+
+    def find_knees(self, image: Image.Image, keep_polarity: bool = False, sides: str = "") -> list[Knee]:
+        """The knees in an X-ray of any size, with frames, of one knee or of both; right knee first.
+
+        Args:
+            image: PIL image in any mode. Boxes are in its pixels, as it stands upright.
+            keep_polarity: look at an X-ray that shows bone dark as it is; otherwise it is inverted.
+            sides: what is known of the sides, from left to right of the image: "R", "L", "RL" or "LR". Where two
+                knees are found and nothing is known, the right knee is taken to lie at the left, as films are shown.
+
+        Returns:
+            Nothing where there is no frontal knee.
+
+        Raises:
+            ValueError: an image that `grade` refuses, or other sides.
+            LocalisationError: a checkpoint to which no locator was fitted, or a damaged one.
+        """
+        return self._read_film(image, keep_polarity, sides)[1]
+
+    def grade_film(
+        self, image: Image.Image, keep_polarity: bool = False, level: float = 0.9, sides: str = ""
+    ) -> list[Grade]:
+        """Grades each knee of an X-ray that need not be cropped: one `Grade` a knee, with side and box, right first.
+
+        An X-ray that is cropped as training X-rays are gets the grade that `grade` gives it.
+
+        Args:
+            image, keep_polarity, level: see `grade`.
+            sides: see `find_knees`.
+
+        Returns:
+            Nothing where there is no frontal knee.
+
+        Raises:
+            ValueError, CalibrationError: as in `grade`.
+            LocalisationError: as in `find_knees`.
+        """
+        picture, knees, inverted = self._read_film(image, keep_polarity, sides)
+        if not knees:
+            return []
+        grades = self._grade_pictures([cut_knee(picture, knee) for knee in knees], level)
+        found = {name: [getattr(knee, name) for knee in knees] for name in ("side", "side_assumed", "box", "outside")}
+        return [
+            replace(grade, inverted=inverted, **{name: values[number] for name, values in found.items()})
+            for number, grade in enumerate(grades)
+        ]
+
+    def _read_film(self, image: Image.Image, keep_polarity: bool, sides: str):
+        """The picture of an X-ray, the knees in it, and whether it was inverted."""
+        if sides not in KNOWN_SIDES:
+            raise ValueError(f"sides={sides!r}: use one of {', '.join(map(repr, KNOWN_SIDES))}.")
+        locator = self.beside.locator
+        picture, inverted = read_picture(image, keep_polarity=keep_polarity)
+        (knees,) = find_knees(self, locator, [picture])
+        if not knees and not keep_polarity:  # which polarity a film has, only its knees tell
+            other = ImageOps.invert(picture)
+            (knees,) = find_knees(self, locator, [other])
+            if knees:
+                picture, inverted = other, not inverted
+        return picture, name_sides(knees, sides), inverted
 
     def explain(
         self, image: Image.Image, grade: int | None = None, against: int | None = None, keep_polarity: bool = False

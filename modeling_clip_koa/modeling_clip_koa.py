@@ -265,12 +265,17 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
         """Grades then come without confidence sets and typicality: for edits of the weights these were fitted on."""
         self.beside = self.beside.without_calibration()
 
+    def forget_locator(self) -> None:
+        """The model then finds no knees: for edits of the vision tower that its locator was fitted to."""
+        self.beside = self.beside.without_locator()
+
     def train(self, mode: bool = True):
         """As in `nn.Module`; between training and inference weights may change in ways that nobody counts."""
         if mode != self.training:
             self.forget_grade_embeds()
         if mode:
             self.forget_calibration()
+            self.forget_locator()
         return super().train(mode)
 
     @torch.inference_mode(False)
@@ -326,10 +331,13 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
         return tower
 
     @torch.no_grad()
-    def tokens_after(self, pixel_values: torch.FloatTensor, count: int) -> torch.Tensor:
-        """Tokens (V, T, D) after the lowest `count` blocks of the vision tower, for (V, 3, H, W)."""
+    def tokens_after(self, pixel_values: torch.FloatTensor, count: int, any_size: bool = False) -> torch.Tensor:
+        """Tokens (V, T, D) after the lowest `count` blocks of the vision tower, for (V, 3, H, W).
+
+        With `any_size` the images may be of another size than the configuration's.
+        """
         blocks = list(self.vision_model.encoder.layers[:count])
-        options = self._vision_options(False, False, False)
+        options = self._vision_options(False, False, any_size)
         return self._tower_of(blocks)(pixel_values=pixel_values, **options).last_hidden_state
 
     def _see_class_token(self, pixel_values: torch.Tensor, block: int | None = None):

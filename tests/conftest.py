@@ -1,6 +1,7 @@
 """Shared fixtures. Nothing in the tests reaches a network or writes outside pytest's temporary folders."""
 
 import contextlib
+import copy
 import os
 import resource
 import subprocess
@@ -120,3 +121,12 @@ def tiny_start():
     size = SMALL_CONFIGURATIONS["tiny"]["vision_config"]["image_size"]
     assert size >= 32
     return load_starting_point("tiny", PROMPT_SETS["standard"], [])
+
+
+@pytest.fixture
+def image_processor(tiny_start):
+    """The image processor of `make_model`'s models."""
+    processor = copy.deepcopy(tiny_start.image_processor)
+    side = TINY_TOWERS["vision_config"]["image_size"]
+    processor.size, processor.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
+    return processor

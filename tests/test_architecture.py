@@ -30,6 +30,7 @@ ORDER = (
     "preprocessing_clip_koa",
     "transformers4_clip_koa",
     "calibration_clip_koa",
+    "localisation_clip_koa",
     "explanation_clip_koa",
     "grading_clip_koa",
     "modeling_clip_koa",

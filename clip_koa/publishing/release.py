@@ -20,7 +20,14 @@ from clip_koa.publishing.plain_files import copy_plain
 from clip_koa.publishing.release_check import NEEDED_FILES
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, XrayPreprocessor
+from modeling_clip_koa import (
+    CALIBRATION_FILE,
+    LOCALISATION_FILE,
+    TYPICALITY_FILE,
+    CalibrationError,
+    LocalisationError,
+    XrayPreprocessor,
+)
 from modeling_clip_koa.calibration_clip_koa import read_typicality, typicality_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,7 +35,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 CHECKPOINT_FILES = (
     "config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    CALIBRATION_FILE, TYPICALITY_FILE,
+    CALIBRATION_FILE, LOCALISATION_FILE, TYPICALITY_FILE,
 )  # fmt: skip
 _READER = (
     "__init__.py", "radiograph.py", "pixels.py", "dicom.py", "dicom_decoding.py", "dicom_elements.py",
@@ -85,6 +92,7 @@ def build_release(
         model, image_processor, tokenizer = _load(checkpoint, source)
         folder.mkdir(exist_ok=True)
         _add_calibration(checkpoint, source, folder)
+        _check_locator(checkpoint, model)
     _save_model(model, folder, dtype)
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
     image_processor.save_pretrained(folder)
@@ -142,6 +150,15 @@ def _add_calibration(checkpoint: Path, source: Path, folder: Path) -> None:
             (folder / TYPICALITY_FILE).write_bytes(typicality_file(typicality))
     except CalibrationError as error:
         raise ReleaseError(f"{checkpoint}/{TYPICALITY_FILE} is damaged: run clip-koa calibrate anew.") from error
+
+
+def _check_locator(checkpoint: Path, model) -> None:
+    """Refuses a damaged file, which would be left out with no word; what is kept is written with the model."""
+    try:
+        model.beside.locator  # noqa: B018
+    except LocalisationError as error:
+        if (checkpoint / LOCALISATION_FILE).is_file():
+            raise ReleaseError(f"{checkpoint}/{LOCALISATION_FILE} cannot be read: {error}") from error
 
 
 def _save_model(model, folder: Path, dtype: str) -> None:

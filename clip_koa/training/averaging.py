@@ -99,4 +99,5 @@ def average_checkpoints(names: list[str]) -> tuple[CLIPKOAForImageClassification
             for weight, other in zip(mean.parameters(), model.parameters(), strict=True):
                 weight.lerp_(other, 1 / count)
         mean.forget_calibration()
+        mean.forget_locator()
     return mean, image_processor

@@ -75,3 +75,19 @@ def test_a_folder_of_films_from_a_corpus(tmp_path):
     assert [entry["grades"] for entry in entries] == [[pair.right_grade, pair.left_grade] for pair in pairs[:2]]
     assert main(command) == 2  # never over a folder that is there
     assert main(["--data_dir", str(tmp_path / "nothing"), "--output", str(tmp_path / "more")]) == 2
+
+
+def test_trimmed_crops_end_elsewhere_than_their_boxes(pair):
+    """Else a fit would find the boxes by the seams. Each leg ends in its box at another place."""
+    whole = compose_film(pair.right, pair.left, 3, "dark")
+    trimmed = compose_film(pair.right, pair.left, 3, "dark", trim=0.2)
+    assert trimmed.boxes == whole.boxes
+    for (left, top, right, bottom), knee in zip(trimmed.boxes, (pair.right, pair.left), strict=True):
+        side = right - left
+        cut = np.asarray(trimmed.image.crop((left, top, right, bottom)), float)
+        crop = np.asarray(knee.resize((side, side)), float)
+        edge, middle = side // 5, slice(side // 4, -side // 4)
+        rim = np.r_[np.abs(cut - crop)[:edge].ravel(), np.abs(cut - crop)[-edge:].ravel()].mean()
+        assert np.abs(cut - crop)[middle, middle].mean() < rim
+    with pytest.raises(ValueError, match="trim=0.5: use 0 to 0.3"):
+        compose_film(pair.right, pair.left, 0, trim=0.5)

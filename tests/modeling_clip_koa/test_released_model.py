@@ -3,17 +3,24 @@
 python tests/modeling_clip_koa/test_released_model.py writes these grades anew, for a new release.
 """
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip_koa import RELEASED_MODEL
+from clip_koa.evaluation.loading import load_checkpoint
 from clip_koa.grading.grader import Grader, find_xrays
 from clip_koa.publishing.release_check import check_folder, check_loading
+from dataset_script.films import HELD_OUT_LOOK, compose_film, read_pairs
 from modeling_clip_koa import CLIPKOAForImageClassification
+from studies.framing import overlap
+from studies.other_images import OTHER_IMAGES
 
 # Probabilities of the release's own examples as the release was built; both views averaged, and the mirror image's.
 GOLDEN_FILE = Path(__file__).parents[1] / "data" / "released_grades.json"
@@ -75,6 +82,35 @@ def test_it_grades_real_knees(knee_xray_dir):
     assert (named == true).float().mean() > 0.6
     assert (named - true).abs().float().mean() < 0.5
     assert sum(bool(xray.warnings) for xray in graded) < 0.05 * len(files)
+
+
+@pytest.mark.real
+def test_it_finds_both_knees_of_composed_films_and_leaves_crops_as_they_are(knee_xray_dir):
+    model, _ = load_checkpoint(str(RELEASED_MODEL), dtype=torch.float32)
+    for pair in itertools.islice(read_pairs(knee_xray_dir, "validation"), 3):
+        film = compose_film(pair.right, pair.left, (1, pair.number), HELD_OUT_LOOK)
+        grades = model.grade_film(film.image)
+        assert [(grade.side, grade.side_assumed) for grade in grades] == [("R", True), ("L", True)]
+        assert min(overlap(grade.box, box) for grade, box in zip(grades, film.boxes, strict=True)) > 0.7
+        mirrored = model.find_knees(ImageOps.mirror(film.image))
+        width = film.image.width
+        assert [
+            (width - right, top, width - left, bottom)
+            for left, top, right, bottom in (knee.box for knee in mirrored[::-1])
+        ] == [grade.box for grade in grades]
+        for crop in (pair.right, pair.left):
+            (framed,) = model.grade_film(crop)
+            assert replace(framed, box=None) == model.grade(crop) and framed.box == (0, 0, *crop.size)
+        for picture in (film.image.crop((0, 0, 60, film.image.height)), ImageOps.flip(pair.right)):
+            assert model.find_knees(picture) == []
+
+
+def test_it_finds_no_knee_where_there_is_none():
+    model, _ = load_checkpoint(str(RELEASED_MODEL), dtype=torch.float32)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400)).astype(np.uint8)
+    hand = OTHER_IMAGES["drawn hands"]([], np.random.default_rng(0))[0]
+    for picture in (Image.fromarray(noise), Image.new("L", (400, 300)), hand):
+        assert model.find_knees(picture) == model.grade_film(picture) == []
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""The figures of framing: what they say of a search that finds all, or nothing; and the command."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_koa.localisation.fit import new_locator
+from clip_koa.training.checkpoints import save_model_folder
+from dataset_script.films import compose_film, draw_pairs
+from dataset_script.synthetic import main as draw
+from modeling_clip_koa.localisation_clip_koa import Knee, locator_file
+from studies import framing
+
+
+@pytest.fixture
+def graded(make_model, image_processor):
+    model = make_model().eval()
+    model.image_processor = image_processor
+    return framing.Graded(model, None)
+
+
+@pytest.fixture(scope="module")
+def people():
+    return list(draw_pairs(3, seed=0))
+
+
+def test_a_search_that_knows_the_boxes_has_the_best_figures(graded, people, monkeypatch):
+    def finds(shift: int, more: tuple[Knee, ...] = ()):
+        def find(model, locator, pictures):
+            boxes = compose_film(pair.right, pair.left, (0, pair.number), "dark", 800).boxes
+            return [[*(Knee(tuple(place + shift for place in box)) for box in boxes), *more]]
+
+        monkeypatch.setattr(framing, "find_knees", find)
+
+    def measure():
+        nonlocal pair
+        found = []
+        for pair in people:
+            official = graded.grades([pair.right, pair.left])
+            found.append(framing.measure_films(graded, [pair], "dark", 800, official))
+        return found
+
+    pair = None
+    finds(0)
+    for found in measure():
+        assert found["both_found"] == found["nothing_else"] == 1 and found["overlap"]["0.5"] == 1
+    finds(60)
+    assert [found["both_found"] for found in measure()] == [0, 0, 0]
+    finds(0, more=(Knee((0, 0, 30, 30)),))
+    assert [found["nothing_else"] for found in measure()] == [0, 0, 0]
+
+
+def test_overlap_of_boxes():
+    assert framing.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
+    assert framing.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+    assert framing.overlap((0, 0, 10, 10), (20, 0, 30, 10)) == 0
+
+
+def test_changes_of_crops_do_what_they_say():
+    crop = Image.fromarray(np.random.default_rng(0).integers(40, 200, (224, 224)).astype(np.uint8))
+    rng = np.random.default_rng(0)
+    canvas = framing.on_canvas(crop, rng)
+    assert canvas.size == (280, 280) and (np.asarray(canvas) > 0).sum() == 224 * 224
+    boxed = framing.letterboxed(crop, rng)
+    assert sorted(boxed.size)[0] == 224 and max(boxed.size) >= 224 + 2 * 22
+    assert framing.moved(crop, rng).size[0] in range(170, 290)
+
+
+def test_one_command_gives_the_figures(make_model, image_processor, tokenizer, tmp_path, capsys):
+    assert draw(["--output", str(tmp_path / "drawn"), "--people", "2", "--split", "validation"]) == 0
+    model = make_model().eval()
+    save_model_folder(tmp_path / "model", model, image_processor, tokenizer)
+    command = ["--model", str(tmp_path / "model"), "--data_dir", str(tmp_path / "drawn"), "--width", "400"]
+    assert framing.main(command) == 2
+    assert "cannot find knees yet" in capsys.readouterr().err
+    locator = tmp_path / "locator"
+    locator.write_bytes(locator_file(new_locator(model, image_processor)))
+    sections = ["--sections", "films", "crops", "moved", "frames", "turned"]
+    assert framing.main([*command, "--locator", str(locator), *sections]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures["films"])[-1] == "scanned" and figures["films"]["dark"]["films"] == 2
+    assert figures["official crops"]["pictures"] == 4 and "turned by 15 degrees" in figures
