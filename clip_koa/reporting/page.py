@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from clip_koa.evaluation.heads import grading
-from clip_koa.evaluation.predictions import PredictionFile
+from clip_koa.evaluation.predictions import GradedSplit
 from clip_koa.files import write_file
 from clip_koa.reporting import pictures
 from clip_koa.reporting.pictures import HEAD_NAMES
@@ -61,7 +61,7 @@ def save_picture(path: Path, title: str, alt: str, draw: Callable[..., Figure], 
 
 
 def split_section(
-    folder: Path, split: str, results: dict, graded: PredictionFile | None, xrays: Dataset | None = None
+    folder: Path, split: str, results: dict, graded: GradedSplit | None, xrays: Dataset | None = None
 ) -> dict:
     """All that a page says of one split: headline, tables, pictures (saved in `folder`) and the hardest X-rays.
 
@@ -131,7 +131,7 @@ def _tables(split: str, results: dict) -> list[dict]:
     return tables
 
 
-def _pictures(folder: Path, split: str, results: dict, graded: PredictionFile | None) -> list[dict]:
+def _pictures(folder: Path, split: str, results: dict, graded: GradedSplit | None) -> list[dict]:
     main = results[MAIN_HEAD]
     saved = []
 
@@ -169,7 +169,7 @@ def _pictures(folder: Path, split: str, results: dict, graded: PredictionFile | 
     return saved
 
 
-def hardest_xrays(graded: PredictionFile, xrays: Dataset | None = None, count: int = HARDEST) -> list[dict]:
+def hardest_xrays(graded: GradedSplit, xrays: Dataset | None = None, count: int = HARDEST) -> list[dict]:
     """The X-rays whose true grade gets the least probability, averaged over both views, with what each view says."""
     predictions = graded.predictions
     averaged = grading(predictions, MAIN_HEAD)["probabilities"]

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clip_koa.evaluation.heads import HEADS, grading, measure_heads
-from clip_koa.evaluation.predictions import PredictionFile, PredictionsError, read_predictions
+from clip_koa.evaluation.predictions import GradedSplit, PredictionsError, read_predictions
 from clip_koa.files import write_file
 from clip_koa.reporting.page import save_picture
 from clip_koa.reporting.pictures import COLOURS, HEAD_NAMES, MARKERS
@@ -35,7 +35,7 @@ class CellResult:
     """A cell's predictions by seed."""
 
     cell: Cell
-    runs: dict[int, PredictionFile]
+    runs: dict[int, GradedSplit]
 
     def values(self, head: str, name: str) -> list[float]:
         """A figure for each seed."""
