@@ -49,14 +49,14 @@ def write_page(path: Path, template: str, **values) -> Path:
 
 
 def save_picture(path: Path, title: str, alt: str, draw: Callable[..., Figure], *arguments) -> dict:
-    """Draws a figure, saves it as PNG, and gives what a page needs to embed it."""
+    """Draws a picture, saves it as PNG, and gives what a page needs to embed it."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(pictures.STYLE):
-        figure = draw(*arguments)
-        figure.savefig(buffer, format="png")
+        drawn = draw(*arguments)
+        drawn.savefig(buffer, format="png")
     write_file(path, buffer.getvalue())
     # Drawn with more dots than a page's 96 an inch, so that it stays sharp on fine screens and in print.
-    width = round(figure.get_figwidth() * 96)
+    width = round(drawn.get_figwidth() * 96)
     return {"title": title, "alt": alt, "width": width, "data": _data_url(buffer.getvalue(), "png")}
 
 
