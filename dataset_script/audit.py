@@ -8,7 +8,6 @@ The exit status is 0 where the corpus is fit to train on, 1 where it is not, and
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from dataset_script.exit_status import main_of
+from dataset_script.files import write_file, write_picture
 from dataset_script.knee_xray import read_ahead, read_xray
 from dataset_script.layouts import (
     RELEASE_COUNTS,
@@ -343,13 +343,6 @@ def _strip(title: str, xrays: list[Xray]) -> Image.Image:
     return strip
 
 
-def _write(path: Path, write) -> None:
-    """Writes a file all at once."""
-    temporary = path.with_name(f".{path.stem}.writing{path.suffix}")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the report; returns the exit status."""
     parser = argparse.ArgumentParser(prog=prog, description="Is this corpus of knee X-rays fit to train on?")
@@ -364,10 +357,9 @@ def run(arguments: list[str] | None, prog: str) -> int:
     report = audit_corpus(data, options.grades)
     print(format_report(report))
     if options.json:
-        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-        _write(options.json, lambda path: path.write_text(text, encoding="utf-8"))
+        write_file(options.json, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     if options.sheet:
-        _write(options.sheet, draw_sheet(data, report, options.grades).save)
+        write_picture(options.sheet, draw_sheet(data, report, options.grades))
     return 0 if report["fit"] else 1
 
 

@@ -9,16 +9,16 @@ their names hold no person's number.
 """
 
 import argparse
-import os
 import random
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dataset_script.exit_status import main_of
+from dataset_script.files import replaced
+from dataset_script.knee_xray import read_xray
 from dataset_script.layouts import Xray, find_files, read_contents, resolve_data_dir
 from dataset_script.pixels import CLIPKOAError
-from dataset_script.radiograph import read_radiograph
 
 FOLDER = Path(__file__).parents[1] / "examples"
 GRADES = (0, 1, 2, 3, 4)
@@ -68,9 +68,8 @@ def write_examples(data_dir: str | None, folder: Path) -> list[Path]:
     written = []
     for name, xray in chosen.items():
         ((_, content),) = read_contents([xray])
-        unfinished = folder / f".{name}.writing"
-        read_radiograph(content, name=xray.file).image.save(unfinished, "PNG", optimize=True)
-        os.replace(unfinished, folder / name)
+        with replaced(folder / name) as unfinished:
+            read_xray(xray, content).image.save(unfinished, "PNG", optimize=True)
         written.append(folder / name)
     return written
 

@@ -11,7 +11,6 @@ import hmac
 import os
 import re
 import secrets
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm import tqdm
 
 from dataset_script.exit_status import main_of
+from dataset_script.files import new_folder
 from dataset_script.knee_xray import FEATURES, GRADE_LABELS, encode_png, in_batches, read_ahead, read_xray
 from dataset_script.layouts import find_files, is_release, release_differences, resolve_data_dir
 from dataset_script.listing import Xray, describe_disputes, describe_left_out
@@ -91,27 +91,18 @@ def export_corpus(
         X-rays of each split.
 
     Raises:
-        CorpusError: no corpus, an X-ray that can't be read, a folder that is not empty.
+        CorpusError: no corpus, an X-ray that can't be read.
+        WriteError: a folder that is not empty, or could not be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CorpusError(f"{output} is not an empty folder: name a new one.")
     splits = find_files(data, grades)
     released = is_release(splits)
     source = source or (RELEASE_SOURCE if released else "not stated")
     license = license or ("cc-by-4.0" if released else "unknown")
-    temporary = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "data").mkdir(parents=True)
-    try:
+    with new_folder(output) as temporary:
+        (temporary / "data").mkdir()
         tallies = {split: _write_split(split, xrays, temporary, key, rows_of_shard) for split, xrays in splits.items()}
         card = _card(tallies, temporary, key, source, license)
         (temporary / "README.md").write_text(str(card), encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if output.exists():
-        output.rmdir()
-    os.replace(temporary, output)
     return {split: sum(tally["grades"].values()) for split, tally in tallies.items()}
 
 

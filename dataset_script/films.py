@@ -8,8 +8,6 @@ of the Osteoarthritis Initiative: for each length the 5th percentile, the median
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +19,9 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from dataset_script.exit_status import main_of
+from dataset_script.files import new_folder
+from dataset_script.knee_xray import read_xray
 from dataset_script.layouts import Xray, find_files, read_contents, resolve_data_dir
-from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import DrawingError, draw_corpus
 
 # Width over height of a film; then shares of its width, but the two of heights.
@@ -265,7 +264,7 @@ def read_pairs(data: Path, split: str, limit: int | None = None) -> Iterator[Pai
         knees = people[person]
         images = {}
         for xray, content in read_contents([knees["R"], knees["L"]]):
-            images[xray.laterality] = read_radiograph(content, name=xray.file).image
+            images[xray.laterality] = read_xray(xray, content).image
         yield Pair(number, person, images["R"], images["L"], knees["R"].grade, knees["L"].grade)
 
 
@@ -297,22 +296,17 @@ def write_films(pairs: Iterator[Pair], output: Path, look: str, width: int, seed
     """Writes `{number}.png` for each pair and `boxes.json`; returns how many films.
 
     Raises:
-        FileExistsError: the folder is there already.
+        WriteError: the folder is there and not empty, or could not be written.
     """
-    if output.exists():
-        raise FileExistsError(f"{output} exists: name a new folder.")
-    temporary = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     entries = []
-    for pair in tqdm(pairs, "composing", unit=" films"):
-        film = compose_film(pair.right, pair.left, (seed, pair.number), look, width)
-        film.image.save(temporary / f"{pair.number:04d}.png")
-        entries.append(
-            {"film": f"{pair.number:04d}.png", "boxes": film.boxes, "grades": [pair.right_grade, pair.left_grade]}
-        )
-    (temporary / "boxes.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, output)
+    with new_folder(output) as temporary:
+        for pair in tqdm(pairs, "composing", unit=" films"):
+            film = compose_film(pair.right, pair.left, (seed, pair.number), look, width)
+            film.image.save(temporary / f"{pair.number:04d}.png")
+            entries.append(
+                {"film": f"{pair.number:04d}.png", "boxes": film.boxes, "grades": [pair.right_grade, pair.left_grade]}
+            )
+        (temporary / "boxes.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     return len(entries)
 
 

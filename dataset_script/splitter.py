@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_script.exit_status import main_of
+from dataset_script.files import replaced
 from dataset_script.layouts import list_files, resolve_data_dir
 from dataset_script.listing import Xray, describe_left_out
 from dataset_script.names import GRADES, GRADES_HELP, CorpusError
@@ -85,15 +86,17 @@ def _assign(ordered: list, people: dict, shares: np.ndarray) -> dict:
 
 
 def write_table(xrays: list[Xray], splits: list[str], output: Path) -> None:
-    """Writes a .csv that the builder reads, with files relative to it, all at once."""
-    temporary = output.with_name(f".{output.name}.writing")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    """Writes a .csv that the builder reads, with files relative to it, whole or not at all.
+
+    Raises:
+        WriteError: it could not be written.
+    """
+    with replaced(output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for xray, split in zip(xrays, splits, strict=True):
             path = os.path.relpath(xray.path, output.parent)
             writer.writerow((Path(path).as_posix(), xray.grade, xray.person_id, xray.laterality or "", split))
-    os.replace(temporary, output)
 
 
 def run(arguments: list[str] | None, prog: str) -> int:

@@ -8,8 +8,6 @@ Kellgren-Lawrence grades (Schiphof et al. 2008). They teach a model nothing abou
 """
 
 import argparse
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dataset_script.exit_status import main_of
+from dataset_script.files import new_folder, write_picture
 from dataset_script.pixels import CLIPKOAError
 
 GRADES = (0, 1, 2, 3, 4)
@@ -206,21 +205,15 @@ def write_corpus(output: Path, people: int, seed: int, image_size: int, overlap:
     """Writes drawings as `{output}/{split}/{grade}/{person}{L|R}.png`; returns how many.
 
     Raises:
-        FileExistsError: the folder is there and not empty.
+        WriteError: the folder is there and not empty, or could not be written.
     """
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty: name a new folder.")
-    temporary = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
     count = 0
-    for drawing in draw_corpus(split, people, seed, image_size, overlap):
-        folder = temporary / split / str(drawing.grade)
-        folder.mkdir(parents=True, exist_ok=True)
-        drawing.image.save(folder / f"{drawing.person_id}{drawing.laterality}.png")
-        count += 1
-    if output.exists():
-        output.rmdir()
-    os.replace(temporary, output)
+    with new_folder(output) as temporary:
+        for drawing in draw_corpus(split, people, seed, image_size, overlap):
+            folder = temporary / split / str(drawing.grade)
+            folder.mkdir(parents=True, exist_ok=True)
+            drawing.image.save(folder / f"{drawing.person_id}{drawing.laterality}.png")
+            count += 1
     return count
 
 
@@ -254,7 +247,7 @@ def run(arguments: list[str] | None, prog: str) -> int:
         )
         print(f"{count} X-rays in {options.output}")
     if options.sheet:
-        draw_sheet(6, options.seed, options.image_size, options.overlap).save(options.sheet)
+        write_picture(options.sheet, draw_sheet(6, options.seed, options.image_size, options.overlap))
         print(f"contact sheet: {options.sheet}")
     return 0
 

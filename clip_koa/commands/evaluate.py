@@ -37,8 +37,8 @@ def evaluate(
     """
     with importing():
         from clip_koa.evaluation.checkpoint import EvaluationRequest, evaluate_checkpoint
-        from clip_koa.evaluation.files import check_request, describe_files
         from clip_koa.evaluation.loading import split_name
+        from clip_koa.evaluation.prediction_files import check_request, describe_files
         from clip_koa.reporting.evaluation_report import write_evaluation
 
     check_request(model, compare, average_seeds, files or [], output)

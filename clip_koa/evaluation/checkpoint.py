@@ -15,7 +15,7 @@ from clip_koa.data.loader import XrayDataset
 from clip_koa.evaluation.heads import Predictions, describe_results, evaluate, predict
 from clip_koa.evaluation.loading import load_checkpoint, load_split, weights_digest
 from clip_koa.evaluation.perturbation import check_perturbations
-from clip_koa.evaluation.predictions import PredictionFile, write_predictions
+from clip_koa.evaluation.predictions import GradedSplit, write_predictions
 from clip_koa.evaluation.robustness import measure_robustness, predict_perturbed
 from clip_koa.evaluation.stock import measure_stock, predict_stock
 from clip_koa.locks import WriterLock, only_writer
@@ -42,7 +42,7 @@ class Evaluation:
 
     about: dict[str, str]  # what was evaluated and how, so that the figures can be had again
     results: dict  # of `evaluate` with people, so that figures have intervals
-    graded: PredictionFile  # the predictions that they are of
+    graded: GradedSplit  # the predictions that they are of
     xrays: Dataset
     stock: dict | None  # for `text` and `linear` the metrics of the stock pipelines, and `agreement` with ours
     robustness: dict | None  # of `measure_robustness`
@@ -95,11 +95,11 @@ def _evaluate(request: EvaluationRequest, accelerator: Accelerator) -> Evaluatio
     perturbed = predict_perturbed(split, perturbations, predict_split)
     if not accelerator.is_main_process:
         return None
-    graded = PredictionFile.of_split(predictions, split)
+    graded = GradedSplit.of_split(predictions, split)
     write_predictions(request.output / f"predictions_{request.split}.jsonl", graded)
     for name, others in perturbed.items():
         path = request.output / "perturbed" / f"predictions_{request.split}_{name}.jsonl"
-        write_predictions(path, PredictionFile.of_split(others, split))
+        write_predictions(path, GradedSplit.of_split(others, split))
     return Evaluation(
         _about(request, model, digest, accelerator), evaluate(predictions, model.config, graded.people), graded, split,
         measure_stock(predictions, stock, graded.people) if stock else None,

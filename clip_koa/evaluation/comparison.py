@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clip_koa.evaluation.heads import grading
-from clip_koa.evaluation.predictions import PredictionFile, PredictionsError, read_predictions
+from clip_koa.evaluation.predictions import GradedSplit, PredictionsError, read_predictions
 from metrics.kl_grading.paired import compare_kl_gradings
 
 
@@ -46,7 +46,7 @@ def describe_comparison(comparison: dict) -> str:
     return "\n".join(lines)
 
 
-def same_xrays(one: PredictionFile, other: PredictionFile, first: str, second: str) -> list[int]:
+def same_xrays(one: GradedSplit, other: GradedSplit, first: str, second: str) -> list[int]:
     """Where the second file holds each X-ray of the first.
 
     Raises:

@@ -2,7 +2,7 @@
 
     python -m clip_koa.evaluation.error_groups EVALUATION/predictions_validation.jsonl --data_dir FOLDER
 
-EVALUATION is a folder that clip-koa evaluate wrote, FOLDER the folder of X-rays it was of. Prints Markdown.
+EVALUATION is a folder that clip-koa evaluate wrote, FOLDER the corpus it was of, in any layout. Prints Markdown.
 """
 
 import argparse
@@ -13,9 +13,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from clip_koa.evaluation.heads import HEADS, grading
-from clip_koa.evaluation.predictions import PredictionFile, read_predictions
+from clip_koa.evaluation.predictions import GradedSplit, PredictionsError, read_predictions
 from dataset_script.exit_status import main_of
-from dataset_script.radiograph import read_radiograph
+from dataset_script.knee_xray import read_xray
+from dataset_script.layouts import find_files, read_contents, resolve_data_dir
 from metrics.kl_grading.kl_grading import kl_grading_metrics
 from modeling_clip_koa import GRADE_LABELS
 
@@ -23,16 +24,21 @@ _SIDES = {"L": "left knees", "R": "right knees", "B": "both knees", None: "side 
 _QUARTERS = ("lowest", "second", "third", "highest")
 
 
-def find_groups(graded: PredictionFile, folder: Path) -> dict[str, np.ndarray]:
+def find_groups(graded: GradedSplit, data: Path) -> dict[str, np.ndarray]:
     """Which X-rays belong to each group, (N,) bool; groups without any are left out.
 
     Args:
-        folder: holds the files that the predictions are of.
+        data: the corpus that the predictions are of, as `resolve_data_dir` gives it.
 
     Raises:
-        RadiographError: a file that is not there or cannot be read.
+        PredictionsError: an X-ray that the corpus does not hold.
+        CorpusError, RadiographError: no corpus, or an X-ray that cannot be read.
     """
-    radiographs = [read_radiograph(folder / file) for file in tqdm(graded.files, desc="reading", unit="X-ray")]
+    listed = {xray.file: xray for xrays in find_files(data).values() for xray in xrays}
+    if missing := [file for file in graded.files if file not in listed]:
+        raise PredictionsError(f"{data} does not hold {missing[0]}, which the predictions are of.")
+    found = read_contents(listed[file] for file in tqdm(graded.files, desc="reading", unit="X-ray"))
+    radiographs = [read_xray(xray, content) for xray, content in found]
     sides = np.array([_SIDES[radiograph.laterality] for radiograph in radiographs])
     inverted = np.array([radiograph.inverted for radiograph in radiographs])
     contrast = np.array([np.asarray(radiograph.image).std() for radiograph in radiographs])
@@ -45,7 +51,7 @@ def find_groups(graded: PredictionFile, folder: Path) -> dict[str, np.ndarray]:
     return {name: members for name, members in groups.items() if members.any()}
 
 
-def measure_groups(graded: PredictionFile, groups: dict[str, np.ndarray], head: str) -> dict[str, dict]:
+def measure_groups(graded: GradedSplit, groups: dict[str, np.ndarray], head: str) -> dict[str, dict]:
     """Of each group the number of X-rays, accuracy with its interval over people, MAE, and the mean error (signed)."""
     named, labels = grading(graded.predictions, head)["predictions"], graded.predictions.labels.numpy()
     people = np.array(graded.people)
@@ -68,11 +74,11 @@ def run(arguments: list[str] | None, prog: str) -> int:
         prog=prog, description="Where a model errs: figures by grade, side, contrast and storage."
     )
     parser.add_argument("predictions", type=Path, help="predictions_SPLIT.jsonl of clip-koa evaluate")
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder that holds the X-rays' files")
+    parser.add_argument("--data_dir", help="the corpus, in any layout (default: KNEE_XRAY_DIR)")
     parser.add_argument("--head", choices=HEADS, default="text_flip_averaged", help="default: text_flip_averaged")
     options = parser.parse_args(arguments)
     graded = read_predictions(options.predictions)
-    figures = measure_groups(graded, find_groups(graded, options.data_dir), options.head)
+    figures = measure_groups(graded, find_groups(graded, resolve_data_dir(options.data_dir)), options.head)
     print("| X-rays | number | accuracy (95 % interval) | MAE | mean error, grades |\n|---|---|---|---|---|")
     for name, row in figures.items():
         interval = "" if row["interval"] is None else " ({:.3f} to {:.3f})".format(*row["interval"])

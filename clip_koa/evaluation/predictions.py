@@ -22,7 +22,7 @@ class PredictionsError(CLIPKOAError, ValueError):
 
 
 @dataclass
-class PredictionFile:
+class GradedSplit:
     """Predictions of N X-rays, with the files they are of and whose they are."""
 
     predictions: Predictions
@@ -30,7 +30,7 @@ class PredictionFile:
     people: list[str]  # pseudonyms; X-rays of equal pseudonym are one person's
 
     @classmethod
-    def of_split(cls, predictions: Predictions, split: Dataset) -> "PredictionFile":
+    def of_split(cls, predictions: Predictions, split: Dataset) -> "GradedSplit":
         """The predictions of a split of the `KneeXray` builder, of which `file` and `person_id` are read.
 
         Raises:
@@ -55,7 +55,7 @@ def pseudonyms(files: list[str], person_ids: list[str]) -> list[str]:
     return [hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys]
 
 
-def write_predictions(path: str | Path, graded: PredictionFile) -> None:
+def write_predictions(path: str | Path, graded: GradedSplit) -> None:
     """Writes a prediction file, whole or not at all.
 
     Raises:
@@ -71,7 +71,7 @@ def write_predictions(path: str | Path, graded: PredictionFile) -> None:
             file.write(json.dumps(dict(zip(("file", "person", "label", *LOGITS), row, strict=True))) + "\n")
 
 
-def read_predictions(path: str | Path) -> PredictionFile:
+def read_predictions(path: str | Path) -> GradedSplit:
     """Reads a prediction file; an X-ray whose person is empty or null is a person of its own.
 
     Raises:
@@ -103,4 +103,4 @@ def read_predictions(path: str | Path) -> PredictionFile:
     files, people, labels, *logits = map(list, zip(*rows, strict=True))
     tensors = [torch.arange(len(rows)), torch.tensor(labels), *map(torch.stack, logits)]
     names = [f.name for f in fields(Predictions)]
-    return PredictionFile(Predictions(**dict(zip(names, tensors, strict=True))), files, people)
+    return GradedSplit(Predictions(**dict(zip(names, tensors, strict=True))), files, people)

@@ -65,7 +65,9 @@ def load_config(name: str) -> CLIPKOAConfig:
         if found.get("model_type") != CLIPKOAConfig.model_type:
             raise CheckpointError(f"{name} is a {found.get('model_type')} model: give a CLIP-KOA checkpoint.")
         if found.get("tokenized_prompts") is None:
-            raise CheckpointError(f"{name} is a plain CLIP model: give a CLIP-KOA checkpoint, as clip-koa train writes it.")
+            raise CheckpointError(
+                f"{name} is a plain CLIP model: give a CLIP-KOA checkpoint, as clip-koa train writes it."
+            )
         config = CLIPKOAConfig.from_dict(found)
     if config.num_labels != len(GRADE_MEANINGS):
         raise CheckpointError(f"{name} has {config.num_labels} labels: it must grade 0 to {len(GRADE_MEANINGS) - 1}.")

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from importlib import metadata
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -53,3 +54,20 @@ def copy_plain(folder: Path, name: str, target: Path) -> bool:
         while part := file.read(2**20):
             copy.write(part)
     return True
+
+
+def copy_license(target: Path) -> None:
+    """Copies the project's licence, out of a checkout or from beside an installed package.
+
+    Raises:
+        ReleaseError: neither is there.
+    """
+    if copy_plain(Path(__file__).parents[2], "LICENSE", target):
+        return
+    try:
+        text = metadata.distribution("clip-koa").read_text("licenses/LICENSE")
+    except metadata.PackageNotFoundError:
+        text = None
+    if not text:
+        raise ReleaseError("the project's LICENSE is not there: install clip-koa anew.")
+    target.write_text(text, encoding="utf-8")

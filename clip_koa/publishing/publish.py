@@ -60,6 +60,10 @@ class Publication:
                 raise ReleaseError(str(error)) from error
             if "/" not in name:
                 raise ReleaseError(f"{name}: name the repository as USER/NAME.")
+        if self.kind != "model" and not (PROJECT / "setup.cfg").is_file():
+            raise ReleaseError(
+                f"--{self.kind} publishes files of the project that an installed package lacks: run it in a checkout."
+            )
         folder = _FOLDERS.get(self.kind)
         if folder and Path(self.subject).resolve() != PROJECT / folder:
             raise ReleaseError(f"--{self.kind} publishes {folder}: give that in place of {self.subject}.")

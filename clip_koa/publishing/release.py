@@ -16,7 +16,7 @@ from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_t
 from clip_koa.publishing.card import write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
-from clip_koa.publishing.plain_files import copy_plain
+from clip_koa.publishing.plain_files import copy_license, copy_plain
 from clip_koa.publishing.release_check import NEEDED_FILES
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
@@ -99,7 +99,7 @@ def build_release(
     tokenizer.save_pretrained(folder)
     _clean_configs(folder)
     _add_handler(folder)
-    copy_plain(_PROJECT, "LICENSE", folder / "LICENSE")
+    copy_license(folder / "LICENSE")
     examples = _draw_examples(folder / "examples", model.config.vision_config.image_size)
     logits, scores = _grade_examples(model, image_processor, examples)
     with _damage_told("metrics.json of the runs and evaluations"):

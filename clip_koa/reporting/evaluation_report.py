@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clip_koa.evaluation.checkpoint import Evaluation
 from clip_koa.evaluation.heads import HEADS, Predictions, grading
-from clip_koa.evaluation.predictions import PredictionFile
+from clip_koa.evaluation.predictions import GradedSplit
 from clip_koa.evaluation.stock import STOCK_HEADS
 from clip_koa.files import write_file
 from clip_koa.reporting import pictures
@@ -119,7 +119,7 @@ def _signed(value: float | None) -> str:
     return "0.000" if float(text) == 0 else text
 
 
-def _write_robustness(folder: Path, robustness: dict, graded: PredictionFile, perturbed: dict) -> None:
+def _write_robustness(folder: Path, robustness: dict, graded: GradedSplit, perturbed: dict) -> None:
     """robustness.md (the page's table), robustness.csv (every figure), grade_changes.csv (every X-ray)."""
     lines = ["| " + " | ".join(["perturbation", *_columns()]) + " |", "|---" * (len(_columns()) + 1) + "|"]
     for title, cells in _rows(robustness):
@@ -151,7 +151,7 @@ def _figures_csv(robustness: dict) -> str:
     return _csv(rows)
 
 
-def _grades_csv(graded: PredictionFile, perturbed: dict[str, Predictions]) -> str:
+def _grades_csv(graded: GradedSplit, perturbed: dict[str, Predictions]) -> str:
     """A line for each X-ray: its grade as it is and under each perturbation, flip-averaged."""
     grades = {"as_it_is": graded.predictions, **perturbed}
     columns = [grading(predictions, MAIN_HEAD)["predictions"].tolist() for predictions in grades.values()]

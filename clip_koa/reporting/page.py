@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from clip_koa.evaluation.heads import grading
-from clip_koa.evaluation.predictions import PredictionFile
+from clip_koa.evaluation.predictions import GradedSplit
 from clip_koa.files import write_file
 from clip_koa.reporting import pictures
 from clip_koa.reporting.pictures import HEAD_NAMES
@@ -49,19 +49,19 @@ def write_page(path: Path, template: str, **values) -> Path:
 
 
 def save_picture(path: Path, title: str, alt: str, draw: Callable[..., Figure], *arguments) -> dict:
-    """Draws a figure, saves it as PNG, and gives what a page needs to embed it."""
+    """Draws a picture, saves it as PNG, and gives what a page needs to embed it."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(pictures.STYLE):
-        figure = draw(*arguments)
-        figure.savefig(buffer, format="png")
+        drawn = draw(*arguments)
+        drawn.savefig(buffer, format="png")
     write_file(path, buffer.getvalue())
     # Drawn with more dots than a page's 96 an inch, so that it stays sharp on fine screens and in print.
-    width = round(figure.get_figwidth() * 96)
+    width = round(drawn.get_figwidth() * 96)
     return {"title": title, "alt": alt, "width": width, "data": _data_url(buffer.getvalue(), "png")}
 
 
 def split_section(
-    folder: Path, split: str, results: dict, graded: PredictionFile | None, xrays: Dataset | None = None
+    folder: Path, split: str, results: dict, graded: GradedSplit | None, xrays: Dataset | None = None
 ) -> dict:
     """All that a page says of one split: headline, tables, pictures (saved in `folder`) and the hardest X-rays.
 
@@ -131,7 +131,7 @@ def _tables(split: str, results: dict) -> list[dict]:
     return tables
 
 
-def _pictures(folder: Path, split: str, results: dict, graded: PredictionFile | None) -> list[dict]:
+def _pictures(folder: Path, split: str, results: dict, graded: GradedSplit | None) -> list[dict]:
     main = results[MAIN_HEAD]
     saved = []
 
@@ -169,7 +169,7 @@ def _pictures(folder: Path, split: str, results: dict, graded: PredictionFile | 
     return saved
 
 
-def hardest_xrays(graded: PredictionFile, xrays: Dataset | None = None, count: int = HARDEST) -> list[dict]:
+def hardest_xrays(graded: GradedSplit, xrays: Dataset | None = None, count: int = HARDEST) -> list[dict]:
     """The X-rays whose true grade gets the least probability, averaged over both views, with what each view says."""
     predictions = graded.predictions
     averaged = grading(predictions, MAIN_HEAD)["probabilities"]

@@ -1,8 +1,8 @@
-"""The figures of the reports, drawn from metrics, predictions and the records of a run."""
+"""The pictures of the reports, drawn from metrics, predictions and the records of a run."""
 
 import numpy as np
 
-# Figures are built without pyplot, so that importing this changes no plotting state of the caller.
+# Pictures are built without pyplot, so that importing this changes no plotting state of the caller.
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
@@ -30,7 +30,7 @@ CURVE_POINTS = 200
 HEAD_COLOURS = dict(zip(HEAD_NAMES, COLOURS, strict=False))
 GRADES = tuple(range(len(GRADE_LABELS)))
 SHORT_LABELS = tuple(label.split()[0] for label in GRADE_LABELS)  # KL0 ...
-# What matplotlib draws by, while one of these figures is drawn and saved.
+# What matplotlib draws by, while one of these pictures is drawn and saved.
 STYLE = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -55,8 +55,8 @@ STYLE = {
 
 def learning_curves(records: list[dict]) -> Figure:
     """Losses by part, and accuracy, kappa and flip agreement on validation, over the epochs of a run."""
-    figure = Figure(figsize=(11, 7.4), layout="constrained")
-    (losses, accuracy), (kappa, flips) = figure.subplots(2, 2)
+    picture = Figure(figsize=(11, 7.4), layout="constrained")
+    (losses, accuracy), (kappa, flips) = picture.subplots(2, 2)
     training = [record for record in records if record["kind"] == "train"]
     validation = [r for r in records if r["kind"] == "evaluation" and r["checkpoint"] == "last"]
     _draw_losses(losses, training, validation)
@@ -78,7 +78,7 @@ def learning_curves(records: list[dict]) -> Figure:
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         _finish_curves(axes)
-    return figure
+    return picture
 
 
 def _draw_losses(axes: Axes, training: list[dict], validation: list[dict]) -> None:
@@ -114,8 +114,8 @@ def _finish_curves(axes: Axes) -> None:
 
 def confusion_matrices(results: dict) -> Figure:
     """For each head the X-rays of each pair of true and predicted grade, and their share of the row."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    for axes, (head, name) in zip(figure.subplots(1, len(HEAD_NAMES)), HEAD_NAMES.items(), strict=True):
+    picture = Figure(figsize=(13, 4.6), layout="constrained")
+    for axes, (head, name) in zip(picture.subplots(1, len(HEAD_NAMES)), HEAD_NAMES.items(), strict=True):
         counts = np.array(results[head]["confusion_matrix"])
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -129,13 +129,13 @@ def confusion_matrices(results: dict) -> Figure:
         axes.set(title=name[0].upper() + name[1:], xlabel="predicted grade", ylabel="true grade")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-    return figure
+    return picture
 
 
 def recall_per_grade(results: dict) -> Figure:
     """Bars of the recall of each grade for each head, with its interval where there is one."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots()
+    picture = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = picture.subplots()
     width = 0.8 / len(HEAD_NAMES)
     for index, (head, name) in enumerate(HEAD_NAMES.items()):
         recalls = results[head]["recall_per_grade"]
@@ -154,13 +154,13 @@ def recall_per_grade(results: dict) -> Figure:
     axes.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6), ylabel="recall")
     axes.grid(axis="y")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(HEAD_NAMES))
-    return figure
+    return picture
 
 
 def reliability(predictions: Predictions, results: dict) -> Figure:
     """For each head: how often the top grade is right among X-rays of equal confidence, and how many those are."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    rows = figure.subplots(2, len(HEAD_NAMES), sharex=True, height_ratios=(3, 1))
+    picture = Figure(figsize=(13, 5), layout="constrained")
+    rows = picture.subplots(2, len(HEAD_NAMES), sharex=True, height_ratios=(3, 1))
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     for (upper, lower), (head, name) in zip(rows.T, HEAD_NAMES.items(), strict=True):
         probabilities = grading(predictions, head)["probabilities"]
@@ -182,13 +182,13 @@ def reliability(predictions: Predictions, results: dict) -> Figure:
         lower.bar(edges[:-1], counts, 1 / CALIBRATION_BINS, align="edge", color=colour, edgecolor="white", lw=0.5)
         lower.set(xlabel="confidence", ylabel="X-rays")
         upper.grid(True)
-    return figure
+    return picture
 
 
 def roc(predictions: Predictions, results: dict) -> Figure:
     """ROC of the probability of osteoarthritis, grade 2 and above, for each head; both classes must occur."""
-    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
-    axes = figure.subplots()
+    picture = Figure(figsize=(5.6, 5.2), layout="constrained")
+    axes = picture.subplots()
     axes.plot([0, 1], [0, 1], color="#8c959f", lw=1, ls="--")
     diseased = predictions.labels.numpy() >= OSTEOARTHRITIS_GRADE
     for (head, name), line in zip(HEAD_NAMES.items(), LINES, strict=False):
@@ -201,15 +201,15 @@ def roc(predictions: Predictions, results: dict) -> Figure:
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.grid(True)
     axes.legend(loc="lower right")
-    return figure
+    return picture
 
 
 def flip_scatter(predictions: Predictions) -> Figure:
     """Text head: the probability of each grade, and the expected grade, of the image against its mirror image."""
     values = grading(predictions, "text")
     image, mirror = values["probabilities"], values["flipped_probabilities"]  # (N, K)
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    shares, expected = figure.subplots(1, 2)
+    picture = Figure(figsize=(11, 5), layout="constrained")
+    shares, expected = picture.subplots(1, 2)
     for grade, colour, marker in zip(GRADES, COLOURS, MARKERS, strict=True):
         shares.scatter(
             image[:, grade], mirror[:, grade], s=9, alpha=0.45, color=colour, marker=marker, lw=0,
@@ -221,21 +221,21 @@ def flip_scatter(predictions: Predictions) -> Figure:
         image @ GRADES, mirror @ GRADES, c=predictions.labels, cmap="viridis", vmin=0, vmax=GRADES[-1], s=14, lw=0,
         alpha=0.7,
     )  # fmt: skip
-    figure.colorbar(points, ax=expected, label="true grade", ticks=GRADES)
+    picture.colorbar(points, ax=expected, label="true grade", ticks=GRADES)
     expected.set(title="Expected grade", xticks=GRADES, yticks=GRADES)
     for axes, top in ((shares, 1), (expected, GRADES[-1])):
         axes.plot([0, top], [0, top], color="#8c959f", lw=1, zorder=0)
         axes.set(xlabel="of the image", ylabel="of the mirror image", aspect="equal")
         axes.grid(True)
-    return figure
+    return picture
 
 
 def robustness(results: dict, head: str) -> Figure:
     """For each perturbation the change of accuracy, kappa and MAE, with intervals, and the share of changed grades."""
     names = list(results)[::-1]
     places = np.arange(len(names))
-    figure = Figure(figsize=(13, 0.8 + 0.32 * len(names)), layout="constrained")
-    panels = figure.subplots(1, 4, sharey=True)
+    picture = Figure(figsize=(13, 0.8 + 0.32 * len(names)), layout="constrained")
+    panels = picture.subplots(1, 4, sharey=True)
     metrics = {"accuracy": "Change of accuracy", "quadratic_weighted_kappa": "Change of QWK", "mae": "Change of MAE"}
     for axes, (metric, title) in zip(panels, metrics.items(), strict=False):
         changes = [results[name][head]["change"][metric] for name in names]
@@ -255,4 +255,4 @@ def robustness(results: dict, head: str) -> Figure:
         panels[3].text(share, place, f" {share:.1%}", va="center", fontsize=8)
     panels[3].set(title="Grades that change", xlim=(0, max(0.05, 1.25 * max(changed))))
     panels[0].set_yticks(places, [results[name]["title"] for name in names])
-    return figure
+    return picture

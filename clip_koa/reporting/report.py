@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from clip_koa.evaluation.heads import measure_heads
-from clip_koa.evaluation.predictions import PredictionFile, read_predictions
+from clip_koa.evaluation.predictions import GradedSplit, read_predictions
 from clip_koa.files import write_file
 from clip_koa.reporting import pictures
 from clip_koa.reporting.page import save_picture, split_section, write_page
@@ -60,7 +60,7 @@ def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = 
     )
 
 
-def _read_graded(path: Path) -> PredictionFile | None:
+def _read_graded(path: Path) -> GradedSplit | None:
     """The predictions, or None where a run has none yet."""
     return read_predictions(path) if path.is_file() and path.stat().st_size else None
 

@@ -21,7 +21,8 @@ def choose_kernels(model: CLIPKOAForImageClassification, device: torch.device) -
     """Gives the vision tower what trains fastest on a CPU; elsewhere nothing changes.
 
     It is used where a gradient goes through; frozen blocks and evaluation compute what a loaded checkpoint does, to
-    the bit. The gradients are the same to rounding (docs/performance.md has the times); what is saved does not tell.
+    the bit. The gradients are the same to rounding; what is saved does not tell. docs/notebook/performance_trials.md
+    has the times.
     """
     if device.type != "cpu" or model.config.vision_config._attn_implementation == ATTENTION:
         return

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, evaluations between them, checkpoints, and what ends a run early."""
 
+import signal
 import time
 from contextlib import suppress
 
@@ -9,11 +10,39 @@ from tqdm.auto import tqdm
 
 from clip_koa.evaluation.heads import NotFiniteError
 from clip_koa.files import WriteError
+from clip_koa.interruption import Interrupted
 from clip_koa.training.checkpoints import last_checkpoint, save_checkpoint
-from clip_koa.training.preemption import Preempted, StopRequest
 from clip_koa.training.preparation import Run
 from clip_koa.training.steps import LOSS_PARTS, train_step
 from clip_koa.training.validation import describe_best, validate
+
+# Slurm sends SIGTERM before it kills, and SIGUSR1 where `--signal=USR1@120` asks for it.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class Preempted(Interrupted):
+    """The run was asked to stop and has saved a checkpoint to go on from."""
+
+
+class StopRequest:
+    """Whether any process was asked to stop, by Ctrl+C, SIGTERM or SIGUSR1; all learn it at the same step."""
+
+    def __init__(self):
+        self.received = ""
+        for number in _SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame) -> None:
+        if number == signal.SIGINT and self.received:  # who asks twice does not wait for the checkpoint
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def agreed(self, accelerator) -> bool:
+        """Whether to stop now. All processes must call it."""
+        if accelerator.num_processes == 1:
+            return bool(self.received)
+        asked = torch.tensor(float(bool(self.received)), device=accelerator.device)
+        return accelerator.reduce(asked, "sum").item() > 0
 
 
 def train(run: Run) -> None:

@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 from clip_koa.data.corpus import is_drawn
 from clip_koa.data.loader import XrayDataset, build_loader
 from clip_koa.evaluation.heads import NEWEST, Predictions, describe_results, evaluate, predict
-from clip_koa.evaluation.predictions import PredictionFile, write_predictions
+from clip_koa.evaluation.predictions import GradedSplit, write_predictions
 from clip_koa.training.checkpoints import save_model_folder
 from clip_koa.training.preparation import Run
 from modeling_clip_koa import CLIPKOAForImageClassification
@@ -46,7 +46,7 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
         _record_evaluation(run, results, split, "best")
         run.accelerator.print(f"best/ (step {run.state.best_step}) on {split}:\n" + describe_results(results))
         if run.accelerator.is_main_process:
-            graded = PredictionFile.of_split(predictions, corpus[split])
+            graded = GradedSplit.of_split(predictions, corpus[split])
             write_predictions(run.folder / "report" / f"predictions_{split}.jsonl", graded)
     run.recorder.status("finished", step=run.state.step, total_steps=run.total_steps, best_step=run.state.best_step)
 

@@ -144,7 +144,9 @@ class _Page:
         example = self.examples.get(name)
         if example is None:
             return Response(status_code=404)
-        return _as_png(await asyncio.to_thread(lambda: picture(Image.open(example.path), 2 * THUMBNAIL_SIDE)))
+        return _as_png(
+            await asyncio.to_thread(lambda: picture(read_radiograph(example.path).image, 2 * THUMBNAIL_SIDE))
+        )
 
     async def open_visit(self) -> dict:
         """A new visit; the page keeps its token in a variable and nowhere else."""

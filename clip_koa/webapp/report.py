@@ -1,7 +1,6 @@
 """The report of one X-ray: one A4 page, as HTML that holds its pictures itself, or as PDF."""
 
 import base64
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -12,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 from transformers.utils import cached_file
 
+from clip_koa.files import file_digest
 from clip_koa.grading.grader import Grader
 from clip_koa.webapp.readings import Reading, picture, png
 from clip_koa.webapp.texts import texts_of
@@ -100,8 +100,7 @@ def model_facts(name: str, grader: Grader, level: float) -> ModelFacts:
         weights = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
     digest = ""
     if weights and Path(weights).is_file():
-        with Path(weights).open("rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
+        digest = file_digest(Path(weights))
     revision = "" if is_folder else getattr(grader.model.config, "_commit_hash", None) or ""
     return ModelFacts(Path(name).resolve().name if is_folder else name, revision, digest, level, grader.precision)
 

@@ -1,4 +1,4 @@
-"""What an ablation gave: a table with means, spreads and paired comparisons, as Markdown, CSV and a figure."""
+"""What an ablation gave: a table with means, spreads and paired comparisons, as Markdown, CSV and a picture."""
 
 import csv
 import io
@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clip_koa.evaluation.heads import HEADS, grading, measure_heads
-from clip_koa.evaluation.predictions import PredictionFile, PredictionsError, read_predictions
+from clip_koa.evaluation.predictions import GradedSplit, PredictionsError, read_predictions
 from clip_koa.files import write_file
 from clip_koa.reporting.page import save_picture
 from clip_koa.reporting.pictures import COLOURS, HEAD_NAMES, MARKERS
 from metrics.kl_grading.paired import compare_kl_gradings
 from studies.ablation.grid import BASELINE, Cell
 
-# Shown in the Markdown table and the figure; the CSV holds these too.
+# Shown in the Markdown table and the picture; the CSV holds these too.
 FIGURES = {
     "accuracy": "accuracy",
     "quadratic_weighted_kappa": "QWK",
@@ -35,7 +35,7 @@ class CellResult:
     """A cell's predictions by seed."""
 
     cell: Cell
-    runs: dict[int, PredictionFile]
+    runs: dict[int, GradedSplit]
 
     def values(self, head: str, name: str) -> list[float]:
         """A figure for each seed."""
@@ -164,8 +164,8 @@ def _less(row: dict, name: str) -> str:
 
 def draw(results: list[CellResult]) -> Figure:
     """Every run as a point, a cell a line, a figure a panel; the bar is the mean over seeds."""
-    figure = Figure(figsize=(12, 1.6 + 0.5 * len(results)), layout="constrained")
-    panels = figure.subplots(1, len(_DRAWN), sharey=True)
+    picture = Figure(figsize=(12, 1.6 + 0.5 * len(results)), layout="constrained")
+    panels = picture.subplots(1, len(_DRAWN), sharey=True)
     for axes, name in zip(panels, _DRAWN, strict=True):
         for place, result in enumerate(results):
             for offset, head in zip((-0.2, 0, 0.2), HEADS, strict=True):
@@ -182,7 +182,7 @@ def draw(results: list[CellResult]) -> Figure:
     panels[0].set_yticks(range(len(results)), [result.cell.name for result in results])
     panels[0].invert_yaxis()
     panels[0].legend(loc="best")
-    return figure
+    return picture
 
 
 def write_summary(folder: Path, results: list[CellResult]) -> Path:

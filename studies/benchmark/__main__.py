@@ -23,6 +23,7 @@ import json
 import sys
 from pathlib import Path
 
+from clip_koa.files import write_file
 from clip_koa.memory import keep_freed_memory
 from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import KneeXray
@@ -93,7 +94,7 @@ def run(arguments: list[str] | None, prog: str) -> int:
             print(f"{name:52}" + "".join(f"  {key} {_shown(value)}" for key, value in values.items()), flush=True)
     if options.output:
         settings = {**vars(options), "output": str(options.output)}
-        options.output.write_text(json.dumps({"options": settings, **figures}, indent=2), encoding="utf-8")
+        write_file(options.output, json.dumps({"options": settings, **figures}, indent=2).encode())
     return 0
 
 

@@ -75,7 +75,7 @@ def test_command_writes_a_folder_the_builder_reads(run_python, tmp_path):
     corpus = load_knee_xray(tmp_path / "knees", cache_dir=str(tmp_path / "cache"))
     assert len(corpus["test"]) == 8
     again = run_python(*command, expect=2)  # never writes over something
-    assert "not empty" in again.stderr and "Traceback" not in again.stderr
+    assert "not an empty folder" in again.stderr and "Traceback" not in again.stderr
     run_python("-m", "dataset_script.synthetic", "--sheet", tmp_path / "sheet.png", "--image_size", 48)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 

@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 
 from clip_koa.evaluation.heads import Predictions
-from clip_koa.evaluation.predictions import PredictionFile
+from clip_koa.evaluation.predictions import GradedSplit
 from clip_koa.training.run_config import RunConfig, RunConfigError
 from studies.ablation.grid import CORNERS, cell_config, corner_cells, find_cells
 from studies.ablation.summary import CellResult, compare_cells, table_rows
@@ -63,7 +63,7 @@ def test_a_grid_that_makes_no_sense_is_refused(changes, names, words):
         find_cells(RunConfig().changed(changes), names)
 
 
-def _graded(seed, skill, count=60) -> PredictionFile:
+def _graded(seed, skill, count=60) -> GradedSplit:
     """X-rays of `count / 2` people; the higher the skill, the more logits favour the true grade."""
     labels = torch.arange(count) % 5
     draws = torch.Generator().manual_seed(seed)
@@ -71,9 +71,7 @@ def _graded(seed, skill, count=60) -> PredictionFile:
         torch.randn(count, 5, generator=draws) + skill * torch.nn.functional.one_hot(labels, 5) for _ in range(4)
     ]
     files = [f"{index}.png" for index in range(count)]
-    return PredictionFile(
-        Predictions(torch.arange(count), labels, *logits), files, [str(i // 2) for i in range(count)]
-    )
+    return GradedSplit(Predictions(torch.arange(count), labels, *logits), files, [str(i // 2) for i in range(count)])
 
 
 def test_cells_are_compared_seed_by_seed_and_together():

@@ -154,5 +154,5 @@ def test_without_scikit_image_the_message_names_it(monkeypatch):
 
 
 def test_the_docs_name_every_perturbation():
-    docs = (ROOT / "docs/evaluation.md").read_text()
+    docs = (ROOT / "docs/robustness.md").read_text()
     assert not [name for name in PERTURBATIONS if f"`{name}`" not in docs]

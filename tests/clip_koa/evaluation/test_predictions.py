@@ -12,7 +12,7 @@ from clip_koa.evaluation.comparison import compare_files, describe_comparison
 from clip_koa.evaluation.error_groups import measure_groups
 from clip_koa.evaluation.heads import Predictions, evaluate, measure_heads
 from clip_koa.evaluation.predictions import (
-    PredictionFile,
+    GradedSplit,
     PredictionsError,
     pseudonyms,
     read_predictions,
@@ -27,13 +27,13 @@ def _graded(seed=0, size=12):
     logits = [torch.eye(5)[labels] + torch.randn(size, 5, generator=generator) for _ in range(4)]
     files = [f"val/{label}/90000{index // 2:02d}{'LR'[index % 2]}.png" for index, label in enumerate(labels)]
     people = pseudonyms(files, [file.split("/")[-1][:7] for file in files])
-    return PredictionFile(Predictions(torch.arange(size), labels, *logits), files, people)
+    return GradedSplit(Predictions(torch.arange(size), labels, *logits), files, people)
 
 
 def _shuffled(graded, order):
     predictions = graded.predictions
     parts = {name: values[order] for name, values in vars(predictions).items()}
-    return PredictionFile(
+    return GradedSplit(
         Predictions(**parts), [graded.files[index] for index in order], [graded.people[index] for index in order]
     )
 
@@ -76,11 +76,11 @@ def test_a_file_that_names_nobody_is_read_as_of_a_person_for_each_xray(tmp_path,
 def test_predictions_of_a_split_are_of_each_xray_once():
     split = Dataset.from_dict({"file": ["a.png", "b.png"], "person_id": ["9000001", ""]})
     predictions = _graded(size=2).predictions
-    graded = PredictionFile.of_split(predictions, split)
+    graded = GradedSplit.of_split(predictions, split)
     assert graded.files == ["a.png", "b.png"] and graded.people == pseudonyms(graded.files, ["9000001", ""])
     predictions.index[1] = 0
     with pytest.raises(PredictionsError, match="2 predictions for 2 X-rays: there must be one for each"):
-        PredictionFile.of_split(predictions, split)
+        GradedSplit.of_split(predictions, split)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from transformers import CLIPImageProcessor
 
 from clip_koa.commands import main
-from clip_koa.publishing import hub, publish
+from clip_koa.publishing import hub, plain_files, publish
 from clip_koa.publishing.beside import build_space
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.release_check import check_folder, compare_probe, run_probe
@@ -260,6 +260,26 @@ def test_a_space_holds_all_that_its_page_imports(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_installed_package_says_what_it_cannot_publish_and_brings_its_licence(monkeypatch, tmp_path, capsys):
+    """It has neither the page's pins nor the cards; and a release without a licence must not come of it."""
+    monkeypatch.setattr(publish, "PROJECT", tmp_path)
+    for kind in ("space", "dataset", "metric"):
+        assert main(["publish", "anna/knees", "anna/page", f"--{kind}", "--dry_run", "--output", str(tmp_path)]) == 2
+        told = capsys.readouterr().err
+        assert f"--{kind} publishes files of the project" in told and len(told.splitlines()) == 1
+
+    installed = tmp_path / "clip_koa-0.1.0.dist-info"
+    (installed / "licenses").mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.4\nName: clip-koa\nVersion: 0.1.0\n")
+    monkeypatch.setattr(plain_files, "__file__", str(tmp_path / "clip_koa" / "publishing" / "plain_files.py"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ReleaseError, match="LICENSE is not there"):
+        plain_files.copy_license(tmp_path / "copy")
+    (installed / "licenses" / "LICENSE").write_bytes((ROOT / "LICENSE").read_bytes())
+    plain_files.copy_license(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 def test_what_fails_its_checks_does_not_stay(server, checkpoint, tmp_path):
     output = tmp_path / "release"
     config = json.loads((checkpoint / "config.json").read_text())

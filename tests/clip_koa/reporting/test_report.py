@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from clip_koa.evaluation.heads import Predictions, measure_heads
-from clip_koa.evaluation.predictions import PredictionFile, write_predictions
+from clip_koa.evaluation.predictions import GradedSplit, write_predictions
 from clip_koa.reporting.page import hardest_xrays
 from clip_koa.reporting.pictures import CURVE_POINTS, learning_curves
 from clip_koa.reporting.report import write_report
@@ -92,7 +92,7 @@ def _graded(size=15):
         view[-1] = torch.tensor([20.0, 0, 0, 0, 0])
     files = [f"val/{label}/{index}.png" for index, label in enumerate(labels)]
     people = [f"person {index // 2}" for index in range(size)]
-    return PredictionFile(Predictions(torch.arange(size), labels, *logits), files, people)
+    return GradedSplit(Predictions(torch.arange(size), labels, *logits), files, people)
 
 
 @pytest.fixture(scope="module")

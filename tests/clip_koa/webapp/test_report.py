@@ -75,10 +75,6 @@ def test_the_facts_of_a_model_on_the_hub(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     monkeypatch.setattr("clip_koa.webapp.report.cached_file", lambda *_, **__: str(tmp_path / "model.safetensors"))
     config = SimpleNamespace(_commit_hash="0123abc")
-    facts = model_facts(
-        "anna/knees",
-        SimpleNamespace(images=SimpleNamespace(model=SimpleNamespace(config=config)), precision="fp32"),
-        0.8,
-    )
+    facts = model_facts("anna/knees", SimpleNamespace(model=SimpleNamespace(config=config), precision="fp32"), 0.8)
     assert (facts.name, facts.revision, facts.level) == ("anna/knees", "0123abc", 0.8)
     assert facts.digest == hashlib.sha256(b"weights").hexdigest() and facts.precision == "fp32"
