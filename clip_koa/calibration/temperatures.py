@@ -72,6 +72,21 @@ def conformal_threshold(scores: np.ndarray, level: float) -> float:
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else 1.1
 
 
+def assign_folds(people: list[str]) -> np.ndarray:
+    """The fold of each X-ray, (N,), drawn by person; X-rays of equal name are one person's.
+
+    Raises:
+        CalibrationError: fewer people than folds.
+    """
+    person = person_numbers(people)
+    count = int(person.max()) + 1
+    if count < FOLDS:
+        raise CalibrationError(f"{count} people are too few to calibrate on: it takes at least {FOLDS}.")
+    fold_of = np.empty(count, dtype=int)
+    fold_of[np.random.default_rng(0).permutation(count)] = np.arange(count) % FOLDS
+    return fold_of[person]
+
+
 def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], level: float) -> dict:
     """What calibration gives on people it was not fitted on: each tenth of the people by a fit on the others.
 
@@ -86,13 +101,7 @@ def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], 
     Raises:
         CalibrationError: fewer people than folds.
     """
-    person = person_numbers(people)
-    count = int(person.max()) + 1
-    if count < FOLDS:
-        raise CalibrationError(f"{count} people are too few to calibrate on: it takes at least {FOLDS}.")
-    fold_of = np.empty(count, dtype=int)
-    fold_of[np.random.default_rng(0).permutation(count)] = np.arange(count) % FOLDS
-    folds = fold_of[person]
+    folds = assign_folds(people)
     probabilities = np.zeros(tuple(logits.shape))
     sets: list[tuple[int, ...]] = [()] * len(people)
     for fold in range(FOLDS):
