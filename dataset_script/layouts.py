@@ -105,9 +105,16 @@ def list_files(data: Path, grades: str | None = None) -> Listing:
 
 
 def is_release(splits: dict[str, list[Xray]]) -> bool:
-    """Whether every X-ray bears a name of the official release: a person's number in the Osteoarthritis Initiative."""
+    """Whether every X-ray bears a name of the official release: a person's number in the Osteoarthritis Initiative.
+
+    Other X-rays of the same people, such as crops of its later films, bear other names.
+    """
     xrays = [xray for listed in splits.values() for xray in listed]
-    return bool(xrays) and all(re.fullmatch("9[0-9]{6}", xray.person_id or "") for xray in xrays)
+    return bool(xrays) and all(
+        re.fullmatch("9[0-9]{6}", xray.person_id or "")
+        and (isinstance(xray.member, int) or xray.person_id in xray.file.rsplit("/", 1)[-1])
+        for xray in xrays
+    )
 
 
 def release_differences(splits: dict[str, list[Xray]]) -> list[str]:

@@ -1,0 +1,1 @@
+"""A study's films and readings become a corpus of graded knees."""
