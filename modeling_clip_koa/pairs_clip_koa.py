@@ -43,6 +43,7 @@ class PairPrior:
         joint = self.joint.double()
         share = joint.sum(0)
         lift = (joint / (share[:, None] * share)).pow(self.weight)
-        both = one.double()[..., :, None] * lift * other.double()[..., None, :]
-        both = both / both.sum((-2, -1), keepdim=True)
-        return both.sum(-1), both.sum(-2)
+        one, other = one.double(), other.double()
+        # By one formula for both, so that swapping the knees swaps the results to the bit.
+        first, second = one * (other @ lift), other * (one @ lift)
+        return first / first.sum(-1, keepdim=True), second / second.sum(-1, keepdim=True)
