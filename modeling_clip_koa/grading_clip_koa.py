@@ -164,6 +164,11 @@ class Beside:
         return _or_raise(self._found[2])
 
     @property
+    def has_locator(self) -> bool:
+        """Whether there is one, damaged or not."""
+        return self._found[3] is not None
+
+    @property
     def locator(self) -> KneeLocator:
         """Raises `LocalisationError` where there is none, or a damaged one."""
         found = _or_raise(self._found[3])
@@ -228,6 +233,12 @@ def _read_image_processor(name: str, **hub_arguments) -> BaseImageProcessor:
         logging.set_verbosity(verbosity)
 
 
+def _of_knee(grade: Grade, knee: Knee, inverted: bool) -> Grade:
+    return replace(
+        grade, inverted=inverted, side=knee.side, side_assumed=knee.side_assumed, box=knee.box, outside=knee.outside
+    )
+
+
 class GradesXrays:
     """`grade` and `explain` for X-rays that are images already; `dataset_script.radiograph` reads them from any file.
 
@@ -254,6 +265,11 @@ class GradesXrays:
     @image_processor.setter
     def image_processor(self, image_processor: BaseImageProcessor) -> None:
         self.beside = self.beside.with_image_processor(image_processor)
+
+    @property
+    def can_find_knees(self) -> bool:
+        """Whether a locator was fitted to the checkpoint, as `find_knees` needs one."""
+        return self.beside.has_locator
 
     def calibration_at(self, level: float) -> tuple[float | None, Typicality | None]:
         """The threshold of confidence sets that hold the true grade as often as `level` says, and the typicality.
@@ -330,15 +346,24 @@ class GradesXrays:
             ValueError, CalibrationError: as in `grade`.
             LocalisationError: as in `find_knees`.
         """
-        picture, knees, inverted = self._read_film(image, keep_polarity, sides)
-        if not knees:
-            return []
-        grades = self._grade_pictures([cut_knee(picture, knee) for knee in knees], level)
-        found = {name: [getattr(knee, name) for knee in knees] for name in ("side", "side_assumed", "box", "outside")}
-        return [
-            replace(grade, inverted=inverted, **{name: values[number] for name, values in found.items()})
-            for number, grade in enumerate(grades)
-        ]
+        return self.grade_films([image], keep_polarity, level, [sides])[0]
+
+    def grade_films(
+        self,
+        images: Sequence[Image.Image],
+        keep_polarity: bool = False,
+        level: float = 0.9,
+        sides: Sequence[str] | None = None,
+    ) -> list[list[Grade]]:
+        """`grade_film` of each image, in batches; `sides` (one text for each image) is nowhere known by default."""
+        sides = [""] * len(images) if sides is None else sides
+        films = [self._read_film(image, keep_polarity, known) for image, known in zip(images, sides, strict=True)]
+        pictures = [cut_knee(picture, knee) for picture, knees, _ in films for knee in knees]
+        grades = []
+        for start in range(0, len(pictures), _BATCH_SIZE):
+            grades += self._grade_pictures(pictures[start : start + _BATCH_SIZE], level)
+        rest = iter(grades)
+        return [[_of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
 
     def _read_film(self, image: Image.Image, keep_polarity: bool, sides: str):
         """The picture of an X-ray, the knees in it, and whether it was inverted."""

@@ -10,6 +10,7 @@ from clip_koa.released import released_model
 
 Backend = Literal["pytorch", "onnx"]
 Precision = Literal["fp32", "bf16", "auto"]
+Framing = Literal["auto", "as_is"]
 
 
 def grade(
@@ -20,11 +21,13 @@ def grade(
     backend: Annotated[Backend, Option(help="onnx: --model is a folder of clip-koa export-onnx.")] = "pytorch",
     precision: Annotated[Precision, Option(help="bf16: faster on some hardware; auto: bf16 there.")] = "fp32",
     keep_polarity: Annotated[bool, Option("--keep_polarity", help="Do not invert X-rays whose bone is dark.")] = False,
+    framing: Annotated[Framing, Option(help="auto: find the knees of films; as_is: X-rays are cropped.")] = "auto",
     explain: Annotated[Path | None, Option(metavar="DIR", help="Write the X-rays under heat maps there.")] = None,
 ) -> int:
     """Grade X-rays, and say how sure the model is.
 
-    Without --output it prints a line for each X-ray and one for its mirror image. A table that is there is brought up
+    Knees are found in films and in X-rays that are not cropped as the training X-rays are; each gets a row. Without
+    --output it prints a line for each X-ray and one for its mirror image. A table that is there is brought up
     to date: what is new is graded, and a run that was stopped goes on where it was. `accelerate launch predict.py`
     with the same options spreads over processes, each of which writes a Parquet part into the folder --output; the
     last of them tells by its exit status whether all were graded.
@@ -34,4 +37,4 @@ def grade(
         from clip_koa.grading.run import GradeRun, grade_inputs
 
     keep_freed_memory()
-    return grade_inputs(GradeRun(inputs, model, output, level, backend, precision, keep_polarity, explain))
+    return grade_inputs(GradeRun(inputs, model, output, level, backend, precision, keep_polarity, explain, framing))

@@ -15,6 +15,7 @@ from clip_koa.locks import WriterLock
 from modeling_clip_koa import GRADE_LABELS, CLIPKOAError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+EDGES = ("left", "top", "right", "bottom")
 COLUMNS = {
     "file": pyarrow.string(),
     "grade": pyarrow.int8(),
@@ -27,6 +28,8 @@ COLUMNS = {
     "flip_agreement": pyarrow.bool_(),
     "entropy": pyarrow.float64(),
     "laterality": pyarrow.string(),
+    "laterality_assumed": pyarrow.bool_(),
+    **{f"box_{edge}": pyarrow.int64() for edge in EDGES},
     "inverted": pyarrow.bool_(),
     "atypicality": pyarrow.float64(),
     "warning": pyarrow.string(),
@@ -52,8 +55,10 @@ def table_row(xray: GradedXray) -> dict:
 
     `probability_*`, `expected_grade` (mean grade), `osteoarthritis_probability` (grade 2 and above) and `entropy`
     (nats) are of both views averaged. `set_low` and `set_high` bound the confidence set. `flip_agreement`: X-ray and
-    mirror image alone would get the same grade. `inverted`: the X-ray was taken to show bone dark, and was inverted
-    before it was graded. `atypicality`: share of unseen knees more like the training X-rays.
+    mirror image alone would get the same grade. `laterality_assumed`: the knee's side is only that of films as they
+    are usually shown. `box_*` bound the knee that was found, in pixels of the upright X-ray. `inverted`: the X-ray was
+    taken to show bone dark, and was inverted before it was graded. `atypicality`: share of unseen knees more like the
+    training X-rays.
     """
     row = dict.fromkeys(COLUMNS) | {"file": as_text(xray.file), "error": as_text(xray.error) or None}
     if xray.error:
@@ -70,6 +75,8 @@ def table_row(xray: GradedXray) -> dict:
         "flip_agreement": grade.flip_agreement,
         "entropy": grade.entropy,
         "laterality": xray.laterality or None,
+        "laterality_assumed": grade.side_assumed,
+        **(dict(zip((f"box_{edge}" for edge in EDGES), grade.box, strict=True)) if grade.box else {}),
         "inverted": grade.inverted,
         "atypicality": grade.atypicality,
         "warning": " ".join(xray.warnings) or None,
@@ -198,7 +205,7 @@ def rows_of(table: Path) -> Path:
 
 
 def count_ungraded(part: Path) -> int:
-    """How many X-rays of a part were not graded."""
+    """How many rows of a part have no grade."""
     return pyarrow.parquet.ParquetFile(part).read(["grade"])["grade"].null_count
 
 

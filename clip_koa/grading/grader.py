@@ -21,6 +21,8 @@ from modeling_clip_koa import CLIPKOAError, Explanation, Grade
 
 BATCH_SIZE = 16
 BACKENDS = ("pytorch", "onnx")
+FRAMINGS = ("auto", "as_is")
+NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,12 @@ class GradedXray:
             else ""
         )
         both = "Both knees are in it: crop it to one." if self.laterality == "B" else ""
-        return tuple(filter(None, (self.grade.warning, inverted, both)))
+        assumed = (
+            "Which knee it is, is assumed: the right knee lies on the left of a film."
+            if self.grade.side_assumed
+            else ""
+        )
+        return tuple(filter(None, (self.grade.warning, inverted, both, assumed)))
 
 
 class Grader:
@@ -62,6 +69,8 @@ class Grader:
         backend: one of `BACKENDS`; for onnx, `name` is a folder that clip-koa export-onnx wrote.
         precision: of the vision tower, one of `PRECISIONS`; an exported graph has its own.
         keep_polarity: grade X-rays that show bone dark as they are; otherwise they are inverted.
+        framing: one of `FRAMINGS`. auto: the knees of films are found, and an X-ray that is framed as training X-rays
+            are stays as it is; a model that cannot find knees takes all X-rays as they are, and `framing` says so.
 
     Raises:
         CheckpointError: no such model, a damaged one, one that cannot grade, or a precision for an exported graph.
@@ -77,6 +86,7 @@ class Grader:
         backend: str = "pytorch",
         precision: str = "fp32",
         keep_polarity: bool = False,
+        framing: str = "as_is",
     ):
         self.keep_polarity, self.level = keep_polarity, level
         if backend == "onnx":
@@ -89,6 +99,7 @@ class Grader:
             set_precision(self.model, precision)
         threshold, _ = self.model.calibration_at(level)
         self.is_calibrated = threshold is not None  # it then gives confidence sets
+        self.framing = framing if self.model.can_find_knees else "as_is"
 
     @property
     def labels(self) -> list[str]:
@@ -104,7 +115,10 @@ class Grader:
         return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.model.visual_projection.weight.dtype]
 
     def grade(self, files: Iterable[str | Path]) -> Iterator[GradedXray]:
-        """Grades files in their order; one that can't be read gives its error instead of a grade."""
+        """Grades files in their order: each once, or once for each knee that is found in it, right knee first.
+
+        One that can't be read, or in which no knee is found, gives its error instead of a grade.
+        """
         files = iter(files)
         while batch := list(islice(files, BATCH_SIZE)):
             yield from self._grade_batch(batch)
@@ -130,21 +144,33 @@ class Grader:
         # The reader has judged already whether they show bone dark; what a DICOM file says of that is not judged.
         return self.model.grade(images, keep_polarity=True, level=self.level)
 
+    def _grade_films(self, radiographs: list[Radiograph]) -> list[list[Grade]]:
+        """For each radiograph its grade, or one for each knee in it."""
+        images = [radiograph.image for radiograph in radiographs]
+        if self.framing == "as_is":
+            return [[grade] for grade in self._grade_images(images)]
+        sides = [radiograph.laterality if radiograph.laterality in ("L", "R") else "" for radiograph in radiographs]
+        return self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
+
     def _grade_batch(self, files: list) -> list[GradedXray]:
         radiographs, graded = {}, {}
         for index, file in enumerate(files):
             try:
                 radiographs[index] = read_radiograph(file, keep_polarity=self.keep_polarity)
             except RadiographError as error:
-                graded[index] = GradedXray(str(file), error=str(error))
-        grades = self._grade_images([radiograph.image for radiograph in radiographs.values()])
-        for (index, radiograph), grade in zip(radiographs.items(), grades, strict=True):
-            graded[index] = self._graded(str(files[index]), radiograph, grade)
-        return [graded[index] for index in range(len(files))]
+                graded[index] = [GradedXray(str(file), error=str(error))]
+        films = self._grade_films(list(radiographs.values()))
+        for (index, radiograph), grades in zip(radiographs.items(), films, strict=True):
+            name = str(files[index])
+            graded[index] = [self._graded(name, radiograph, grade) for grade in grades]
+            if not grades:
+                graded[index] = [GradedXray(name, laterality=radiograph.laterality or "", error=f"{name}: {NO_KNEE}")]
+        return [xray for index in range(len(files)) for xray in graded[index]]
 
     @staticmethod
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
-        return GradedXray(file, replace(grade, inverted=radiograph.inverted), radiograph.laterality or "")
+        side = grade.side or radiograph.laterality or ""
+        return GradedXray(file, replace(grade, inverted=radiograph.inverted), side)
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[str]:

@@ -1,4 +1,7 @@
-"""A table of grades in the making: one writer, nothing lost by a stop, and brought up to date as the archive grows."""
+"""A table of grades in the making: one writer, nothing lost by a stop, and brought up to date as the archive grows.
+
+An entry is the list of an X-ray's rows: one, or one for each knee of a film.
+"""
 
 import hashlib
 import json
@@ -7,7 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,28 +127,29 @@ class GrowingTable:
         with replaced(self.rows) as temporary, open(temporary, "wb") as file:
             total = in_order = elsewhere = 0
             if self.path.exists():
-                for total, row in enumerate(self._check(self.path, read_rows(self.path, self.path.suffix)), 1):
-                    number = self._number_kept(row)
+                for total, entry in enumerate(self._check(self.path, _entries(self.path)), 1):
+                    number = self._number_kept(entry)
                     in_order += number == self.share.start + total - 1
-                    self._write(file, number, row)
+                    self._write(file, number, entry)
                 is_of_these = self.path.suffix != ".parquet" or read_about(self.path) == self.about
                 self.is_current = in_order == total == len(self.share) and is_of_these
             for other in others:
-                for row in read_rows(other, other.suffix):
+                for entry in _entries(other):
+                    row = entry[0]
                     if without_code(row["made_by"]) == self._settings and row["file"] in self._numbers:
                         elsewhere += 1
-                        self._write(file, self._number_kept(row), row)
+                        self._write(file, self._number_kept(entry), entry)
             if total and self.gone == total and not elsewhere:
                 self._refuse_others(self.path)
 
     def _go_on(self) -> None:
-        """Finds the rows of a run that was stopped, and cuts off the one that a kill left half-written."""
+        """Finds the entries of a run that was stopped, and cuts off the one that a kill left half-written."""
         total = 0
         with writing(self.rows), open(self.rows, "rb+") as file:
-            for total, row in enumerate(self._check(self.rows, self._whole_rows(file)), 1):  # noqa: B007
-                number = self._number_kept(row)
+            for total, entry in enumerate(self._check(self.rows, self._whole_entries(file)), 1):  # noqa: B007
+                number = self._number_kept(entry)
                 if number is not None:
-                    self._note(number, row, self._row_begins)
+                    self._note(number, entry, self._entry_begins)
             file.truncate(self._end)
         if total and self.gone == total and len(self.share) == len(self.files):
             self._refuse_others(self.rows)
@@ -156,23 +160,24 @@ class GrowingTable:
             "begin anew, or give another name."
         )
 
-    def _whole_rows(self, file) -> Iterator[dict]:
+    def _whole_entries(self, file) -> Iterator[list[dict]]:
         for line in file:
             if not line.endswith(b"\n"):
                 return
             try:
-                row = json.loads(line)
-                row["file"], row["made_by"], row["error"]
+                entry = json.loads(line)
+                [(row["file"], row["made_by"], row["error"]) for row in (entry[0], *entry)]
             except (ValueError, KeyError, TypeError) as error:
                 raise GradeTableError(
                     f"{as_text(self.rows)} holds what no run of this version wrote: remove it to begin anew."
                 ) from error
-            self._row_begins, self._end = self._end, self._end + len(line)
-            yield row
+            self._entry_begins, self._end = self._end, self._end + len(line)
+            yield entry
 
-    def _check(self, source: Path, rows: Iterable[dict]) -> Iterator[dict]:
-        """Passes on rows, and counts those of X-rays that are no longer named; raises where one was made otherwise."""
-        for row in rows:
+    def _check(self, source: Path, entries: Iterable[list[dict]]) -> Iterator[list[dict]]:
+        """Passes on entries, and counts those of X-rays no longer named; raises where one was made otherwise."""
+        for entry in entries:
+            row = entry[0]
             settings = without_code(row["made_by"])
             if settings != self._settings:
                 raise GradeTableError(
@@ -182,33 +187,34 @@ class GrowingTable:
             if row["file"] not in self._numbers:
                 self.gone += 1
                 self.gone_names += [row["file"]] if len(self.gone_names) < _NAMED else []
-            yield row
+            yield entry
 
-    def _number_kept(self, row: dict) -> int | None:
-        """The number of a row's X-ray; None where it is not of this share, or must be graded (again)."""
+    def _number_kept(self, entry: list[dict]) -> int | None:
+        """The number of an entry's X-ray; None where it is not of this share, or must be graded (again)."""
+        row = entry[0]
         number = self._numbers.get(row["file"])
-        if number is None or number not in self.share or row["error"]:
+        if number is None or number not in self.share or any(row["error"] for row in entry):
             return None
         if (row["file_bytes"], row["file_modified"]) != stamp(self.files[number]) or row["file_bytes"] is None:
             self._stale.add(number)
             return None
         self._stale.discard(number)
-        return number if self._is_kept is None or self._is_kept(row) else None
+        return number if self._is_kept is None or all(map(self._is_kept, entry)) else None
 
-    def _write(self, file, number: int | None, row: dict) -> None:
+    def _write(self, file, number: int | None, entry: list[dict]) -> None:
         if number is not None:
-            line = (json.dumps(row) + "\n").encode()
+            line = (json.dumps(entry) + "\n").encode()
             file.write(line)
-            self._note(number, row, self._end)
+            self._note(number, entry, self._end)
             self._end += len(line)
 
-    def _note(self, number: int, row: dict, begins: int) -> None:
-        """Keeps in memory where an X-ray's row begins, and whether other code graded it."""
+    def _note(self, number: int, entry: list[dict], begins: int) -> None:
+        """Keeps in memory where an X-ray's entry begins, and whether other code graded it."""
         place = number - self.share.start
-        self._places[place], self._other_code[place] = begins, row["made_by"] != self.made_by
+        self._places[place], self._other_code[place] = begins, entry[0]["made_by"] != self.made_by
 
     def count_of_other_code(self) -> int:
-        """How many of the rows another version of the code graded."""
+        """How many of the X-rays another version of the code graded."""
         return sum(self._other_code)
 
     def batches(self, size: int) -> Iterator[list[Waiting]]:
@@ -217,16 +223,16 @@ class GrowingTable:
         while numbers := list(islice(left, size)):
             yield [Waiting(number, self.files[number], *stamp(self.files[number])) for number in numbers]
 
-    def add(self, waiting: Iterable[Waiting], rows: Iterable[dict]) -> None:
-        """Adds the rows, each a `table_row`, of X-rays that `batches` gave.
+    def add(self, waiting: Iterable[Waiting], entries: Iterable[list[dict]]) -> None:
+        """Adds the entries, each a list of `table_row`s, of X-rays that `batches` gave.
 
         Raises:
             WriteError: they cannot be written, as on a full disk; those before them stay and can be gone on with.
         """
         with writing(self.rows), open(self.rows, "ab") as file:
-            for xray, row in zip(waiting, rows, strict=True):
+            for xray, entry in zip(waiting, entries, strict=True):
                 stamped = {"file_bytes": xray.size, "file_modified": xray.modified, "made_by": self.made_by}
-                self._write(file, xray.number, row | stamped)
+                self._write(file, xray.number, [row | stamped for row in entry])
 
     def read(self) -> Iterator[dict]:
         """All rows, in the order of the inputs.
@@ -238,10 +244,10 @@ class GrowingTable:
             for number, place in zip(self.share, self._places, strict=True):
                 if place != file.tell():
                     file.seek(max(place, 0))
-                row = json.loads(file.readline() or b"{}")
-                if place < 0 or row.get("file") != as_text(self.files[number]):
+                entry = json.loads(file.readline() or b"[]")
+                if place < 0 or not entry or entry[0]["file"] != as_text(self.files[number]):
                     raise GradeTableError(f"{as_text(self.rows)} has no row of {as_text(self.files[number])}.")
-                yield row
+                yield from entry
 
     def finish(self) -> int:
         """Puts the whole table in its place; returns how many X-rays were not graded.
@@ -256,14 +262,20 @@ class GrowingTable:
         with replaced(self.path) as temporary:
             write_rows(temporary, self.path.suffix, self.read(), self.about)
             written = ungraded = 0
-            for written, row in enumerate(read_rows(temporary, self.path.suffix), 1):  # noqa: B007
-                ungraded += row["grade"] is None
+            for written, entry in enumerate(_entries(temporary, self.path.suffix), 1):  # noqa: B007
+                ungraded += any(row["grade"] is None for row in entry)
             if written != len(self.share):
-                raise GradeTableError(f"{as_text(self.path)} would hold {written} rows of {len(self.share)} X-rays.")
+                raise GradeTableError(f"{as_text(self.path)} would hold {written} of {len(self.share)} X-rays.")
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # before the rows go
         self.rows.unlink()
         return ungraded
+
+
+def _entries(path: Path, kind: str = "") -> Iterator[list[dict]]:
+    """The entries of a table; an X-ray is named once among the inputs, so its rows stand together."""
+    rows = read_rows(path, kind or path.suffix)
+    return (list(entry) for _, entry in groupby(rows, key=lambda row: row["file"]))
 
 
 def _differences(before: str, now: str) -> str:

@@ -48,6 +48,11 @@ class ExportedModel(GradesXrays):
         outputs = self.session.run(list(OUTPUTS), {INPUT: pixel_values.numpy()})
         return tuple(map(torch.from_numpy, outputs))
 
+    @property
+    def can_find_knees(self) -> bool:
+        """A graph gives no patches of the lower blocks."""
+        return False
+
     def explain(self, *arguments, **options):
         """Raises `CheckpointError`: a graph gives no gradients."""
         raise CheckpointError("An exported network cannot explain: load the checkpoint it was exported from.")

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import psutil
@@ -38,7 +39,7 @@ class GradeRun:
 
     Attributes:
         inputs: files, folders of them, or patterns.
-        model, level, backend, precision, keep_polarity: see `Grader`.
+        model, level, backend, precision, keep_polarity, framing: see `Grader`.
         output: table, or folder for parts; None prints.
         explain: folder for the X-rays under their heat maps; None: none.
     """
@@ -51,6 +52,7 @@ class GradeRun:
     precision: str = "fp32"
     keep_polarity: bool = False
     explain: Path | None = None
+    framing: str = "auto"
 
 
 def grade_inputs(run: GradeRun) -> int:
@@ -92,7 +94,11 @@ def grade_inputs(run: GradeRun) -> int:
 
 def load(run: GradeRun, processes: int) -> tuple[Grader, HeatMaps | None]:
     """The grader, and what writes heat maps where they are asked for."""
-    grader = Grader(run.model, run.level, _device(processes), run.backend, run.precision, run.keep_polarity)
+    grader = Grader(
+        run.model, run.level, _device(processes), run.backend, run.precision, run.keep_polarity, run.framing
+    )
+    if run.framing != grader.framing:
+        print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
     return grader, HeatMaps(grader, run.explain) if run.explain else None
 
 
@@ -100,7 +106,7 @@ def made_by(run: GradeRun, grader: Grader) -> str:
     """What the rows of a table depend on besides the X-rays."""
     return provenance.describe(
         model=provenance.model_digest(run.model), code=provenance.code_digest(), level=run.level,
-        backend=run.backend, precision=grader.precision, keep_polarity=run.keep_polarity,
+        backend=run.backend, precision=grader.precision, keep_polarity=run.keep_polarity, framing=grader.framing,
     )  # fmt: skip
 
 
@@ -155,7 +161,9 @@ def write_table(grader: Grader, table: GrowingTable, maps: HeatMaps | None = Non
             graded = list(grader.grade([xray.file for xray in waiting]))
             for xray in graded if maps else ():
                 maps.write(xray)
-            table.add(waiting, map(table_row, graded))
+            # One row an X-ray, or one for each knee of a film.
+            entries = groupby(map(table_row, graded), key=lambda row: row["file"])
+            table.add(waiting, [list(entry) for _, entry in entries])
             bar.update(len(waiting))
     ungraded, total = table.finish(), len(table.share)
     earlier = f" ({table.kept} of them before, {table.changed} again as the file had changed)" if table.kept else ""

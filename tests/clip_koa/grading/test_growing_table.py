@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 import time
 
 import pyarrow.parquet
@@ -136,7 +137,7 @@ def test_a_table_begun_over_nine_goes_on_over_eight_or_ten(path, archive):
         with GrowingTable(path) as table:
             table.begin(files, MADE_BY)
             waiting = next(table.batches(4))
-            table.add(waiting, map(table_row, FileGrader().grade(xray.file for xray in waiting)))
+            table.add(waiting, ([table_row(graded)] for graded in FileGrader().grade(xray.file for xray in waiting)))
         assert not path.exists()
         _, asked = _bring_up_to_date(path, named)
         assert asked == [os.path.basename(file) for file in named if file not in files[:4]]
@@ -182,7 +183,7 @@ def test_rows_of_other_code_stay_and_are_counted(path, archive, capsys):
     with GrowingTable(path) as table:  # stopped after the first of them, and gone on with
         table.begin(files, new)
         waiting = next(table.batches(1))
-        table.add(waiting, map(table_row, FileGrader().grade(xray.file for xray in waiting)))
+        table.add(waiting, ([table_row(graded)] for graded in FileGrader().grade(xray.file for xray in waiting)))
     assert _bring_up_to_date(path, files, made_by=new) == (0, ["d.png"])
     assert f"2{counted}" in capsys.readouterr().out
     rows = [(row["grade"], row["made_by"].split()[1]) for row in _rows(path)]
@@ -197,7 +198,7 @@ def test_rows_of_another_kind_or_model_are_not_gone_on_with(path, archive):
     rows.write_text('{"model": "m", "level": 0.9}\n')
     with pytest.raises(GradeTableError, match="rows holds what no run of this version wrote: remove it"):
         _bring_up_to_date(path, files)
-    rows.write_text(json.dumps(dict.fromkeys(COLUMNS) | {"file": files[0], "made_by": "model=9"}) + "\n")
+    rows.write_text(json.dumps([dict.fromkeys(COLUMNS) | {"file": files[0], "made_by": "model=9"}]) + "\n")
     with pytest.raises(GradeTableError, match="was made with model=9, now model=0123; nothing, now level=0.9"):
         _bring_up_to_date(path, files)
 
@@ -254,7 +255,7 @@ def test_a_row_that_is_missing_keeps_the_table_from_being_called_done(path, arch
     files = archive(a=0, b=1)
     with GrowingTable(path) as table:
         table.begin(files, MADE_BY)
-        table.add([*next(table.batches(1))], map(table_row, FileGrader().grade(files[:1])))
+        table.add([*next(table.batches(1))], ([table_row(graded)] for graded in FileGrader().grade(files[:1])))
         with pytest.raises(GradeTableError, match=r"has no row of .*b\.png"):
             table.finish()
         assert not path.exists()
@@ -277,7 +278,7 @@ def test_a_full_disk_is_told_by_name_and_gone_on_with(path, archive):
     with GrowingTable(path) as table:
         table.begin(files, MADE_BY)
         for waiting in table.batches(16):
-            table.add(waiting, map(table_row, FileGrader().grade(xray.file for xray in waiting)))
+            table.add(waiting, ([table_row(graded)] for graded in FileGrader().grade(xray.file for xray in waiting)))
     with largest_file(4_000), pytest.raises(WriteError) as refused:
         _bring_up_to_date(path, files)
     assert str(refused.value) == f"{path} could not be written: File too large."
@@ -292,14 +293,17 @@ def _lines(path) -> int:
         return 0
 
 
-def test_kills_lose_nothing(path, archive):
+def test_kills_lose_nothing(path, archive, monkeypatch):
     """kill -9 at eight random moments for each format: no row is lost, and the table is the uninterrupted one."""
     files = archive(**{f"x{number:02}": number % 5 for number in range(60)})
     _bring_up_to_date(path, files)
     expected = path.read_bytes()
     path.unlink()
     rows, kept, found = path.with_name(f".{path.name}.rows"), 0, []
-    rng, fork = random.Random(path.suffix), multiprocessing.get_context("fork")
+    # Forked from a server: a fork of this process, in which other tests left threads and their locks, may hang.
+    rng, fork = random.Random(path.suffix), multiprocessing.get_context("forkserver")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server finds what it imports beforehand
+    fork.set_forkserver_preload([__name__])
     while len(found) < 8:
         process = fork.Process(target=_bring_up_to_date, args=(path, files, FileGrader(0.001)))
         process.start()

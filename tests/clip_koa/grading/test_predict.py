@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
     assert rows[0]["laterality"] == "L"
 
     (tmp_path / ".stopped.jsonl.rows").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows[:16]) + '{"file": "ha'
+        "".join(json.dumps([row]) + "\n" for row in rows[:16]) + '[{"file": "ha'
     )
     run_python("predict.py", "--model", model, "--output", stopped, knees, expect=1)
     again = [json.loads(line) for line in stopped.read_text().splitlines()]
@@ -229,7 +229,7 @@ def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
         size, modified = stamp(row["file"])
         row |= {"made_by": made["made_by"][0], "file_bytes": size, "file_modified": modified, "name": "KL2"}
     rows = output / ".part-00001-of-00002.parquet.rows"
-    rows.write_text("\n".join([*map(json.dumps, done), '{"file": "half a ro']))  # as a kill leaves it
+    rows.write_text("\n".join([*(json.dumps([row]) for row in done), '[{"file": "half a ro']))  # as a kill leaves it
 
     launch = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
     run_python(*launch, *command, expect=1, ACCELERATE_USE_CPU="true")

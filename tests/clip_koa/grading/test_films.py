@@ -1,0 +1,126 @@
+"""Films in a table: a row for each knee, right knee first, and a reason where no knee is found."""
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from clip_koa.commands import main
+from clip_koa.grading.grade_table import EDGES, read_rows
+from clip_koa.grading.grader import Grader
+from dataset_script.synthetic import draw_knee
+from modeling_clip_koa import grading_clip_koa
+from modeling_clip_koa.grading_clip_koa import Beside
+from modeling_clip_koa.localisation_clip_koa import Knee
+
+SIDE = 48
+
+
+def _halves(model, locator, pictures):
+    """Stands for the fitted locator: halves that are not black are knees; a square picture is framed already."""
+    found = []
+    for picture in pictures:
+        width, height = picture.size
+        if width == height:
+            found.append([Knee((0, 0, width, height), framed=True)])
+            continue
+        boxes = [(0, 0, width // 2, height), (width // 2, 0, width, height)]
+        found.append([Knee(box) for box in boxes if picture.crop(box).getextrema()[1] > 30])
+    return found
+
+
+@pytest.fixture
+def films(tmp_path):
+    """A film of two knees, of one, of none, a framed knee, and a file that is damaged; and the knees themselves."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    knees = [draw_knee(number, "R", 2 * number, image_size=SIDE) for number in range(2)]
+    both = Image.new("L", (2 * SIDE, SIDE))
+    for number, knee in enumerate(knees):
+        both.paste(knee, (number * SIDE, 0))
+    both.save(folder / "a_both.png")
+    one = Image.new("L", (2 * SIDE, SIDE))
+    one.paste(knees[1], (SIDE, 0))
+    one.save(folder / "b_one.png")
+    Image.new("L", (2 * SIDE, SIDE)).save(folder / "c_none.png")
+    knees[0].save(folder / "d_framed.png")
+    (folder / "e_damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path, make_model, image_processor, tokenizer, monkeypatch):
+    """A model folder whose model finds halves."""
+    made = make_model()
+    made.image_processor = image_processor
+    made.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(grading_clip_koa, "find_knees", _halves)
+    monkeypatch.setattr(Beside, "has_locator", True)
+    monkeypatch.setattr(Beside, "locator", None)
+    return tmp_path / "model"
+
+
+def test_a_row_for_each_knee(films, model, tmp_path):
+    assert main(["grade", "--model", model, "--output", tmp_path / "grades.csv", films]) == 1
+    rows = list(csv.DictReader((tmp_path / "grades.csv").open()))
+    assert [(row["file"].rsplit("/", 1)[-1], row["laterality"]) for row in rows] == [
+        ("a_both.png", "R"), ("a_both.png", "L"), ("b_one.png", ""), ("c_none.png", ""), ("d_framed.png", ""),
+        ("e_damaged.png", ""),
+    ]  # fmt: skip
+    boxes = [tuple(row[f"box_{edge}"] for edge in EDGES) for row in rows]
+    assert boxes[:3] == [("0", "0", "48", "48"), ("48", "0", "96", "48"), ("48", "0", "96", "48")]
+    assert boxes[3] == ("",) * 4
+    assert [row["laterality_assumed"] for row in rows] == ["True", "True", "False", "", "False", ""]
+    assert "is assumed" in rows[0]["warning"] and "no knee seen from the front" in rows[3]["error"]
+    assert not rows[3]["grade"] and not rows[3]["probability_0"]
+    # Each knee has the grade that it has by itself: the film changes nothing.
+    for place, cut in ((0, "d_framed.png"), (4, "d_framed.png")):
+        alone = next(Grader(str(model)).grade([films / cut])).grade
+        assert float(rows[place]["probability_2"]) == pytest.approx(alone.probabilities[2], abs=1e-6)
+    assert rows[1]["probability_2"] == rows[2]["probability_2"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_films_stay_in_a_table_that_grows(films, model, tmp_path, capsys, kind):
+    table = tmp_path / f"grades.{kind}"
+    (films / "e_damaged.png").unlink()
+    (films / "c_none.png").unlink()
+    assert main(["grade", "--model", model, "--output", table, films]) == 0
+    before = list(read_rows(table, table.suffix))
+    assert main(["grade", "--model", model, "--output", table, films]) == 0
+    assert "is up to date: 3 X-rays" in capsys.readouterr().out
+    (films / "0_both.png").write_bytes((films / "a_both.png").read_bytes())
+    assert main(["grade", "--model", model, "--output", table, films]) == 0
+    assert "4 X-rays graded (3 of them before" in capsys.readouterr().out
+    after = list(read_rows(table, table.suffix))
+    assert after[2:] == before and [row["laterality"] for row in after[:2]] == ["R", "L"]
+
+
+def test_a_stopped_run_keeps_both_knees_of_a_film_or_none(films, model, tmp_path):
+    table, rows = tmp_path / "grades.jsonl", tmp_path / ".grades.jsonl.rows"
+    for name in ("c_none.png", "e_damaged.png"):
+        (films / name).unlink()
+    assert main(["grade", "--model", model, "--output", table, films]) == 0
+    whole = [json.loads(line) for line in table.read_text().splitlines()]
+    table.unlink()
+    line = json.dumps(whole[:2])
+    rows.write_text(line + "\n" + json.dumps(whole[2:3])[:-20])  # as a kill leaves it
+    assert main(["grade", "--model", model, "--output", table, films]) == 0
+    assert [json.loads(line) for line in table.read_text().splitlines()] == whole
+
+
+def test_as_is_takes_every_xray_as_it_is(films, model, tmp_path, capsys):
+    (films / "e_damaged.png").unlink()
+    assert main(["grade", "--model", model, "--framing", "as_is", "--output", tmp_path / "grades.csv", films]) == 0
+    rows = list(csv.DictReader((tmp_path / "grades.csv").open()))
+    assert len(rows) == 4 and all(row["grade"] and not row["box_left"] for row in rows)
+    assert main(["grade", "--model", model, "--output", tmp_path / "grades.csv", films]) == 2  # made otherwise
+    assert "framing=as_is, now framing=auto" in capsys.readouterr().err
+
+
+def test_a_model_that_finds_no_knees_says_so(films, model, capsys, monkeypatch):
+    monkeypatch.setattr(Beside, "has_locator", False)
+    assert main(["grade", "--model", model, films / "d_framed.png"]) == 0
+    assert "the model cannot find knees" in capsys.readouterr().out
