@@ -90,7 +90,7 @@ def read_readings(
     return found
 
 
-class _RowError(ValueError):
+class _RowError(CorpusError):
     """Why a row of a table is no reading that can be used."""
 
 

@@ -66,6 +66,7 @@ class Grade:
     side: str = ""  # of a knee that was found: "R", "L", or "" where it is not known
     side_assumed: bool = False  # whether the side is only that of films as they are usually shown
     box: tuple[int, int, int, int] | None = None  # of a knee that was found: left, top, right, bottom, in pixels
+    angle: float = 0.0  # degrees by which that knee leaned clockwise, where it was set upright
     outside: float = 0.0  # share of the box that lies outside of the image, 0..1
 
     @property
@@ -234,9 +235,8 @@ def _read_image_processor(name: str, **hub_arguments) -> BaseImageProcessor:
 
 
 def _of_knee(grade: Grade, knee: Knee, inverted: bool) -> Grade:
-    return replace(
-        grade, inverted=inverted, side=knee.side, side_assumed=knee.side_assumed, box=knee.box, outside=knee.outside
-    )
+    places = {name: getattr(knee, name) for name in ("side", "side_assumed", "box", "angle", "outside")}
+    return replace(grade, inverted=inverted, **places)
 
 
 class GradesXrays:

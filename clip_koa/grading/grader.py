@@ -18,6 +18,7 @@ from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
 from dataset_script.sniffing import is_hidden, read_head, why_left_out
 from modeling_clip_koa import CLIPKOAError, Explanation, Grade
+from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 
 BATCH_SIZE = 16
 BACKENDS = ("pytorch", "onnx")
@@ -137,8 +138,10 @@ class Grader:
         Raises:
             ValueError: a grade that the model does not give, or the X-ray's own.
         """
-        radiograph = read_radiograph(xray.file, keep_polarity=self.keep_polarity)
-        return self.explain_picture(radiograph.image, xray.grade.grade, against)
+        picture = read_radiograph(xray.file, keep_polarity=self.keep_polarity).image
+        if xray.grade.box:
+            picture = cut_knee(picture, Knee(xray.grade.box, angle=xray.grade.angle))
+        return self.explain_picture(picture, xray.grade.grade, against)
 
     def _grade_images(self, images: list[Image.Image]) -> list[Grade]:
         # The reader has judged already whether they show bone dark; what a DICOM file says of that is not judged.

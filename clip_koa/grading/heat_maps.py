@@ -18,15 +18,20 @@ class HeatMaps:
         self.grader, self.folder = grader, folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, file: str, label: str) -> Path:
-        """Where the map of a file with that grade's label lies; equal names in different folders do not collide."""
+    def path(self, file: str, label: str, side: str = "") -> Path:
+        """Where the map of a file with that grade's label lies; equal names in different folders do not collide.
+
+        Args:
+            side: of a knee of a film that shows both.
+        """
         stem = as_text(Path(file).stem).encode()[:_STEM_BYTES].decode(errors="ignore")
         digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
-        return self.folder / f"{stem}-{digest}-{label.split()[0]}.png"
+        return self.folder / f"{stem}-{digest}{side and f'-{side}'}-{label.split()[0]}.png"
 
     def is_there(self, row: dict) -> bool:
         """Whether the X-ray of a table's row has its map."""
-        return self.path(path_of(row["file"]), row["name"]).exists()
+        side = row["laterality"] if row["laterality_assumed"] else ""
+        return self.path(path_of(row["file"]), row["name"], side).exists()
 
     def write(self, xray: GradedXray) -> None:
         """Writes the picture of an X-ray in place of that of an earlier grade, unless it could not be graded."""
@@ -34,7 +39,8 @@ class HeatMaps:
             return
         picture = io.BytesIO()
         self.grader.explain(xray).overlay().save(picture, "PNG")
-        path = write_file(self.path(xray.file, xray.grade.name), picture.getvalue())
+        side = xray.laterality if xray.grade.side_assumed else ""
+        path = write_file(self.path(xray.file, xray.grade.name, side), picture.getvalue())
         for label in self.grader.labels:
-            if self.path(xray.file, label) != path:
-                self.path(xray.file, label).unlink(missing_ok=True)
+            if self.path(xray.file, label, side) != path:
+                self.path(xray.file, label, side).unlink(missing_ok=True)

@@ -124,3 +124,18 @@ def test_a_model_that_finds_no_knees_says_so(films, model, capsys, monkeypatch):
     monkeypatch.setattr(Beside, "has_locator", False)
     assert main(["grade", "--model", model, films / "d_framed.png"]) == 0
     assert "the model cannot find knees" in capsys.readouterr().out
+
+
+def test_a_heat_map_for_each_knee(films, model, tmp_path):
+    arguments = ["grade", "--model", model, "--explain", tmp_path / "maps", "--output", tmp_path / "grades.csv"]
+    assert main([*arguments, films]) == 1
+    maps = {path.name.split("-")[0]: [] for path in (tmp_path / "maps").iterdir()}
+    for path in sorted((tmp_path / "maps").iterdir()):
+        maps[path.name.split("-")[0]].append(path)
+    assert {name: len(paths) for name, paths in maps.items()} == {"a_both": 2, "b_one": 1, "d_framed": 1}
+    assert ["-L-" in path.name for path in maps["a_both"]] == [True, False]
+    with Image.open(maps["a_both"][1]) as one, Image.open(maps["d_framed"][0]) as alone:  # the same knee
+        assert one.tobytes() == alone.tobytes()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "maps").iterdir()}
+    assert main([*arguments, films]) == 1
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "maps").iterdir()} == written
