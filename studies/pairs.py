@@ -19,7 +19,7 @@ from scipy.optimize import minimize_scalar
 from clip_koa.calibration.temperatures import FOLDS, assign_folds
 from clip_koa.evaluation.comparison import describe_comparison
 from clip_koa.evaluation.heads import HEADS, grading
-from clip_koa.evaluation.prediction_files import read_predictions
+from clip_koa.evaluation.predictions import read_predictions
 from dataset_script.exit_status import main_of
 from dataset_script.layouts import find_files, resolve_data_dir
 from metrics.kl_grading.paired import compare_kl_gradings

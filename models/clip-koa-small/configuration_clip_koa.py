@@ -110,6 +110,7 @@ class CLIPKOAConfig(CLIPConfig):
         """
         config_dict = dict(config_dict)
         given = {name: kwargs.pop(name) for name in (*_LABEL_FIELDS, *_OWN_FIELDS) if name in kwargs}
+        _check_given_together(given, config_dict)
         if "num_labels" in given or "id2label" in given:
             for name in _LABEL_FIELDS:
                 config_dict.pop(name, None)
@@ -131,6 +132,23 @@ class CLIPKOAConfig(CLIPConfig):
                 f"problem_type={problem!r} with num_labels={self.num_labels}: CLIP-KOA gives one label of two or more."
             )
         check_prompts(self.prompts, self.num_labels)
+
+
+def _check_given_together(given: dict, config_dict: dict) -> None:
+    """Refuses, of a new number of labels and prompts for them, the one without the other."""
+    labels = given.get("num_labels") or len(given.get("id2label") or ())
+    kept = len(config_dict.get("prompts") or GRADE_LABELS)  # stock CLIP has no prompts, and gets those of the grades
+    prompts = given.get("prompts")
+    if labels and prompts is None and labels != kept:
+        raise ValueError(
+            f"{labels} labels are given and the checkpoint has prompts for {kept}: give prompts as well, one list of "
+            "descriptions for each label."
+        )
+    if isinstance(prompts, (list, tuple)) and not labels and len(prompts) != kept:
+        raise ValueError(
+            f"Prompts for {len(prompts)} labels are given and the checkpoint has {kept}: give "
+            f"num_labels={len(prompts)} as well."
+        )
 
 
 def check_prompts(prompts: list[list[str]], num_labels: int) -> None:

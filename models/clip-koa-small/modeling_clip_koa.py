@@ -4,12 +4,12 @@ After Jeong & Lee 2025, arXiv 2504.19443. The towers, projections and key names 
 and embeddings of the grade prompts, and a linear head in the place where stock `CLIPForImageClassification` has it.
 """
 
+import copy
 import math
 import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 
 import torch
@@ -19,16 +19,19 @@ from transformers import AutoTokenizer, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
+from .calibration_clip_koa import mean_patch
 from .configuration_clip_koa import AUTO_MAP, CLIPKOAConfig, check_prompts, prompts_digest
+from .grading_clip_koa import Beside, GradesXrays
 from .losses_clip_koa import as_targets, consistency_loss, symmetry_loss
 from .tensors_clip_koa import Snapshot, all_finite, take_snapshot, truth
+from .transformers4_clip_koa import block_output, mismatched_names, tokens_of
 
 # CLIP's own bound on the temperature (Radford et al. 2021): logits are scaled by at most 100.
 MAX_LOGIT_SCALE = math.log(100.0)
 
 _NO_PROMPTS = "This model has no prompts yet: call model.set_prompts(prompts, tokenizer)."
 
-# What `from_pretrained` passes on to find the tokenizer beside the weights.
+# What `from_pretrained` passes on to find what lies beside the weights.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 # What plain CLIP weights do not hold. Weights of the towers are never made up.
@@ -104,8 +107,12 @@ class LinearHead(nn.Linear):
     """The linear head; a class of its own so that `_init_weights` can tell it from the towers' layers."""
 
 
-class CLIPKOAForImageClassification(CLIPModel):
+class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
     """CLIP with a text head and a linear head for KL grades, trained and read on an X-ray and its mirror image.
+
+    `grade` takes images as Pillow opens them, `forward` pixel values. What lies beside the weights that a model was
+    loaded from, its image processor and calibration, goes with it and into what it is saved to. `train` leaves the
+    calibration out, since it holds for the weights that it was fitted on.
 
     A new model needs its prompts once: `model.set_prompts(prompts, tokenizer)`. `from_pretrained` does it where the
     checkpoint has none (plain CLIP weights) or where `prompts` in the config was edited.
@@ -121,9 +128,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         self.num_labels = config.num_labels
         self.grade_prompts = GradePrompts(config)
         self.classifier = LinearHead(config.vision_config.hidden_size, config.num_labels)
-        # A block of transformers 4 takes two masks, one of transformers 5 takes one.
-        block = self.vision_model.encoder.layers[0] if self.vision_model.encoder.layers else None
-        self._no_masks = [None] * sum("mask" in name for name in signature(block.forward).parameters) if block else []
+        self.beside = Beside()
         self._kept_grade_embeds = KeptGradeEmbeds()
         self.register_state_dict_pre_hook(_refresh_before_saving)
         self.post_init()
@@ -142,7 +147,7 @@ class CLIPKOAForImageClassification(CLIPModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Loads a CLIP-KOA checkpoint, or plain CLIP weights, whose heads are then new. See `PreTrainedModel`.
 
-        With `num_labels` (or `id2label`) and `prompts`, both heads are new and for these labels.
+        With another `num_labels` (or `id2label`) and `prompts` for them, both heads are new and for these labels.
 
         Raises:
             ValueError: weights of the towers that are missing or not those the configuration describes; one of
@@ -151,14 +156,20 @@ class CLIPKOAForImageClassification(CLIPModel):
         with_info = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         heads_may_differ = may_differ or "num_labels" in kwargs or "id2label" in kwargs
+        # Auto classes put the labels that they are given into a config; its class may be of another copy of the code.
+        if pretrained_model_name_or_path is not None and (prompts := getattr(kwargs.get("config"), "prompts", None)):
+            stored, _ = CLIPKOAConfig.get_config_dict(pretrained_model_name_or_path, **_hub_arguments(kwargs))
+            heads_may_differ |= len(stored.get("prompts") or prompts) != len(prompts)
         # Sizes are compared here: transformers' own report takes a line for each weight.
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         _check_weights(pretrained_model_name_or_path, info, may_differ, heads_may_differ)
+        hub_arguments = _hub_arguments(kwargs)
+        if pretrained_model_name_or_path is not None:
+            model.beside = Beside.read(str(pretrained_model_name_or_path), model.config, **hub_arguments)
         edited = model.config.tokenized_prompts != prompts_digest(model.config.prompts)
         # Without tokens: the weights come from a stock CLIPModel, whatever its config still says.
         if edited or model.lacks_prompts():
-            hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
             try:
                 tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
             except Exception as error:  # transformers raises what a missing or damaged file happens to lead to
@@ -170,7 +181,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves the checkpoint with the code that reads it, so that the folder is complete wherever it goes."""
+        """Saves the checkpoint with what lies beside it and the code that reads it: complete wherever it goes."""
         if self.config.tokenized_prompts != prompts_digest(self.config.prompts):
             raise ValueError("config.prompts was edited: call model.set_prompts(prompts, tokenizer) before saving.")
         if self.lacks_prompts():
@@ -181,6 +192,7 @@ class CLIPKOAForImageClassification(CLIPModel):
             )  # as forward reads it; stock CLIPModel has no bound of its own
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+        self.beside.save(Path(save_directory))
         for source in Path(__file__).parent.glob("*_clip_koa.py"):
             target = Path(save_directory) / source.name
             if not (target.exists() and target.samefile(source)):
@@ -221,6 +233,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         self.config.prompt_shape = [len(padded), longest]
         self.config.tokenized_prompts = prompts_digest(self.config.prompts)
         self.grade_prompts.embeds = self._compute_grade_embeds()
+        self.forget_calibration()
 
     def lacks_prompts(self) -> bool:
         """Whether prompts must be set: a model built from a config has no tokens, whatever the config says."""
@@ -248,10 +261,21 @@ class CLIPKOAForImageClassification(CLIPModel):
         """Has the next inference run the text tower anew: for edits in place that `Snapshot` cannot tell."""
         self._kept_grade_embeds.forget()
 
+    def forget_calibration(self) -> None:
+        """Grades then come without confidence sets and typicality: for edits of the weights these were fitted on."""
+        self.beside = self.beside.without_calibration()
+
+    def forget_locator(self) -> None:
+        """The model then finds no knees: for edits of the vision tower that its locator was fitted to."""
+        self.beside = self.beside.without_locator()
+
     def train(self, mode: bool = True):
         """As in `nn.Module`; between training and inference weights may change in ways that nobody counts."""
         if mode != self.training:
             self.forget_grade_embeds()
+        if mode:
+            self.forget_calibration()
+            self.forget_locator()
         return super().train(mode)
 
     @torch.inference_mode(False)
@@ -282,22 +306,16 @@ class CLIPKOAForImageClassification(CLIPModel):
             self._kept_grade_embeds.kept = snapshot, embeds
         return embeds
 
-    def _encode(self, views: torch.Tensor, count: int, options: dict) -> BaseModelOutputWithPooling:
-        """The vision tower on views (V, 3, H, W) of `count` X-rays; `pooler_output` is the normalised class token."""
-        tower = self.vision_model
-        if not self.training or views.shape[0] == count or views.device.type != "cpu" or options:
-            return tower(pixel_values=views, **options)
-        # The views apart, for what the backward pass keeps then fits a CPU's cache better: up to a fifth faster.
-        embedded = tower.pre_layrnorm(tower.embeddings(views)).split(count)
-        hidden = torch.cat([tower.encoder(inputs_embeds=view).last_hidden_state for view in embedded])
-        return BaseModelOutputWithPooling(hidden, tower.post_layernorm(hidden[:, 0]))
-
     def _heads(self, vision: BaseModelOutputWithPooling, grade_embeds: torch.Tensor):
         """Both heads: text logits (V, K), linear logits (V, K), unit image embeddings (V, D)."""
-        image_embeds = _normalize(self.visual_projection(vision.pooler_output))
+        image_embeds = self._embed(vision.pooler_output)
         # The head of stock CLIPForImageClassification: mean of the patch tokens, before the post-layernorm.
         classifier_logits = self.classifier(vision.last_hidden_state[:, 1:].mean(dim=1)).float()
         return self._text_logits(image_embeds, grade_embeds), classifier_logits, image_embeds
+
+    def _embed(self, class_token: torch.Tensor) -> torch.Tensor:
+        """Unit image embeddings (V, D) from normalised class tokens."""
+        return _normalize(self.visual_projection(class_token))
 
     def _text_logits(self, image_embeds: torch.Tensor, grade_embeds: torch.Tensor) -> torch.Tensor:
         # Cosines are multiplied by up to 100, which bf16 products would blur.
@@ -305,22 +323,43 @@ class CLIPKOAForImageClassification(CLIPModel):
             scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
             return scale * image_embeds @ grade_embeds.float().t()
 
+    def _tower_of(self, blocks: list[nn.Module]) -> nn.Module:
+        """The vision tower with these blocks in place of its own; all that it computes with is shared."""
+        tower, encoder = copy.copy(self.vision_model), copy.copy(self.vision_model.encoder)
+        encoder._modules = {**encoder._modules, "layers": nn.ModuleList(blocks)}
+        tower._modules = {**tower._modules, "encoder": encoder}
+        return tower
+
     @torch.no_grad()
-    def tokens_after(self, pixel_values: torch.FloatTensor, count: int) -> torch.Tensor:
-        """Tokens (V, T, D) after the lowest `count` blocks of the vision tower, for (V, 3, H, W)."""
-        tower = self.vision_model
-        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
-        for layer in tower.encoder.layers[:count]:
-            hidden = layer(hidden, *self._no_masks)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # transformers 4 gives a tuple
-        return hidden
+    def tokens_after(self, pixel_values: torch.FloatTensor, count: int, any_size: bool = False) -> torch.Tensor:
+        """Tokens (V, T, D) after the lowest `count` blocks of the vision tower, for (V, 3, H, W).
+
+        With `any_size` the images may be of another size than the configuration's.
+        """
+        blocks = list(self.vision_model.encoder.layers[:count])
+        options = self._vision_options(False, False, any_size)
+        return self._tower_of(blocks)(pixel_values=pixel_values, **options).last_hidden_state
+
+    def _see_class_token(self, pixel_values: torch.Tensor, block: int | None = None):
+        """The vision tower's class token (V, D), normalised, and the mean patch token (V, D) after a block, or None.
+
+        The last block computes the class token alone, which is all that the text head reads.
+        """
+        self._check_pixels(pixel_values)
+        blocks, watched = list(self.vision_model.encoder.layers), None
+        if block != len(blocks) - 1:
+            blocks[-1] = _ClassTokenBlock(blocks[-1])
+        if block is not None:
+            watched = blocks[block] = _WatchedBlock(blocks[block])
+        options = self._vision_options(False, False, False)
+        class_token = self._tower_of(blocks)(pixel_values=pixel_values, **options).pooler_output
+        return class_token, watched and watched.mean_patch
 
     @torch.no_grad()
     def grade_views(self, pixel_values: torch.FloatTensor) -> torch.Tensor:
         """The text head's logits and nothing else: what grading needs, for less work than `forward`.
 
-        The text head reads the class token alone, so the last block computes only that one. Nothing is mirrored here:
-        give X-rays and mirror images as they are to be graded.
+        Nothing is mirrored here: give X-rays and mirror images as they are to be graded.
 
         Args:
             pixel_values: (V, 3, H, W).
@@ -328,12 +367,40 @@ class CLIPKOAForImageClassification(CLIPModel):
         Returns:
             (V, K), as `forward` gives them without flip averaging.
         """
-        self._check_pixels(pixel_values)
-        tower = self.vision_model
-        hidden = self.tokens_after(pixel_values, len(tower.encoder.layers) - 1)
-        pooled = tower.post_layernorm(_class_token_after(tower.encoder.layers[-1], hidden))  # (V, hidden)
-        image_embeds = _normalize(self.visual_projection(pooled))
-        return self._text_logits(image_embeds, self.kept_grade_embeds())
+        class_token, _ = self._see_class_token(pixel_values)
+        return self._text_logits(self._embed(class_token), self.kept_grade_embeds())
+
+    @torch.no_grad()
+    def grade_both_views(
+        self, pixel_values: torch.FloatTensor, block: int, grade_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What grading reads of X-rays and mirror images; this is what an export computes.
+
+        Args:
+            pixel_values: (N, 3, H, W).
+            block: of the vision tower, whose patches `Typicality` looks at.
+            grade_embeds: (K, D), as `kept_grade_embeds` gives them.
+
+        Returns:
+            Text logits (N, K), those of the mirror images (N, K), and the block's mean patch of both views, (N, D).
+        """
+        count = pixel_values.shape[0]
+        class_token, patches = self._see_class_token(torch.cat([pixel_values, pixel_values.flip(-1)]), block)
+        logits = self._text_logits(self._embed(class_token), grade_embeds)
+        return logits[:count], logits[count:], (patches[:count] + patches[count:]) / 2
+
+    @torch.inference_mode()
+    def grade_pixels(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `GradesXrays`; on the model's device, in its precision and as in evaluation."""
+        weight, typicality = self.visual_projection.weight, self.beside.typicality
+        pixel_values = pixel_values.to(weight.device, weight.dtype)
+        if self.training:
+            self.forget_grade_embeds()
+        with _evaluating(self):
+            found = self.grade_both_views(
+                pixel_values, typicality.block if typicality else 0, self.kept_grade_embeds()
+            )
+        return tuple(part.cpu() for part in found)
 
     def forward(
         self,
@@ -344,6 +411,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        both_views: bool = True,
     ) -> CLIPKOAOutput | tuple:
         """Grades X-rays; with labels, also the losses of the paper.
 
@@ -356,6 +424,7 @@ class CLIPKOAForImageClassification(CLIPModel):
             return_dict: `False` gives a tuple; default: `config.return_dict`.
             output_attentions, output_hidden_states: what the vision tower computed on the way; default: as configured.
             interpolate_pos_encoding: take images of other sizes than the configuration's.
+            both_views: `False` leaves mirror images out of the losses of this call, whatever the configuration says.
 
         Raises:
             ValueError: images of the wrong size or kind, none, or of no finite numbers; labels that are no grades.
@@ -365,11 +434,11 @@ class CLIPKOAForImageClassification(CLIPModel):
         labels = None if labels is None else as_targets(labels, count, self.num_labels)
         training = self.training or (labels is not None and torch.is_grad_enabled())
         average = (config.flip_average if flip_average is None else flip_average) and not self.training
-        compare = labels is not None and (config.symmetry or config.consistency_weight > 0)
+        compare = labels is not None and both_views and (config.symmetry or config.consistency_weight > 0)
 
         views = torch.cat([pixel_values, pixel_values.flip(-1)]) if average or compare else pixel_values
         options = self._vision_options(output_attentions, output_hidden_states, interpolate_pos_encoding)
-        vision = self._encode(views, count, options)
+        vision = self.vision_model(pixel_values=views, **options)
         grade_embeds = self.get_grade_embeds() if training else self.kept_grade_embeds()
         logits, classifier_logits, image_embeds = self._heads(vision, grade_embeds)
         flipped_logits = flipped_classifier_logits = None
@@ -379,7 +448,8 @@ class CLIPKOAForImageClassification(CLIPModel):
 
         losses = {}
         if labels is not None:
-            losses = self._losses(logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels)
+            flipped = (flipped_logits, flipped_classifier_logits) if compare else (None, None)
+            losses = self._losses(logits, flipped[0], classifier_logits, flipped[1], labels)
         if average:
             logits = (logits + flipped_logits) / 2
             classifier_logits = (classifier_logits + flipped_classifier_logits) / 2
@@ -402,7 +472,7 @@ class CLIPKOAForImageClassification(CLIPModel):
         for name, wanted in (("output_attentions", attentions), ("output_hidden_states", hidden_states)):
             own, towers = (getattr(config, name, False) for config in (self.config, self.config.vision_config))
             wanted = (own or towers) if wanted is None else wanted
-            if wanted or towers:  # else it is not asked at all, which leaves the way open that trains fastest
+            if wanted or towers:
                 options[name] = wanted
         return options
 
@@ -425,12 +495,12 @@ class CLIPKOAForImageClassification(CLIPModel):
             raise ValueError("pixel_values hold values that are no finite numbers (NaN or infinity).")
 
     def _losses(self, logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels) -> dict:
-        """The loss and its named parts (scalars); every logits tensor is (N, K)."""
+        """The loss and its named parts (scalars); logits are (N, K), and None of mirror images that are left out."""
         config, labels = self.config, labels.to(logits.device)
 
         def parts(original, flipped):
             consistency = original.new_zeros(())
-            if config.consistency_weight > 0:
+            if flipped is not None and config.consistency_weight > 0:
                 consistency = consistency_loss(original, flipped, config.consistency)
             return symmetry_loss(original, flipped if config.symmetry else None, labels), consistency
 
@@ -445,18 +515,37 @@ class CLIPKOAForImageClassification(CLIPModel):
         }
 
 
-def _class_token_after(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """The class token (V, D) after a block of the vision tower that is given all tokens, (V, T, D)."""
-    attention = layer.self_attn
+class _WatchedBlock(nn.Module):
+    """A block of the vision tower that keeps the mean, (V, D), of the patch tokens which it gives."""
 
-    def split(tokens):  # (V, tokens, D) -> (V, heads, tokens, D / heads)
-        return tokens.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block, self.mean_patch = block, None
 
-    normed, token = layer.layer_norm1(hidden), hidden[:, :1]
-    queries, keys, values = attention.q_proj(normed[:, :1]), attention.k_proj(normed), attention.v_proj(normed)
-    attended = F.scaled_dot_product_attention(split(queries), split(keys), split(values), scale=attention.scale)
-    token = token + attention.out_proj(attended.transpose(1, 2).flatten(2))
-    return (token + layer.mlp(layer.layer_norm2(token)))[:, 0]
+    def forward(self, *inputs, **options):
+        output = self.block(*inputs, **options)
+        self.mean_patch = mean_patch(tokens_of(output))
+        return output
+
+
+class _ClassTokenBlock(nn.Module):
+    """A block of the vision tower that reads all tokens, (V, T, D), and gives the class token alone, (V, 1, D)."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden_states: torch.Tensor, *masks, **options):
+        block, attention = self.block, self.block.self_attn
+
+        def split(tokens):  # (V, tokens, D) -> (V, heads, tokens, D / heads)
+            return tokens.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+        normed, token = block.layer_norm1(hidden_states), hidden_states[:, :1]
+        queries, keys, values = attention.q_proj(normed[:, :1]), attention.k_proj(normed), attention.v_proj(normed)
+        attended = F.scaled_dot_product_attention(split(queries), split(keys), split(values), scale=attention.scale)
+        token = token + attention.out_proj(attended.transpose(1, 2).flatten(2))
+        return block_output(token + block.mlp(block.layer_norm2(token)))
 
 
 def _normalize(embeds: torch.Tensor) -> torch.Tensor:
@@ -483,6 +572,10 @@ def _refresh_before_saving(model: CLIPKOAForImageClassification, prefix: str, ke
         model.grade_prompts.embeds = model._compute_grade_embeds()
 
 
+def _hub_arguments(options: dict) -> dict:
+    return {name: options[name] for name in _HUB_ARGUMENTS if name in options}
+
+
 def _check_weights(name, info: dict, may_differ: bool, heads_may_differ: bool) -> None:
     """Refuses weights that are not those the configuration describes; transformers would make up what is missing."""
 
@@ -494,6 +587,9 @@ def _check_weights(name, info: dict, may_differ: bool, heads_may_differ: bool) -
     told([key for key in sorted(info["missing_keys"]) if not key.startswith(_HEADS)], "is missing")
     told([key for key in sorted(info["unexpected_keys"]) if _BLOCK.match(key)], "has no place in it")
     if not may_differ:
-        # Names in transformers 4, names with both sizes in 5.
-        names = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+        names = mismatched_names(info)
         told([key for key in names if not (heads_may_differ and key.startswith(_HEADS))], "has another size")
+
+
+# The name of the class that graded images before the model did.
+CLIPKOAGrader = CLIPKOAForImageClassification

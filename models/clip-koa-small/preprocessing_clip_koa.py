@@ -18,6 +18,7 @@ __all__ = [
     "MIN_COLOUR_LEVELS",
     "MIN_SIDE",
     "WINDOW_PERCENTILES",
+    "CLIPKOAError",
     "Refusal",
     "XrayPreprocessor",
     "check_size",
@@ -54,6 +55,16 @@ _TURNS = {
 _FRAME_GRID, _FRAME_SHARE, _FRAME_TOLERANCE, _FRAME_DEPTH, _FRAME_MARGIN = 64, 0.95, 10, 21, 2
 # Where less of a line is one gray, it may be a frame with something on it, such as the buttons of a screenshot.
 _UNCLEAR_SHARE = 0.88
+
+
+class CLIPKOAError(Exception):
+    """What keeps the project's code from its work and is no fault of the code; the message says what would be right.
+
+    Every such error of the project derives from it, beside the one of Python's that it is. It lies here, where the
+    reader of X-rays and the model's own code both find it.
+    """
+
+    exit_status = 2  # of a command that it ends
 
 
 class Refusal(ValueError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from dataset_script import dicom
-from dataset_script.pixels import MAX_PIXELS, Refusal, check_size, to_picture
+from dataset_script.pixels import MAX_PIXELS, CLIPKOAError, Refusal, check_size, to_picture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -26,7 +26,7 @@ MAX_JPEG_WORK = 10 * MAX_PIXELS
 _NAME = re.compile(r"(?P<person_id>[0-9]{7})(?![0-9])(?P<laterality>[LR](?![A-Za-z0-9]))?")
 
 
-class RadiographError(ValueError):
+class RadiographError(CLIPKOAError, ValueError):
     """A file that cannot be read as a radiograph; the message names it and says why."""
 
 

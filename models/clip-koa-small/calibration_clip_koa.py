@@ -1,0 +1,183 @@
+"""What `clip-koa calibrate` keeps beside the weights: thresholds of confidence sets, and how training X-rays look."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers.utils import cached_file
+
+from .configuration_clip_koa import CLIPKOAConfig
+from .preprocessing_clip_koa import CLIPKOAError
+from .tensors_clip_koa import all_finite
+
+CALIBRATION_FILE = "calibration.json"
+TYPICALITY_FILE = "typicality.safetensors"
+# X-rays less like the training data than this share of knees it was not trained on are warned about.
+ATYPICAL = 0.99
+# Levels of confidence for which a calibrated checkpoint keeps thresholds.
+LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
+
+
+class CalibrationError(CLIPKOAError, ValueError):
+    """A calibration that is missing or cannot give what is asked; the message says what would be right."""
+
+
+@dataclass(frozen=True)
+class Typicality:
+    """How like the training X-rays an image is: Mahalanobis distance of a block's patches (Lee et al. 2018).
+
+    arXiv 1807.03888. Of both views, so that X-ray and mirror image are equally typical.
+    """
+
+    block: int  # of the vision tower, from 0, whose patch tokens are averaged
+    mean: torch.Tensor  # (D,), over training X-rays
+    precision: torch.Tensor  # (D, D), inverse of their covariance
+    distances: torch.Tensor  # sorted distances of X-rays the model was not trained on
+
+    def shares(self, features: torch.Tensor) -> list[float]:
+        """For features (N, D) the share of the unseen X-rays that are more typical, each in 0..1."""
+        return (torch.searchsorted(self.distances, self.measure(features)) / len(self.distances)).tolist()
+
+    def measure(self, features: torch.Tensor) -> torch.Tensor:
+        """Squared distances (N,) of features (N, D)."""
+        centred = features.double() - self.mean.double()
+        return (centred @ self.precision.double() * centred).sum(-1).float()
+
+
+def mean_patch(tokens: torch.Tensor) -> torch.Tensor:
+    """The mean patch token (V, D) of tokens (V, T, D); of both views averaged it is what `Typicality` takes."""
+    return tokens[:, 1:].float().mean(1)
+
+
+def grown_intervals(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each X-ray the nested intervals of grades that grow from the likeliest to its likelier neighbour.
+
+    Args:
+        probabilities: (N, K).
+
+    Returns:
+        order (N, K), the grades as they join, and mass (N, K), the interval's probability once they have.
+    """
+    count, grades = probabilities.shape
+    padded = torch.nn.functional.pad(probabilities, (1, 1), value=-1.0)  # a neighbour outside never joins
+    rows = torch.arange(count)
+    low = high = probabilities.argmax(1) + 1
+    order = [low - 1]
+    for _ in range(grades - 1):
+        down = padded[rows, low - 1] > padded[rows, high + 1]
+        low, high = torch.where(down, low - 1, low), torch.where(down, high, high + 1)
+        order.append(torch.where(down, low, high) - 1)
+    order = torch.stack(order, dim=1)
+    return order, probabilities.gather(1, order).cumsum(1)
+
+
+def confidence_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple[int, ...]]:
+    """For each row of (N, K) the largest grown interval within the threshold, of at least the likeliest grade."""
+    order, mass = grown_intervals(probabilities.double())
+    # A hair above, so that an interval whose mass is the threshold itself is taken.
+    sizes = (mass <= threshold + 1e-9).sum(1).clamp(min=1).tolist()
+    return [tuple(sorted(row[:size])) for row, size in zip(order.tolist(), sizes, strict=True)]
+
+
+def read_calibration(name: str, **hub_arguments) -> dict | None:
+    """What `CALIBRATION_FILE` of a checkpoint holds, its `thresholds` among it; None where there is none.
+
+    Args:
+        name: model folder or Hub id.
+        **hub_arguments: for a Hub id, such as `revision`.
+
+    Raises:
+        CalibrationError: a damaged file.
+    """
+    found = file_beside(name, CALIBRATION_FILE, **hub_arguments)
+    if found is None:
+        return None
+    try:
+        calibration = json.loads(found.read_text(encoding="utf-8"))
+        thresholds = {key: float(value) for key, value in calibration["thresholds"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run clip-koa calibrate anew.") from error
+    for key, value in thresholds.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise CalibrationError(
+                f"{found} is damaged (the threshold of {key} is {value}): run clip-koa calibrate anew."
+            )
+    return calibration
+
+
+def threshold_at(calibration: dict, level: float) -> float:
+    """The threshold of the sets that hold the true grade as often as `level` says.
+
+    Args:
+        calibration: as `read_calibration` gives it.
+
+    Raises:
+        CalibrationError: a level for which none is kept.
+    """
+    thresholds = calibration["thresholds"]
+    if f"{level:.2f}" not in thresholds or not math.isclose(level, round(level, 2)):
+        raise CalibrationError(f"level {level}: use one of {LEVELS[0]:.2f}, {LEVELS[1]:.2f} ... {LEVELS[-1]:.2f}.")
+    return float(thresholds[f"{level:.2f}"])
+
+
+def read_typicality(name: str, config: CLIPKOAConfig | None = None, **hub_arguments) -> Typicality | None:
+    """What a checkpoint knows of its training X-rays; None where it was never calibrated with them at hand.
+
+    Args:
+        name: model folder or Hub id.
+        config: of its model, which it must fit.
+        **hub_arguments: for a Hub id, such as `revision`.
+
+    Raises:
+        CalibrationError: a damaged file, or another model's.
+    """
+    found = file_beside(name, TYPICALITY_FILE, **hub_arguments)
+    if found is None:
+        return None
+    try:
+        with safe_open(found, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in ("mean", "precision", "distances")}
+            typicality = Typicality(block=int(file.metadata()["block"]), **tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run clip-koa calibrate anew.") from error
+    if wrong := _fault(typicality, config):
+        raise CalibrationError(f"{found} is damaged ({wrong}): run clip-koa calibrate anew.")
+    return typicality
+
+
+def _fault(typicality: Typicality, config: CLIPKOAConfig | None) -> str:
+    """What is wrong with it, in itself or for a model; empty where nothing is."""
+    mean, precision, distances = typicality.mean, typicality.precision, typicality.distances
+    width = len(mean) if mean.ndim == 1 else 0
+    if not width or precision.shape != (width, width) or distances.ndim != 1 or not len(distances):
+        return "its tensors do not fit each other"
+    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in (mean, precision, distances)):
+        return "it holds values that are no finite numbers"
+    if (distances.diff() < 0).any():
+        return "its distances are not sorted"
+    if config is None:
+        return ""
+    vision = config.vision_config
+    if width != vision.hidden_size or not 0 <= typicality.block < vision.num_hidden_layers:
+        return f"block {typicality.block} of width {width} is not in this model"
+    return ""
+
+
+def typicality_file(typicality: Typicality) -> bytes:
+    """The content of `TYPICALITY_FILE`."""
+    tensors = {name: getattr(typicality, name).contiguous() for name in ("mean", "precision", "distances")}
+    return save(tensors, metadata={"block": str(typicality.block)})
+
+
+def file_beside(name: str, file: str, subfolder: str = "", **hub_arguments) -> Path | None:
+    """A file of a model folder or Hub repository; None where it has none."""
+    found = Path(name, subfolder, file)
+    if not Path(name).is_dir():
+        found = cached_file(
+            name, file, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_arguments
+        )
+    return Path(found) if found and Path(found).is_file() else None
