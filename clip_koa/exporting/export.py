@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from clip_koa.calibration.typicality import typicality_block
 from clip_koa.grading.model_loading import check_is_no_file, load_checkpoint
@@ -98,12 +98,21 @@ def _write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) -
         program.save(whole)
         onnx.checker.check_model(whole)
         if int8:
-            quantize_dynamic(
-                whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"],
-                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-            )  # fmt: skip
+            _quantize(whole, path)
         else:
             shutil.copyfile(whole, path)
+
+
+def _quantize(whole: Path, path: Path) -> None:
+    """Writes a graph's weights and the inputs of its matrix products with 8 bits."""
+    places = list(sys.path)
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    sys.path[:] = places  # it adds a folder of its own, whose metrics.py would hide ours of an editable install
+    quantize_dynamic(
+        whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"],
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )  # fmt: skip
 
 
 @contextmanager

@@ -110,3 +110,18 @@ def test_the_check_sees_a_difference(checkpoint, tmp_path):
     with torch.no_grad():
         other.visual_projection.weight[:, 0] += 0.05
     assert compare(other, ExportedModel(tmp_path / "exported")) > 1e-4
+
+
+def test_an_import_of_the_export_hides_no_module_of_ours(run_python):
+    """onnxruntime's quantization puts a folder with a metrics.py of its own on the path."""
+    code = """
+import sys
+places = list(sys.path)
+from clip_koa.exporting.export import _quantize
+try:
+    _quantize("none.onnx", "none")
+except Exception:
+    pass
+assert sys.path == places, set(sys.path) - set(places)
+"""
+    run_python("-c", code)
