@@ -67,7 +67,7 @@ def test_it_carries_the_code_of_the_project():
 
 def test_it_is_what_predict_takes(run_python, tmp_path):
     example = RELEASED_MODEL / "examples" / "generated_KL3.png"
-    run_python("predict.py", "--output", tmp_path / "grades.jsonl", example)
+    run_python("predict.py", "--framing", "as_is", "--output", tmp_path / "grades.jsonl", example)
     row = json.loads((tmp_path / "grades.jsonl").read_text())
     assert row["probability_3"] == pytest.approx(GOLDEN[example.name]["probabilities"][3], abs=1e-3)
 

@@ -145,5 +145,5 @@ def test_an_installed_package_without_the_checkout(installed, tmp_path):
             f"clip-koa {command[0]}: no released model lies beside the code: name one by --model, a model folder or a "
             "Hub id."
         ]
-    printed = run("grade", "--model", ROOT / "models" / "clip-koa-small", "knees").stdout
+    printed = run("grade", "--model", ROOT / "models" / "clip-koa-small", "--framing", "as_is", "knees").stdout
     assert printed.count(".png") == 2 and "not for diagnosis" in printed
