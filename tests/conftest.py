@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clip-koa-tests-")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+# Under nohup or behind an `&` these are ignored, and processes that the tests start and stop would ignore them too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Test workers run side by side: more threads than this fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

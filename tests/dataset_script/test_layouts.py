@@ -751,7 +751,7 @@ def test_the_whole_release_has_no_differences():
     splits = {}
     for split, counts in RELEASE_COUNTS.items():
         splits[split] = [
-            Xray(split, grade, f"{number}", Path("x"), None, f"9{number:06d}")
+            Xray(split, grade, f"{split}/{grade}/9{number:06d}L.png", Path("x"), None, f"9{number:06d}")
             for grade, count in enumerate(counts)
             for number in range(count)
         ]
@@ -759,6 +759,9 @@ def test_the_whole_release_has_no_differences():
     assert len(release_differences({"train": splits["train"][:-1]})) == 1
     unlike = [Xray("train", 0, "x", Path("x"), None, "someone else")]
     assert release_differences({"train": unlike}) == []
+    # Other X-rays of the same people are not the release.
+    others = [Xray("train", 0, "xrays/film_0.png", Path("x"), None, "9000001")]
+    assert release_differences({"train": others}) == []
 
 
 def test_instructions_where_there_is_nothing(tmp_path):

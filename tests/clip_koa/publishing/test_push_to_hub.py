@@ -194,7 +194,7 @@ def test_published_by_the_command_and_loaded_by_its_name(server, checkpoint, tmp
     image = tmp_path / "knee.png"
     draw_knee(2, "L", 0, 32).save(image)
     online = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0"}
-    assert len(compare_probe(run_probe("anna/knees", [image], **online))) == 5
+    assert len(compare_probe(run_probe("anna/knees", [image], **online))) == 7
 
     # The handler stands on the release alone: not in the project's folder, and not with its packages.
     folder = tmp_path / "endpoint"
