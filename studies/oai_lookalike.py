@@ -26,6 +26,7 @@ from dataset_script.exit_status import main_of
 from dataset_script.films import LOOKS, compose_film, draw_pairs, read_pairs
 from dataset_script.layouts import resolve_data_dir
 from dataset_script.names import CorpusError
+from studies.framing import overlap
 
 TRUTH = "truth.json"
 _VISITS = {"00": "00m", "01": "12m"}
@@ -134,8 +135,8 @@ def check_corpus(study: Path, corpus: Path) -> dict[str, int]:
         entry = truth[row["film"]]
         box = [int(row[name]) for name in ("left", "top", "right", "bottom")]
         own = row["person_id"] == entry["person"] and int(row["label"]) == entry["grades"][row["laterality"]]
-        place = _overlap(box, entry["boxes"][row["laterality"]])
-        other = _overlap(box, entry["boxes"]["L" if row["laterality"] == "R" else "R"])
+        place = overlap(box, entry["boxes"][row["laterality"]])
+        other = overlap(box, entry["boxes"]["L" if row["laterality"] == "R" else "R"])
         if not entry["usable"]:
             counts["of unusable films"] += 1
         elif not own or other > place:
@@ -146,15 +147,6 @@ def check_corpus(study: Path, corpus: Path) -> dict[str, int]:
             counts["right"] += 1
     counts["missing"] = counts["knees"] - counts["right"] - counts["misplaced"] - counts["another's grade"]
     return counts
-
-
-def _overlap(one, other) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(0, width) * max(0, height)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return shared / (areas - shared)
 
 
 def run(arguments: list[str] | None, prog: str) -> int:
