@@ -7,6 +7,7 @@ Pillow. A name is imported when it is first asked for (PEP 562), so that reading
 from importlib import import_module
 
 _NAMES = {
+    "appearance_clip_koa": ("WAYS",),
     "calibration_clip_koa": ("CALIBRATION_FILE", "TYPICALITY_FILE", "CalibrationError"),
     "configuration_clip_koa": ("CLIPKOAConfig",),
     "explanation_clip_koa": ("Explanation",),

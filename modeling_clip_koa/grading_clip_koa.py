@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from .appearance_clip_koa import WAYS
 from .calibration_clip_koa import (
     ATYPICAL,
     CALIBRATION_FILE,
@@ -68,15 +69,40 @@ class Grade:
     box: tuple[int, int, int, int] | None = None  # of a knee that was found: left, top, right, bottom, in pixels
     angle: float = 0.0  # degrees by which that knee leaned clockwise, where it was set upright
     outside: float = 0.0  # share of the box that lies outside of the image, 0..1
+    ways: tuple[str, ...] = ()  # of `WAYS`: how the X-ray was taken or stored otherwise than those of training
+    tells_knees: bool = True  # False: the checkpoint may take another machine's knee for no knee, and only warns
+
+    @property
+    def refusal(self) -> str:
+        """Why this image has no KL grade, in a sentence; empty where it has one.
+
+        The other fields say all the same what the model would give it. Whoever shows a grade leaves it out here.
+        """
+        if "metal" in self.ways:
+            return "This knee has metal in it, such as an implant: it has no KL grade."
+        if self.tells_knees and self._is_atypical:
+            return "This is no frontal knee X-ray as the model was trained on: it has no KL grade."
+        return ""
 
     @property
     def warning(self) -> str:
-        """Says so where the image is unlike the X-rays the model was trained on, or cuts the knee off; else empty."""
+        """What a reader must know before he trusts the grade; empty where there is nothing."""
+        warnings = []
         if self.outside > MOST_OUTSIDE:
-            return "The border of the image cuts this knee off: the grade may mean nothing."
-        if self.atypicality is None or self.atypicality < ATYPICAL:
-            return ""
-        return "Unlike the knee X-rays the model was trained on: the grade may mean nothing."
+            warnings.append("The border of the image cuts this knee off: the grade may mean nothing.")
+        if self._is_atypical:
+            warnings.append("Unlike the knee X-rays the model was trained on: the grade may mean nothing.")
+        if self.ways:
+            ways = ", ".join(WAYS[way] for way in self.ways)
+            warnings.append(
+                f"Taken or stored otherwise than the knee X-rays the model was trained on ({ways}): the grade may be "
+                "less sure."
+            )
+        return " ".join(warnings)
+
+    @property
+    def _is_atypical(self) -> bool:
+        return self.atypicality is not None and self.atypicality >= ATYPICAL
 
     @property
     def expected_grade(self) -> float:
