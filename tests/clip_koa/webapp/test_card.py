@@ -44,6 +44,7 @@ def test_upload_read_change_the_map(page, served, visitor, knee):
 
 def test_the_slider_stands_where_the_map_is_after_choosing_another(page, knee):
     upload(page, knee("a.png", 1), knee("b.png", 2))
+    page.get_by_role("radio", name="Show a.png").check()  # either may have been graded first
     slider = page.get_by_role("slider", name="Opacity of the heat map")
     slider.fill("0")
     for name, opacity in (("b.png", "60"), ("a.png", "0"), ("b.png", "60")):
@@ -148,6 +149,7 @@ def test_the_table_is_sorted_and_downloaded(page, knee, noise):
 
 def test_forgetting_one_and_all(page, knee):
     upload(page, knee("a.png", 1), knee("b.png", 2))
+    page.get_by_role("radio", name="Show a.png").check()  # either may have been graded first
     page.get_by_role("button", name="Forget this X-ray").click()
     page.locator("#card .file", has_text="b.png").wait_for()
     assert page.locator("#list tr").count() == 0  # one needs no table
