@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip_koa.grading.model_loading import CheckpointError, load_checkpoint
 from clip_koa.grading.onnx_network import ExportedModel
@@ -124,9 +124,27 @@ class Grader:
         while batch := list(islice(files, BATCH_SIZE)):
             yield from self._grade_batch(batch)
 
-    def grade_radiograph(self, radiograph: Radiograph) -> GradedXray:
-        """Grades an X-ray that is read already."""
-        return self._graded(radiograph.source, radiograph, self._grade_images([radiograph.image])[0])
+    def grade_radiograph(
+        self, radiograph: Radiograph, framing: str | None = None
+    ) -> tuple[Radiograph, list[GradedXray]]:
+        """Grades an X-ray that is read already: once, or once for each knee that is found in it, right knee first.
+
+        Where no knee is found in it, the one that is given has an error instead of a grade.
+
+        Args:
+            framing: one of `FRAMINGS`; default: the grader's.
+
+        Returns:
+            The radiograph besides, which is inverted where its knees were found only so.
+        """
+        ((radiograph, grades),) = self._grade_films([radiograph], framing)
+        return radiograph, self._all_graded(radiograph.source, radiograph, grades)
+
+    def grade_knee(self, radiograph: Radiograph, knee: Knee) -> GradedXray:
+        """Grades the knee in a box that a reader placed in an X-ray that is read already."""
+        (grade,) = self._grade_images([cut_knee(radiograph.image, knee)])
+        places = {name: getattr(knee, name) for name in ("side", "side_assumed", "box", "angle", "outside")}
+        return self._graded(radiograph.source, radiograph, replace(grade, **places))
 
     def explain_picture(self, picture: Image.Image, grade: int, against: int | None = None) -> Explanation:
         """The heat map of a picture that `read_radiograph` gave; raises as `explain`."""
@@ -138,7 +156,9 @@ class Grader:
         Raises:
             ValueError: a grade that the model does not give, or the X-ray's own.
         """
-        picture = read_radiograph(xray.file, keep_polarity=self.keep_polarity).image
+        radiograph = read_radiograph(xray.file, keep_polarity=self.keep_polarity)
+        as_graded = radiograph.inverted == xray.grade.inverted
+        picture = radiograph.image if as_graded else ImageOps.invert(radiograph.image)
         if xray.grade.box:
             picture = cut_knee(picture, Knee(xray.grade.box, angle=xray.grade.angle))
         return self.explain_picture(picture, xray.grade.grade, against)
@@ -147,13 +167,31 @@ class Grader:
         # The reader has judged already whether they show bone dark; what a DICOM file says of that is not judged.
         return self.model.grade(images, keep_polarity=True, level=self.level)
 
-    def _grade_films(self, radiographs: list[Radiograph]) -> list[list[Grade]]:
-        """For each radiograph its grade, or one for each knee in it."""
+    def _grade_films(
+        self, radiographs: list[Radiograph], framing: str | None = None
+    ) -> list[tuple[Radiograph, list[Grade]]]:
+        """Each radiograph with its grade, or with one for each knee in it.
+
+        Which polarity an image file of both knees has, the reader cannot tell for sure: where no knee is found, the
+        inverted picture is searched too, and given where knees are found in it.
+        """
+        if "as_is" in (framing or self.framing, self.framing):
+            grades = self._grade_images([radiograph.image for radiograph in radiographs])
+            return [(radiograph, [grade]) for radiograph, grade in zip(radiographs, grades, strict=True)]
+        films = self._find_and_grade(radiographs)
+        for place, (radiograph, grades) in enumerate(films):
+            if not (grades or self.keep_polarity or radiograph.is_dicom):
+                picture = ImageOps.invert(radiograph.image)
+                other = replace(radiograph, image=picture, inverted=not radiograph.inverted)
+                (found,) = self._find_and_grade([other])
+                films[place] = found if found[1] else films[place]
+        return films
+
+    def _find_and_grade(self, radiographs: list[Radiograph]) -> list[tuple[Radiograph, list[Grade]]]:
         images = [radiograph.image for radiograph in radiographs]
-        if self.framing == "as_is":
-            return [[grade] for grade in self._grade_images(images)]
         sides = [radiograph.laterality if radiograph.laterality in ("L", "R") else "" for radiograph in radiographs]
-        return self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
+        films = self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
+        return list(zip(radiographs, films, strict=True))
 
     def _grade_batch(self, files: list) -> list[GradedXray]:
         radiographs, graded = {}, {}
@@ -163,12 +201,15 @@ class Grader:
             except RadiographError as error:
                 graded[index] = [GradedXray(str(file), error=str(error))]
         films = self._grade_films(list(radiographs.values()))
-        for (index, radiograph), grades in zip(radiographs.items(), films, strict=True):
-            name = str(files[index])
-            graded[index] = [self._graded(name, radiograph, grade) for grade in grades]
-            if not grades:
-                graded[index] = [GradedXray(name, laterality=radiograph.laterality or "", error=f"{name}: {NO_KNEE}")]
+        for index, (radiograph, grades) in zip(radiographs, films, strict=True):
+            graded[index] = self._all_graded(str(files[index]), radiograph, grades)
         return [xray for index in range(len(files)) for xray in graded[index]]
+
+    def _all_graded(self, file: str, radiograph: Radiograph, grades: list[Grade]) -> list[GradedXray]:
+        """An X-ray's knees, or the error that none is in it."""
+        if not grades:
+            return [GradedXray(file, laterality=radiograph.laterality or "", error=f"{file}: {NO_KNEE}")]
+        return [self._graded(file, radiograph, grade) for grade in grades]
 
     @staticmethod
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:

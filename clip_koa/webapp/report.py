@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from clip_koa.files import file_digest
 from clip_koa.grading.grader import Grader
-from clip_koa.webapp.readings import Reading, picture, png
+from clip_koa.webapp.readings import Reading, picture, png, warnings_of
 from clip_koa.webapp.texts import texts_of
 from modeling_clip_koa import Explanation
 
@@ -49,24 +49,36 @@ class Report:
 
     @property
     def file_name(self) -> str:
-        """Of the report, without suffix."""
-        return f"clip-koa-{Path(self.reading.xray.file).stem}"
+        """Of the report, without suffix; with the side of a knee that was cut out of a film."""
+        side = self.reading.laterality if self.reading.is_cut else ""
+        return f"clip-koa-{Path(self.reading.xray.file).stem}{side and f'-{side}'}"
+
+    def _side(self) -> str:
+        text, knee = texts_of(self.language), self.reading.knee
+        if not self.laterality:
+            return text["side_unknown"]
+        side = text[f"side_{self.laterality}"]
+        is_assumed = knee is not None and knee.side_assumed and knee.side == self.laterality
+        return text["report_side_assumed"].format(side=side) if is_assumed else side
+
+    def _box(self) -> str:
+        text, knee = texts_of(self.language), self.reading.knee
+        if not self.reading.is_cut:
+            return text["report_box_none"]
+        box = dict(zip(("left", "top", "right", "bottom"), knee.box, strict=True))
+        words = text["report_box_value"].format(**box)
+        return f"{words} {text['report_box_by_hand']}" if self.reading.by_hand else words
 
     def facts(self) -> dict:
         """Everything that it says, in its language."""
         text, reading, grade = texts_of(self.language), self.reading, self.reading.xray.grade
         level = f"{100 * self.model.level:.0f}"
-        warned = {
-            "atypical_reminder": grade.warning,
-            "both_knees": self.laterality == "B",
-            "inverted": reading.inverted,
-        }
+        film = reading.film.image
         facts = {
             text["report_file"]: reading.xray.file,
-            text["column_side"]: text[f"side_{self.laterality}"] if self.laterality else text["side_unknown"],
-            text["report_size"]: text["report_size_value"].format(
-                width=reading.image.width, height=reading.image.height
-            ),
+            text["column_side"]: self._side(),
+            text["report_size"]: text["report_size_value"].format(width=film.width, height=film.height),
+            text["report_box"]: self._box(),
             text["report_date"]: datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             text["report_model"]: self.model.name,
             text["report_revision"]: self.model.revision or text["report_local"],
@@ -80,7 +92,7 @@ class Report:
         return {
             "text": text,
             "grade": grade,
-            "warnings": [text[key] for key, holds in warned.items() if holds],
+            "warnings": describe_warnings(reading, text),
             "sure": describe_set(grade.confidence_set, level, text),
             "mirror": mirror.format(grade=labels[0], mirror=labels[1]),
             "caption": describe_map(self.explanation, text),
@@ -134,6 +146,12 @@ def describe_set(grades: tuple[int, ...], level: str, text: dict) -> str:
     if not grades:
         return ""
     return text["set_one" if len(grades) == 1 else "set_many"].format(low=grades[0], high=grades[-1], level=level)
+
+
+def describe_warnings(reading: Reading, text: dict) -> list[str]:
+    """What a reader must know before he trusts a grade, each in a sentence."""
+    ways = ", ".join(text[f"way_{way}"] for way in reading.xray.grade.ways)
+    return [text[key].format(ways=ways) for key in warnings_of(reading)]
 
 
 def describe_map(explanation: Explanation, text: dict) -> str:

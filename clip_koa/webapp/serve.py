@@ -84,7 +84,7 @@ def serve(settings: PageSettings) -> None:
 
         if settings.mcp:
             import mcp  # noqa: F401
-        grader = Grader(model, settings.level)
+        grader = Grader(model, settings.level, framing="auto")
         facts = model_facts(model, grader, settings.level)
         limits = Limits(visitors=settings.max_visitors, idle_seconds=60 * settings.keep_minutes)
         examples = settings.examples or _PROJECT / "examples"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from clip_koa.webapp.readings import Reading
+from clip_koa.webapp.readings import Film, Reading
 
 MEGABYTE = 1024**2
 
@@ -52,9 +52,19 @@ class Visit:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def films(self) -> list[Film]:
+        """Its X-rays, each of which may have two readings."""
+        return list({reading.film.id: reading.film for reading in self.readings.values()}.values())
+
+    @property
     def pixels(self) -> int:
         """Of all its X-rays."""
-        return sum(reading.pixels for reading in self.readings.values())
+        return sum(film.pixels for film in self.films)
+
+    def of_film(self, film: Film) -> list[Reading]:
+        """The readings of one of its X-rays, in their order."""
+        found = (reading for reading in self.readings.values() if reading.film.id == film.id)
+        return sorted(found, key=lambda reading: reading.place)
 
 
 class Visits:
@@ -147,25 +157,30 @@ class Visits:
             visit.used = time.monotonic()  # however long it waited
             self._waiting_bytes -= intake.size
 
-    def keep(self, visit: Visit, reading: Reading) -> None:
-        """Adds a reading to its visit.
+    def keep(self, visit: Visit, readings: list[Reading]) -> None:
+        """Adds an X-ray's readings to its visit, in place of those that it had there before.
 
         Raises:
             Refusal: the visit has ended meanwhile, or its X-rays take too much memory.
         """
         if self._open.get(visit.token) is not visit:
             raise Refusal("ended", 410)
-        if visit.pixels + reading.pixels > self.limits.pixels:
-            raise Refusal("too_many_pixels", 409, megapixels=self.limits.pixels // 1_000_000)
-        if sum(other.pixels for other in self._open.values()) + reading.pixels > self.limits.pixels_in_all:
-            raise Refusal("busy", 503)
-        visit.readings[reading.id] = reading
+        film = readings[0].film
+        before = visit.of_film(film)
+        if not before:
+            if visit.pixels + film.pixels > self.limits.pixels:
+                raise Refusal("too_many_pixels", 409, megapixels=self.limits.pixels // 1_000_000)
+            if sum(other.pixels for other in self._open.values()) + film.pixels > self.limits.pixels_in_all:
+                raise Refusal("busy", 503)
+        for reading in before:
+            del visit.readings[reading.id]
+        visit.readings |= {reading.id: reading for reading in readings}
 
     def _admit(self, visit: Visit) -> None:
         now = time.monotonic()
         while visit.recent and now - visit.recent[0] > 60:
             visit.recent.popleft()
-        if len(visit.readings) + visit.waiting >= self.limits.xrays:
+        if len(visit.films) + visit.waiting >= self.limits.xrays:
             raise Refusal("too_many_xrays", 409, xrays=self.limits.xrays)
         if visit.waiting >= self.limits.at_once:
             raise Refusal("too_many_at_once", 429, uploads=self.limits.at_once)

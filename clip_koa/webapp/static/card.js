@@ -1,14 +1,11 @@
 // The card of one X-ray: what the model says of it, how sure it is, and what it leans on.
 
 import { h, percent, radios, t } from "./dom.js";
+import { FilmView, framingChoice } from "./films.js";
+import { gradeName, isAssumed, isShown, labelOf, sideName } from "./items.js";
 import { Viewer } from "./viewer.js";
 
 const GRADES = [0, 1, 2, 3, 4];
-export const gradeName = (grade) => t(`grade_${grade}`);
-export const sideName = (side) => (side ? t(`side_${side}`) : t("side_unknown"));
-
-// Whether an answer is shown: where the image is unlike a knee X-ray, only after the warning was read.
-export const isShown = (item) => item.facts?.grade !== undefined && (!item.facts.atypical || item.warningRead);
 
 export function describeSet(set, level) {
   if (!set.length) return "";
@@ -16,11 +13,11 @@ export function describeSet(set, level) {
   return t(set.length === 1 ? "set_one" : "set_many", values);
 }
 
-// `page` has url(item), level, language, changed(item) and forget(item).
+// `page` has what `FilmView` takes, and level, language, sideChanged(item) and forget(item).
 export function buildCard(item, page) {
   const forget = h("button", { type: "button", class: "button quiet", onclick: () => page.forget(item) }, t("forget_one"));
   if (item.error !== undefined) return refusedCard(item, forget);
-  if (!isShown(item)) return warningCard(item, page, forget);
+  if (!isShown(item)) return troubleCard(item, page, forget);
   return answerCard(item, page, forget);
 }
 
@@ -33,40 +30,41 @@ function refusedCard(item, forget) {
   );
 }
 
-function warningCard(item, page, forget) {
-  const show = () => {
-    item.warningRead = true;
-    page.changed(item);
-    document.querySelector("#card .headline").focus();
-  };
+// A film in which no knee was found, or a knee that has no grade: why, and where it lies.
+function troubleCard(item, page, forget) {
+  const { facts } = item;
+  const thumbnail = facts.cut ? null : h("img", { src: `${page.url(item)}/thumbnail.png`, alt: t("xray_alt", { name: item.name }) });
   return h(
     "article",
-    { class: "card", "aria-label": item.name },
+    { class: "card", "aria-label": labelOf(item, page.items) },
     h(
       "div",
       { class: "unlike" },
-      h("img", { src: `${page.url(item)}/thumbnail.png`, alt: t("xray_alt", { name: item.name }) }),
-      h(
-        "div",
-        {},
-        h("p", { class: "file" }, item.name),
-        h("h3", {}, t("atypical_title")),
-        h("p", {}, t("atypical_body")),
-        h("p", {}, h("button", { type: "button", class: "button", onclick: show }, t("show_anyway")), " ", forget),
-      ),
+      thumbnail,
+      h("div", {}, h("p", { class: "file" }, labelOf(item, page.items)), h("h3", {}, t(`title_${facts.trouble}`)), h("p", {}, t(`body_${facts.trouble}`))),
     ),
+    film(item, page),
+    framingChoice(item, page),
+    h("p", {}, forget),
   );
+}
+
+function film(item, page) {
+  if (!item.facts.cut) return null;
+  item.film ??= new FilmView(item, page);
+  return item.film.build();
 }
 
 function answerCard(item, page, forget) {
   const viewer = new Viewer(item, page.url(item));
-  const card = h("article", { class: "card", "aria-label": item.name });
+  const card = h("article", { class: "card", "aria-label": labelOf(item, page.items) });
+  const controls = [heatControls(item, page, viewer), sideChoice(item, page, viewer), framingChoice(item, page)];
   card.append(
     h(
       "div",
       { class: "columns" },
       answer(item, page),
-      h("div", { class: "views" }, viewer.element, heatControls(item, page, viewer), sideChoice(item, page, viewer)),
+      h("div", { class: "views" }, film(item, page), viewer.element, controls.filter(Boolean)),
       details(item, page, forget),
     ),
   );
@@ -116,7 +114,7 @@ function sideChoice(item, page, viewer) {
   if (item.facts.both_knees) return null;
   const choices = ["R", "L", ""].map((side) => [side, sideName(side)]);
   const choice = radios("side", t("side"), choices, item.side, (side) => {
-    item.side = side;
+    Object.assign(item, { side, sideByHand: true });
     viewer.markSides();
     page.sideChanged(item);
     for (const link of document.querySelectorAll("#card .reports a")) link.href = reportUrl(item, page, link.dataset.kind);
@@ -133,14 +131,14 @@ function reportUrl(item, page, kind) {
 
 function answer(item, page) {
   const { facts } = item;
-  const notes = [];
-  if (facts.atypical) notes.push(t("atypical_reminder"));
-  if (facts.both_knees) notes.push(t("both_knees"));
-  if (facts.inverted) notes.push(t("inverted"));
+  const ways = facts.ways.map((way) => t(`way_${way}`)).join(", ");
+  const notes = facts.warnings.map((key) => t(key, { ways }));
+  if (isAssumed(item)) notes.push(t("side_assumed"));
+  if (facts.by_hand) notes.push(t("by_hand"));
   return h(
     "div",
     { class: "answer" },
-    h("p", { class: "file" }, `${facts.name} · ${facts.width} × ${facts.height}`),
+    h("p", { class: "file" }, `${labelOf(item, page.items)} · ${facts.width} × ${facts.height}`),
     notes.map((note) => h("p", { class: "warning" }, note)),
     h(
       "div",

@@ -31,7 +31,7 @@ export function radios(name, legend, choices, chosen, onchange) {
     { class: "radios" },
     h("legend", {}, legend),
     choices.map(([value, label]) => {
-      const input = h("input", { type: "radio", name, value, onchange: () => onchange(value) });
+      const input = h("input", { type: "radio", name, value, "data-focus": `${name}-${value}`, onchange: () => onchange(value) });
       input.checked = value === chosen;
       return h("label", {}, input, h("span", {}, label));
     }),

@@ -1,21 +1,23 @@
 // The page: takes X-rays, sends them one after the other, shows what comes back, and forgets all when it is left.
 
-import { buildCard, gradeName, isShown, sideName } from "./card.js";
+import { buildCard } from "./card.js";
 import { h, loadTexts, t } from "./dom.js";
+import { gradeName, isShown, labelOf, pending, siblings, sideName, spoken, takeKnees } from "./items.js";
+import { post, Refused } from "./requests.js";
 import { XrayTable } from "./table.js";
 
 const find = (selector) => document.querySelector(selector);
 const settings = document.body.dataset;
-const RETRY_AFTER = { too_many_at_once: 1000, too_fast: 5000 }; // ms, until there is room again
 
 const page = {
   language: document.documentElement.lang,
   level: settings.level,
-  items: [], // {key, name, file or example, facts, error, side, view, opacity, against, warningRead}
+  items: [], // {key, name, file or example, facts, error, side, view, opacity, against, film, found}: see items.js
   chosen: null,
   chosenByHand: false,
   visit: null, // promise of its token
   token: null,
+  asked: new Map(), // of each film the promise of its last answer
   sending: 0,
   url: (item) => `visit/${page.token}/xrays/${item.facts.id}`,
   choose(item) {
@@ -23,13 +25,29 @@ const page = {
     show(item);
     announce(spoken(item));
   },
-  changed: (item) => show(item),
+  ask,
+  take: (item, knees) => takeKnees(page, item, knees, newKey),
+  busy(words) {
+    find("#card .card")?.classList.add("stale");
+    announce(words);
+  },
+  settled(item, focus) {
+    if (focus || page.chosen === item || !page.items.includes(page.chosen)) show(item, focus);
+    else buildList();
+    announce(spoken(item));
+  },
+  failed(error) {
+    if (error.code === "ended") return endVisit();
+    if (page.chosen) show(page.chosen);
+    announce(error instanceof Refused ? error.message : t("unreachable"));
+  },
   sideChanged: () => buildList(),
   listChanged: () => buildList(),
   forget,
 };
 const table = new XrayTable(page);
 let count = 0;
+const newKey = () => `xray-${++count}`;
 
 // --- visit
 
@@ -59,19 +77,12 @@ function endVisit() {
 function leave() {
   page.alive?.close();
   if (page.token) navigator.sendBeacon(`visit/${page.token}/leave`);
-  Object.assign(page, { visit: null, token: null, items: [], chosen: null, alive: null });
+  Object.assign(page, { visit: null, token: null, items: [], chosen: null, alive: null, asked: new Map() });
   buildList();
   find("#card").replaceChildren();
   find("#results").hidden = true;
   showProgress();
   announce("");
-}
-
-class Refused extends Error {
-  constructor({ refused, values = {} }) {
-    super(t(refused, values));
-    this.code = refused;
-  }
 }
 
 // --- uploads
@@ -80,7 +91,7 @@ async function add(newItems) {
   await ready;
   find("#trouble").hidden = true;
   page.chosenByHand = false;
-  const batch = newItems.map((item) => ({ ...item, key: `xray-${++count}` }));
+  const batch = newItems.map((item) => ({ ...item, key: newKey() }));
   page.items.push(...batch);
   page.batch = page.items.filter((item) => pending(item) || batch.includes(item));
   find("#results").hidden = false;
@@ -90,8 +101,6 @@ async function add(newItems) {
   announce(t("progress", { done: 0, all: batch.length }));
   for (let free = Number(settings.atOnce) - page.sending; free > 0; free--) sendNext();
 }
-
-const pending = (item) => item.facts === undefined && item.error === undefined;
 
 async function sendNext() {
   const item = page.items.find((other) => pending(other) && !other.sent);
@@ -111,9 +120,11 @@ async function send(item) {
   try {
     if (item.file) await check(item.file);
     const token = await openVisit();
-    const path = item.file ? `xrays?name=${encodeURIComponent(item.name)}` : `examples/${item.example}`;
-    const facts = await post(`visit/${token}/${path}`, item.file);
-    Object.assign(item, facts.error ? { error: facts.error, foreign: true } : { facts, side: facts.laterality });
+    const path = item.file ? "xrays" : `examples/${item.example}`;
+    const query = new URLSearchParams({ name: item.name, framing: find("#framing :checked")?.value ?? "auto" });
+    const { knees } = await post(`visit/${token}/${path}?${query}`, item.file);
+    if (knees[0].error) Object.assign(item, { error: knees[0].error, foreign: true });
+    else if (page.items.includes(item)) page.take(item, knees);
   } catch (error) {
     if (error.code === "ended" && page.items.includes(item)) return endVisit();
     item.error = error instanceof Refused ? error.message : t("unreachable");
@@ -128,18 +139,19 @@ async function check(file) {
   });
 }
 
-async function post(url, body) {
-  for (;;) {
-    const answer = await fetch(url, { method: "POST", body });
-    if (answer.ok) return answer.json();
-    const refused = new Refused(await answer.json().catch(() => ({ refused: "failed" })));
-    if (!(refused.code in RETRY_AFTER)) throw refused;
-    await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER[refused.code]));
-  }
+// What the server says to a question about a film, one after the other; nothing where the item is gone by then.
+function ask(item, path) {
+  const film = item.facts.film;
+  const asked = (page.asked.get(film) ?? Promise.resolve()).catch(() => {}).then(() => {
+    const isThere = page.items.includes(item) && (item.facts.cut || path.startsWith("framing"));
+    return isThere ? post(`${page.url(item)}/${path}`) : undefined;
+  });
+  page.asked.set(film, asked);
+  return asked.then((answer) => (page.items.includes(item) ? answer : undefined));
 }
 
 function arrived(item) {
-  const better = page.chosen?.error !== undefined && item.facts;
+  const better = page.chosen && !isShown(page.chosen) && isShown(item);
   if (page.chosen === item || (!page.chosenByHand && (better || !page.batch.includes(page.chosen)))) {
     show(item);
     comeIntoView();
@@ -148,16 +160,18 @@ function arrived(item) {
   showProgress();
   const batch = page.batch.filter((other) => page.items.includes(other));
   if (batch.some(pending)) return;
-  const graded = batch.filter((other) => other.facts).length;
+  const graded = batch.filter((other) => siblings(other, page.items).some(isShown)).length;
   const sum = batch.length > 1 ? `${t("all_done", { graded, refused: batch.length - graded })} ` : "";
-  announce(sum + spoken(page.chosen));
+  announce(sum + (page.chosen ? siblings(page.chosen, page.items).map(spoken).join(" ") : ""));
 }
 
 // --- what is shown
 
-function show(item) {
+// Shows a card and leaves the keyboard where it was, or puts it on the part that is named.
+function show(item, focus = find("#card").contains(document.activeElement) && document.activeElement.dataset.focus) {
   page.chosen = item;
   find("#card").replaceChildren(buildCard(item, page));
+  if (focus) find(`#card [data-focus="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
   buildList();
 }
 
@@ -187,14 +201,6 @@ function comeIntoView() {
   find("#results").scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
 }
 
-function spoken(item) {
-  if (!item) return "";
-  if (item.error !== undefined) return `${t("announced_error", { name: item.name })} ${item.error}`;
-  if (!isShown(item)) return t("announced_atypical", { name: item.name });
-  const values = { name: item.name, grade: gradeName(item.facts.grade), side: sideName(item.side) };
-  return t(item.side ? "announced" : "announced_sideless", values);
-}
-
 function announce(words) {
   find("#status").textContent = words;
 }
@@ -205,6 +211,7 @@ function trouble(words) {
 }
 
 async function forget(item) {
+  const name = labelOf(item, page.items);
   page.items = page.items.filter((other) => other !== item);
   if (item.facts) fetch(`visit/${page.token}/xrays/${item.facts.id}`, { method: "DELETE" });
   const next = page.items.find((other) => other.facts) ?? page.items.find((other) => !pending(other));
@@ -214,7 +221,7 @@ async function forget(item) {
   buildList();
   find("#results").hidden = !page.items.length;
   find(page.items.length ? "#results-title" : "#file").focus();
-  announce(t("forgotten_one", { name: item.name }));
+  announce(t("forgotten_one", { name }));
 }
 
 function forgetAll() {

@@ -1,7 +1,7 @@
 // The X-rays of the visit as a table that can be sorted; its radio buttons choose whose card is shown.
 
-import { gradeName, isShown, sideName } from "./card.js";
 import { h, percent, t } from "./dom.js";
+import { gradeName, isShown, labelOf, sideName } from "./items.js";
 
 const shown = (item, value) => (isShown(item) ? value(item.facts) : undefined);
 // What each column is sorted by.
@@ -14,15 +14,17 @@ const COLUMNS = {
   warning: (item) => warningOf(item),
 };
 
+const SHORT = { cut_off: "cut_off_short", atypical_reminder: "atypical_short", ways: "ways_short", both_knees: "both_knees" };
+
 export function warningOf(item) {
   if (item.error !== undefined) return t("not_graded_short");
-  if (item.facts?.atypical) return t("atypical_short");
-  if (item.facts?.both_knees) return t("both_knees");
-  return "";
+  if (item.facts?.trouble) return t(`short_${item.facts.trouble}`);
+  const warning = item.facts?.warnings.find((key) => key in SHORT);
+  return warning ? t(SHORT[warning]) : "";
 }
 
 export class XrayTable {
-  // `page` has url(item), level, chosen and choose(item).
+  // `page` has items, url(item), level, chosen and choose(item).
   constructor(page) {
     this.page = page;
     this.column = null;
@@ -72,7 +74,7 @@ export class XrayTable {
   row(item) {
     const { page } = this;
     const choose = h("input", {
-      type: "radio", name: "xray", "aria-label": t("show", { name: item.name }), "data-focus": item.key,
+      type: "radio", name: "xray", "aria-label": t("show", { name: labelOf(item, page.items) }), "data-focus": item.key,
       onchange: () => page.choose(item),
     });
     choose.checked = item === page.chosen;
