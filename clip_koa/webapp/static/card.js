@@ -41,7 +41,7 @@ function troubleCard(item, page, forget) {
       "div",
       { class: "unlike" },
       thumbnail,
-      h("div", {}, h("p", { class: "file" }, labelOf(item, page.items)), h("h3", {}, t(`title_${facts.trouble}`)), h("p", {}, t(`body_${facts.trouble}`))),
+      h("div", {}, h("p", { class: "file" }, labelOf(item, page.items)), h("h3", {}, t(`title_${facts.trouble}`)), h("p", {}, t(`body_${facts.trouble}`)), facts.box && facts.cut ? h("p", {}, t("box_beside")) : null),
     ),
     film(item, page),
     framingChoice(item, page),

@@ -33,13 +33,14 @@ export class FilmView {
     this.stage = h("div", { class: "film-stage" }, this.picture, knees.filter((other) => other !== item).map((other) => this.otherBox(other)), this.mark);
     this.stage.style.aspectRatio = `${width} / ${height}`;
     this.stage.style.maxWidth = `${(48 * width) / height}vh`;
+    const tools = facts.box ? this.tools() : null;
     this.place();
     return h(
       "section",
       { class: "film", "aria-label": t("film") },
       this.stage,
       facts.box ? h("p", { class: "small", id: "box-hint" }, t("box_hint")) : null,
-      h("div", { class: "buttons" }, facts.box ? this.tools() : null, knees.length < 2 ? this.adding(knees) : null),
+      h("div", { class: "buttons" }, tools, knees.length < 2 ? this.adding(knees) : null),
     );
   }
 
