@@ -20,7 +20,10 @@ def read_film(grader: Grader, film: Film, framing: str = "auto") -> list[Reading
     framing = "as_is" if grader.framing == "as_is" else framing
     radiograph, graded = grader.grade_radiograph(film.radiograph, framing)
     film = replace(film, radiograph=radiograph)
-    return [Reading(xray, film, framing, place) for place, xray in enumerate(graded)]
+    return [
+        Reading(xray, film, framing, place, found=xray.grade.box if xray.grade else None)
+        for place, xray in enumerate(graded)
+    ]
 
 
 def check_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> None:
@@ -46,7 +49,8 @@ def grade_box(grader: Grader, film: Film, box: tuple[int, int, int, int], moved:
     before = moved.knee if moved else Knee(box)
     knee = replace(before, box=box, framed=False, outside=_outside(box, film.image.size))
     xray = grader.grade_knee(film.radiograph, knee)
-    return Reading(xray, film, "auto", moved.place if moved else 0, by_hand=True)
+    place, found = (moved.place, moved.found) if moved else (0, None)
+    return Reading(xray, film, "auto", place, found)
 
 
 def with_box(readings: list[Reading], placed: Reading, moved: Reading | None = None) -> list[Reading]:

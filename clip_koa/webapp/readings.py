@@ -47,7 +47,7 @@ class Reading:
     film: Film | None = None  # None where the file could not be read
     framing: str = "as_is"  # how its knee was looked for: "auto" or "as_is"
     place: int = 0  # among the knees of its film
-    by_hand: bool = False  # whether a reader placed its box
+    found: tuple[int, int, int, int] | None = None  # the box that the model found, wherever the reader moved it
     id: str = field(default_factory=lambda: secrets.token_urlsafe(18))
 
     @property
@@ -58,6 +58,11 @@ class Reading:
             return None
         framed = grade.box == (0, 0, *self.film.image.size) and not grade.angle
         return Knee(grade.box, grade.side, 1.0, grade.side_assumed, grade.angle, framed, grade.outside)
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a reader placed its box."""
+        return self.knee is not None and self.knee.box != self.found
 
     @property
     def laterality(self) -> str:
@@ -109,6 +114,7 @@ def describe(reading: Reading, crop_share: float, can_find: bool = False) -> dic
         "cut": reading.is_cut,
         "box": knee.box if knee else None,
         "angle": knee.angle if knee else 0.0,
+        "found": reading.found,
         "by_hand": reading.by_hand,
         "inverted": film.radiograph.inverted,
         "true_grade": film.true_grade,

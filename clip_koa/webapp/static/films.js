@@ -74,7 +74,7 @@ export class FilmView {
     const step = this.step();
     const button = (key, sign, action) =>
       h("button", { type: "button", class: "tool", title: t(key), "aria-label": t(key), "data-focus": key, onclick: action }, sign);
-    this.back = button("box_found", "↺", () => this.change(this.item.found, 0));
+    this.back = button("box_found", "↺", () => this.change(this.item.facts.found, 0));
     return [
       button("box_left", "←", () => this.moveBy(-step, 0)),
       button("box_right", "→", () => this.moveBy(step, 0)),
@@ -82,7 +82,7 @@ export class FilmView {
       button("box_down", "↓", () => this.moveBy(0, step)),
       button("box_smaller", "−", () => this.growBy(-2 * step)),
       button("box_larger", "+", () => this.growBy(2 * step)),
-      this.item.found ? this.back : null,
+      this.item.facts.found ? this.back : null,
     ];
   }
 
@@ -101,7 +101,7 @@ export class FilmView {
 
   place() {
     if (this.mark) lay(this.mark, this.shown, this.item.facts);
-    if (this.back) this.back.disabled = Boolean(same(this.shown, this.item.found));
+    if (this.back) this.back.disabled = Boolean(same(this.shown, this.item.facts.found));
   }
 
   // --- moving
@@ -140,7 +140,7 @@ export class FilmView {
     else if (direction) this.moveBy(step * direction[0], step * direction[1]);
     else if (event.key === "+" || event.key === "=") this.growBy(2 * step);
     else if (event.key === "-") this.growBy(-2 * step);
-    else if (event.key === "0" && this.item.found) this.change(this.item.found, PATIENCE);
+    else if (event.key === "0" && this.item.facts.found) this.change(this.item.facts.found, PATIENCE);
     else return;
     event.preventDefault();
   }

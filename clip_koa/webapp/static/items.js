@@ -47,7 +47,6 @@ export function takeKnees(page, item, knees, newKey) {
 
 function learn(item, facts) {
   if (item.facts?.grade !== facts.grade) item.against = undefined;
-  if (facts.cut && !facts.by_hand) item.found = facts.box;
   item.facts = facts;
   if (!item.sideByHand) item.side = facts.laterality;
   return item;

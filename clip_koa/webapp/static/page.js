@@ -12,7 +12,7 @@ const settings = document.body.dataset;
 const page = {
   language: document.documentElement.lang,
   level: settings.level,
-  items: [], // {key, name, file or example, facts, error, side, view, opacity, against, film, found}: see items.js
+  items: [], // {key, name, file or example, facts, error, side, view, opacity, against, film}: see items.js
   chosen: null,
   chosenByHand: false,
   visit: null, // promise of its token

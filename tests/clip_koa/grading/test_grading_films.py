@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ SIDE = 48
 
 
 def _halves(model, locator, pictures):
-    """Stands for the fitted locator: halves that are not black are knees; a square picture is framed already."""
+    """Stands for the fitted locator: halves that are not flat are knees; a square picture is framed already."""
     found = []
     for picture in pictures:
         width, height = picture.size
@@ -26,7 +27,7 @@ def _halves(model, locator, pictures):
             found.append([Knee((0, 0, width, height), framed=True)])
             continue
         boxes = [(0, 0, width // 2, height), (width // 2, 0, width, height)]
-        found.append([Knee(box) for box in boxes if picture.crop(box).getextrema()[1] > 30])
+        found.append([Knee(box) for box in boxes if len(set(picture.crop(box).getextrema())) > 1])
     return found
 
 
@@ -139,3 +140,30 @@ def test_a_heat_map_for_each_knee(films, model, tmp_path):
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "maps").iterdir()}
     assert main([*arguments, films]) == 1
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "maps").iterdir()} == written
+
+
+def test_a_film_that_was_taken_for_a_negative_is_set_right_where_its_knees_are_found_so(films, model, monkeypatch):
+    """A dark film of both knees looks like a negative to the reader, which knows crops."""
+    from PIL import ImageOps
+
+    from dataset_script.radiograph import read_radiograph
+
+    right = read_radiograph(films / "a_both.png")
+    wrong = replace(right, image=ImageOps.invert(right.image), inverted=True)
+    monkeypatch.setattr(
+        grading_clip_koa,
+        "find_knees",
+        lambda model, locator, pictures: [
+            _halves(model, locator, [picture])[0] if picture.tobytes() == right.image.tobytes() else []
+            for picture in pictures
+        ],
+    )
+    monkeypatch.setattr("clip_koa.grading.grader.read_radiograph", lambda *_, **__: wrong)
+    grader = Grader(str(model), framing="auto")
+    found, (first, second) = grader.grade_radiograph(wrong)
+    assert found.image.tobytes() == right.image.tobytes() and not first.grade.inverted and not second.grade.inverted
+    one, other = grader.grade_radiograph(right)[1]
+    assert [first.grade, second.grade] == [one.grade, other.grade]
+    assert grader.explain(first).image.tobytes() == right.image.crop(one.grade.box).tobytes()
+    stated = replace(wrong, is_dicom=True)  # the file states its gray scale
+    assert grader.grade_radiograph(stated)[1][0].error

@@ -22,6 +22,7 @@ from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE
 from modeling_clip_koa.calibration_clip_koa import typicality_file
+from webapp.film_page import compose
 
 pytest.importorskip("gradio", reason="needs the extra app")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -39,8 +40,8 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, *arguments, cwd=ROOT, **variables):
-    """Runs `app.py` of the folder `cwd` until the end."""
+def serve(folder: Path, *arguments, cwd=ROOT, program="app.py", **variables):
+    """Runs `program` of the folder `cwd` until the end."""
     (folder / "uploads").mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,7 +49,7 @@ def serve(folder: Path, *arguments, cwd=ROOT, **variables):
     url = f"http://127.0.0.1:{port}/"
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "app.py", *map(str, arguments), "--port", str(port)], cwd=cwd, stdout=log,
+            [sys.executable, str(program), *map(str, arguments), "--port", str(port)], cwd=cwd, stdout=log,
             stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(folder / "uploads"), **variables},
         )  # fmt: skip
     try:
@@ -98,6 +99,17 @@ def served(model_folder, example_folder, tmp_path_factory) -> Served:
     folder = tmp_path_factory.mktemp("page") / "served"
     agents = ("--mcp",) if find_spec("mcp") else ()
     with serve(folder, "--model", model_folder, "--examples", example_folder, *agents) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def films(model_folder, tmp_path_factory) -> Served:
+    """A page whose model finds the knees of the composed films in `FILMS`, and takes no crop for strange."""
+    folder = tmp_path_factory.mktemp("films")
+    shutil.copytree(model_folder, folder / "model", ignore=shutil.ignore_patterns(TYPICALITY_FILE))
+    arguments = ("--model", folder / "model", "--examples", folder)
+    agents = ("--mcp",) if find_spec("mcp") else ()
+    with serve(folder / "served", *arguments, *agents, program=Path(__file__).with_name("film_page.py")) as served:
         yield served
 
 
@@ -166,6 +178,18 @@ def knee(tmp_path):
 
 
 @pytest.fixture
+def film(tmp_path):
+    """Writes one of `FILMS`."""
+
+    def write(kind="both", name=None):
+        path = tmp_path / (name or f"{kind}.png")
+        compose(kind).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
 def noise(tmp_path):
     """An image that is no X-ray."""
     pixels = torch.randint(0, 256, (96, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
@@ -187,6 +211,16 @@ class Visitor:
         """Sends an X-ray; the answer comes when it is graded."""
         return self.http.post(f"{self.path}/xrays", params={"name": name}, content=content)
 
+    def grade(self, content: bytes, name: str = "knee.png", **query) -> dict:
+        """Sends an X-ray of one knee; what the page is told of it."""
+        answer = self.http.post(f"{self.path}/xrays", params={"name": name, **query}, content=content)
+        (told,) = answer.raise_for_status().json()["knees"]
+        return told
+
+    def ask(self, told: dict, path: str, **query) -> httpx.Response:
+        """Asks for another box or framing of an X-ray that the page was told of."""
+        return self.http.post(f"{self.path}/xrays/{told['id']}/{path}", params=query)
+
     def get(self, path: str, **query) -> httpx.Response:
         """What the visit shows."""
         return self.http.get(f"{self.path}/{path}", params=query)
@@ -204,3 +238,19 @@ def visitor(served):
     visitor = Visitor(served.url)
     yield visitor
     visitor.leave()
+
+
+@pytest.fixture
+def film_visitor(films):
+    """A visitor of the page that finds knees."""
+    visitor = Visitor(films.url)
+    yield visitor
+    visitor.leave()
+
+
+@pytest.fixture
+def film_page(browser, films):
+    """His page."""
+    with visiting(browser, films.url) as page:
+        yield page
+        assert not page.faults

@@ -25,15 +25,40 @@ def test_grade_and_explain(client, served, visitor, knee):
     from gradio_client import handle_file
 
     file = knee("9000001L.png")
-    answer = client.predict(file=handle_file(str(file)), api_name="/grade")
-    told = visitor.upload(file.read_bytes(), file.name).json()
+    film = client.predict(file=handle_file(str(file)), api_name="/grade")
+    (answer,) = film["knees"]
+    told = visitor.grade(file.read_bytes(), file.name)
     assert answer["grade"] == told["grade"] and answer["probabilities"] == pytest.approx(told["probabilities"])
-    assert answer["file"] == "9000001L.png" and answer["laterality"] == "L" and answer["name"].startswith("KL")
+    assert film["file"] == "9000001L.png" and answer["side"] == "L" and answer["name"].startswith("KL")
+    assert answer["box"] is None and film["not_graded"] == []  # this model cannot find knees
     against = 2 if answer["grade"] != 2 else 1
     picture = client.predict(file=handle_file(str(file)), against=against, api_name="/explain")
     assert Image.open(picture).size == (120, 120) and Image.open(picture).mode == "RGB"
     left = [path.name for path in (served.folder / "uploads").rglob("*") if path.is_file()]
     assert file.name not in left  # deleted as soon as it was read
+
+
+def test_both_knees_of_a_film(films, film):
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    client = Client(films.url, verbose=False)
+    answer = client.predict(file=handle_file(str(film())), api_name="/grade")
+    assert [(knee["side"], knee["side_assumed"], knee["box"]) for knee in answer["knees"]] == [
+        ("R", True, [40, 90, 160, 210]), ("L", True, [250, 96, 370, 216]),
+    ]  # fmt: skip
+    whole = client.predict(file=handle_file(str(film())), framing="as_is", api_name="/grade")
+    assert [knee["box"] for knee in whole["knees"]] == [None]
+    none = client.predict(file=handle_file(str(film("none"))), api_name="/grade")
+    assert none["knees"] == [] and "no knee seen from the front" in none["not_graded"][0]["reason"]
+    pictures = [client.predict(file=handle_file(str(film())), side=side, api_name="/explain") for side in "RL"]
+    assert [Image.open(picture).size for picture in pictures] == [(120, 120)] * 2
+    assert Image.open(pictures[0]).tobytes() != Image.open(pictures[1]).tobytes()
+    with pytest.raises(AppError, match="no knee seen from the front"):
+        client.predict(file=handle_file(str(film("none"))), api_name="/explain")
+    with pytest.raises(AppError, match="no knee of that side"):
+        client.predict(file=handle_file(str(film("leg"))), side="L", api_name="/explain")
+    client.close()
 
 
 def test_what_is_wrong_is_told(client, tmp_path, knee):
@@ -59,7 +84,8 @@ def test_a_path_of_the_server_is_not_read(served, visitor):
 def test_the_api_says_what_it_takes(client):
     described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(described) == {"/grade", "/explain"}
-    assert [parameter["parameter_name"] for parameter in described["/explain"]["parameters"]] == ["file", "against"]
+    names = {name: [one["parameter_name"] for one in of["parameters"]] for name, of in described.items()}
+    assert names == {"/grade": ["file", "framing"], "/explain": ["file", "against", "framing", "side"]}
     assert "probabilities" in json.dumps(described["/grade"]["returns"])
 
 

@@ -11,7 +11,7 @@ def contents(knee):
 
 
 def test_twenty_visitors_beside_one_with_forty(served, visitor, contents):
-    alone = {content: tuple(visitor.upload(content).json()["probabilities"]) for content in contents}
+    alone = {content: tuple(visitor.grade(content)["probabilities"]) for content in contents}
     found = crowd(served.url, contents)
     assert all(answers == {alone[content]} for content, answers in found["answers"].items())
     assert found["waits"][-1] <= 2 * found["share"]

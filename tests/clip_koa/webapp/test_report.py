@@ -24,7 +24,7 @@ def _texts_of_pdf(content: bytes) -> int:
 
 
 def test_a_report_names_what_it_needs(page, visitor, knee, model_folder):
-    told = visitor.upload(knee("9000001L.png").read_bytes(), "9000001L.png").json()
+    told = visitor.grade(knee("9000001L.png").read_bytes(), "9000001L.png")
     against = 2 if told["grade"] != 2 else 1
     html = visitor.get(f"xrays/{told['id']}/report.html", against=against, side="R").text
     digest = hashlib.sha256((model_folder / "model.safetensors").read_bytes()).hexdigest()
@@ -41,14 +41,28 @@ def test_a_report_names_what_it_needs(page, visitor, knee, model_folder):
     assert pdf.content.count(b"/Subtype /Image") >= 2
 
 
+def test_a_report_says_which_knee_of_a_film_it_is(film_visitor, film):
+    right, left = film_visitor.upload(film().read_bytes(), "film.png").json()["knees"]
+    box = {"left": 255, "top": 96, "right": 375, "bottom": 216}
+    _, left = film_visitor.ask(left, "box", **box).json()["knees"]
+    report = film_visitor.get(f"xrays/{right['id']}/report.html", side="R")
+    assert "right knee (assumed)" in report.text and "left 40, top 90, right 160, bottom 210 pixels" in report.text
+    assert "420 × 300 pixels" in report.text and "by hand" not in report.text
+    assert 'filename="clip-koa-film-R.html"' in report.headers["content-disposition"]
+    moved = film_visitor.get(f"xrays/{left['id']}/report.html", side="L").text
+    assert "left 255, top 96, right 375, bottom 216 pixels (placed by hand)" in moved
+    told = film_visitor.get(f"xrays/{left['id']}/report.html", side="R").text  # the reader knows better
+    assert "right knee" in told and "assumed" not in told
+
+
 @pytest.mark.parametrize("language", ["en", "de", "fr", "es"])
 @pytest.mark.parametrize("size", [(120, 120), (60, 300), (300, 60)])
-def test_it_fills_one_a4_page(browser, visitor, tmp_path, language, size):
+def test_it_fills_one_a4_page(browser, film_visitor, tmp_path, language, size):
     from dataset_script.synthetic import draw_knee
 
     draw_knee(4, "L", 3, 120).resize(size).save(tmp_path / "knee.png")
-    told = visitor.upload((tmp_path / "knee.png").read_bytes(), "a name of some length, as films have.png").json()
-    (tmp_path / "report.html").write_text(visitor.get(f"xrays/{told['id']}/report.html", lang=language).text)
+    told = film_visitor.grade((tmp_path / "knee.png").read_bytes(), "a name of some length, as films have.png")
+    (tmp_path / "report.html").write_text(film_visitor.get(f"xrays/{told['id']}/report.html", lang=language).text)
     printed = browser.new_page()
     printed.goto(f"file://{tmp_path}/report.html")
     pdf = printed.pdf(prefer_css_page_size=True)

@@ -18,7 +18,7 @@ def _safe(answer):
 
 
 def test_headers_of_every_kind_of_answer(visitor, knee):
-    told = visitor.upload(knee().read_bytes()).json()
+    told = visitor.grade(knee().read_bytes())
     for path in ("", "page/page.js", "texts/en", "examples/kl0_left.png", "config", "nowhere", "gradio_api/info"):
         policy = _safe(visitor.http.get(path))
         assert "script-src 'self';" in policy and "unsafe-inline" not in policy and "frame-ancestors 'none'" in policy
@@ -41,7 +41,7 @@ def test_no_script_stands_in_the_page_and_none_is_blocked(page, served, knee):
 
 def test_every_upload_has_a_path_of_its_own_that_nobody_guesses(served, visitor, knee):
     content = knee().read_bytes()
-    first, second = visitor.upload(content).json(), visitor.upload(content).json()
+    first, second = visitor.grade(content), visitor.grade(content)
     assert first["id"] != second["id"] and len(first["id"]) >= 24 and len(visitor.token) >= 43
     other = Visitor(served.url)
     assert other.get(f"xrays/{first['id']}/xray.png").status_code == 410  # another's, even by its name
@@ -75,7 +75,7 @@ def test_nothing_else_is_answered(visitor, path):
     ],
 )
 def test_names_do_no_harm(visitor, knee, name):
-    told = visitor.upload(knee().read_bytes(), name).json()
+    told = visitor.grade(knee().read_bytes(), name)
     assert told["grade"] in range(5) and "/" not in told["name"] and "\\" not in told["name"] and told["name"]
     for kind in ("html", "pdf"):
         report = visitor.get(f"xrays/{told['id']}/report.{kind}")
@@ -99,7 +99,7 @@ def test_limits_are_told_in_words(visitor, knee, monkeypatch):
 
 
 def test_a_wrong_question_is_refused(visitor, knee):
-    told = visitor.upload(knee().read_bytes()).json()
+    told = visitor.grade(knee().read_bytes())
     for against in (told["grade"], 7, -1):
         assert visitor.get(f"xrays/{told['id']}/heat", against=against).status_code == 400
     assert visitor.get(f"xrays/{told['id']}/heat", against="x").status_code == 422

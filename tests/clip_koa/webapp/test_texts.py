@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT
 
 from clip_koa.webapp.texts import FILE, LANGUAGES, best_language, texts_of
-from modeling_clip_koa import GRADE_LABELS, GRADE_MEANINGS
+from modeling_clip_koa import GRADE_LABELS, GRADE_MEANINGS, WAYS
 
 TEXTS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
@@ -26,13 +26,15 @@ def test_texts_that_are_used_are_there_and_none_is_idle():
     )
     used = set(re.findall(r'\bt\(\s*"(\w+)"', code)) | set(re.findall(r'data-text="(\w+)"', code))
     assert used <= set(TEXTS), used - set(TEXTS)
-    made = {"column": "column_", "grade": "grade_", "meaning": "meaning_", "side": "side_"}  # put together from parts
-    idle = [
-        key
-        for key in TEXTS
-        if not re.search(rf"\b{key}\b", code) and not any(key.startswith(start) for start in made.values())
-    ]
+    made = ("column_", "grade_", "meaning_", "side_", "way_", "title_", "body_", "short_")  # put together from parts
+    idle = [key for key in TEXTS if not re.search(rf"\b{key}\b", code) and not key.startswith(made)]
     assert idle == []
+
+
+def test_all_that_is_put_together_is_there():
+    assert {f"way_{way}" for way in WAYS} <= set(TEXTS)
+    for trouble in ("no_knee", "unlike", "metal"):
+        assert {f"{part}_{trouble}" for part in ("title", "body", "short")} <= set(TEXTS)
 
 
 def test_english_grades_are_the_model_s():

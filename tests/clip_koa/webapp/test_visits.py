@@ -4,12 +4,16 @@ import gc
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from clip_koa.webapp.readings import Reading
+from clip_koa.grading.grader import GradedXray
+from clip_koa.webapp.readings import Film, Reading
 from clip_koa.webapp.visits import Limits, Refusal, Visits
+from dataset_script.radiograph import Radiograph
 from webapp.conftest import Visitor, upload, visiting
 
 
@@ -24,7 +28,7 @@ def test_the_same_file_from_several_visitors_at_once_and_twice_from_one(browser,
 
     def drop(number):
         visitor = Visitor(served.url)
-        answers[number] = [visitor.upload(content).json(), visitor.upload(content).json()]
+        answers[number] = [visitor.grade(content), visitor.grade(content)]
         visitor.leave()
 
     threads = [threading.Thread(target=drop, args=(number,)) for number in range(6)]
@@ -91,7 +95,7 @@ def test_a_visit_that_was_too_long_unused_says_so(browser, small, knee):
 def test_uploads_of_the_page_never_touch_the_disk(served, visitor, knee):
     before = set(_on_disk(served))
     for number in range(3):
-        assert visitor.upload(knee(seed=number).read_bytes()).json()["grade"] in range(5)
+        assert visitor.grade(knee(seed=number).read_bytes())["grade"] in range(5)
         assert set(_on_disk(served)) <= before
 
 
@@ -132,22 +136,34 @@ def test_limits(monkeypatch):
         visits.find(second.token)
 
 
-def test_an_ended_visit_keeps_no_xray():
-    from PIL import Image
+def _readings(name, knees):
+    film = Film(Radiograph(Image.new("L", (10, 10)), name))
+    return [Reading(GradedXray(name), film, place=place) for place in range(knees)]
 
-    from clip_koa.grading.grader import GradedXray
 
+def test_a_film_s_readings_take_the_place_of_those_before():
     visits = Visits(Limits(pixels=150))
     visit = visits.open()
-    reading = Reading(GradedXray("knee.png"), Image.new("L", (10, 10)))
-    visits.keep(visit, reading)
+    readings = _readings("film.png", 2)
+    visits.keep(visit, readings)
+    moved = replace(readings[1], id="moved")
+    visits.keep(visit, [moved, readings[0]])
+    assert visit.of_film(moved.film) == [readings[0], moved] and len(visit.readings) == 2
+
+
+def test_an_ended_visit_keeps_no_xray():
+    visits = Visits(Limits(pixels=150))
+    visit = visits.open()
+    readings = _readings("film.png", 2)
+    visits.keep(visit, readings)  # two knees of one film: its pixels count once
+    assert len(visit.films) == 1 and visit.pixels == 100
     with pytest.raises(Refusal, match="too_many_pixels"):
-        visits.keep(visit, Reading(GradedXray("second.png"), Image.new("L", (10, 10))))
-    kept = weakref.ref(reading)
+        visits.keep(visit, _readings("second.png", 1))
+    kept = weakref.ref(readings[1])
     visits.end(visit.token)
     with pytest.raises(Refusal, match="ended"):
-        visits.keep(visit, reading)
-    del reading
+        visits.keep(visit, readings)
+    del readings
     gc.collect()
     assert kept() is None
 

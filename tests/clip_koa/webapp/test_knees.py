@@ -1,0 +1,128 @@
+"""A film's readings: whose box is whose, and what becomes of them in a visit while one is graded anew."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from clip_koa.grading.grader import GradedXray
+from clip_koa.webapp.knees import check_box, grade_box, read_film, with_box
+from clip_koa.webapp.readings import Film, describe, warnings_of
+from clip_koa.webapp.turns import Turns
+from clip_koa.webapp.visits import Limits, Refusal, Visits
+from clip_koa.webapp.xrays import Xrays
+from dataset_script.radiograph import Radiograph
+from modeling_clip_koa import Grade
+
+SIZE = (400, 300)
+
+
+def grade(**known) -> Grade:
+    views = ((0.6, 0.1, 0.1, 0.1, 0.1),) * 3
+    return Grade(0, "KL0 none", "", *views, **known)
+
+
+class MadeGrader:
+    """Stands for a grader; finds the knees that it is told of."""
+
+    framing = "auto"
+
+    def __init__(self, *found):
+        processor = SimpleNamespace(crop_size={"height": 32}, size={"shortest_edge": 32})
+        self.model, self.found = SimpleNamespace(image_processor=processor), found
+
+    def grade_radiograph(self, radiograph, framing):
+        if framing == "as_is":
+            return radiograph, [GradedXray("film.png", grade(), radiograph.laterality or "")]
+        if not self.found:
+            return radiograph, [GradedXray("film.png", error="film.png: none.")]
+        return radiograph, [GradedXray("film.png", one, one.side or radiograph.laterality or "") for one in self.found]
+
+    def grade_knee(self, radiograph, knee):
+        known = {name: getattr(knee, name) for name in ("side", "side_assumed", "box", "angle", "outside")}
+        return GradedXray("film.png", grade(**known), knee.side or radiograph.laterality or "")
+
+
+def film(laterality=None) -> Film:
+    return Film(Radiograph(Image.new("L", SIZE), "film.png", laterality))
+
+
+def sides(readings):
+    return [(reading.laterality, reading.knee.box[0], reading.place) for reading in readings]
+
+
+def test_a_moved_box_keeps_side_place_and_angle():
+    grader = MadeGrader(
+        grade(box=(0, 50, 100, 150), side="R", side_assumed=True, angle=9.0), grade(box=(200, 50, 300, 150), side="L")
+    )
+    readings = read_film(grader, film())
+    moved = grade_box(grader, readings[0].film, (310, 50, 410, 150), readings[0])
+    after = with_box(readings, moved, readings[0])
+    assert sides(after) == [("R", 310, 0), ("L", 200, 1)] and after[1] is readings[1]
+    assert (moved.knee.angle, moved.by_hand, moved.found) == (9.0, True, (0, 50, 100, 150))
+    assert moved.xray.grade.outside == pytest.approx(0.1)
+    back = grade_box(grader, moved.film, (0, 50, 100, 150), moved)
+    assert not back.by_hand
+
+
+def test_a_box_beside_another_tells_the_sides_anew():
+    grader = MadeGrader(grade(box=(200, 50, 300, 150)))
+    readings = read_film(grader, film())
+    assert readings[0].laterality == ""
+    added = grade_box(grader, readings[0].film, (20, 50, 120, 150))
+    after = with_box(readings, added)
+    assert sides(after) == [("R", 20, 0), ("L", 200, 1)] and all(one.knee.side_assumed for one in after)
+    assert after[1].id == readings[0].id
+    with pytest.raises(Refusal, match="box_refused"):
+        with_box(after, added)
+
+
+def test_a_box_where_no_knee_was_found_takes_the_place_of_that_answer():
+    grader, given = MadeGrader(), film("L")
+    readings = read_film(grader, given)
+    assert [reading.trouble for reading in readings] == ["no_knee"] and readings[0].is_cut
+    (only,) = with_box(readings, grade_box(grader, given, (20, 50, 120, 150)))
+    assert (only.laterality, only.trouble, only.by_hand) == ("L", "", True)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 32, 32), (-50, -50, 50, 50), (350, 250, 450, 350), (0, 0, 400, 300)])
+def test_boxes_that_are_taken(box):
+    check_box(box, SIZE)
+
+
+def test_what_is_told_of_a_grade_that_means_less_or_nothing():
+    ways = grade(ways=("contrast", "frame"), outside=0.2, box=(0, 0, 90, 90), atypicality=1.0, tells_knees=False)
+    (reading,) = read_film(MadeGrader(ways), film())
+    assert warnings_of(reading) == ["cut_off", "atypical_reminder", "ways"]
+    told = describe(reading, 1.0, True)
+    assert told["ways"] == ("contrast", "frame") and told["grade"] == 0
+    for known, trouble in (({"ways": ("metal",)}, "metal"), ({"atypicality": 1.0}, "unlike")):
+        (reading,) = read_film(MadeGrader(grade(box=(0, 0, 90, 90), **known)), film())
+        told = describe(reading, 1.0, True)
+        assert told["trouble"] == trouble and told["box"] == (0, 0, 90, 90)
+        assert not {"grade", "probabilities", "set", "expected", "osteoarthritis"} & set(told)
+
+
+def test_a_knee_that_is_forgotten_while_it_is_graded_anew_stays_forgotten():
+    async def play():
+        grader = MadeGrader(grade(box=(0, 50, 100, 150), side="R"), grade(box=(200, 50, 300, 150), side="L"))
+        turns, visits = Turns(), Visits(Limits())
+        xrays, visit, free = Xrays(grader, None, turns, visits, {}), visits.open(), threading.Event()
+        readings = read_film(grader, film())
+        visits.keep(visit, readings)
+        turns.submit("another", free.wait)  # the model is busy
+        asked = [
+            asyncio.create_task(xrays.take_box(visit.token, reading.id, 10, 50, 110, 150)) for reading in readings
+        ]
+        await asyncio.sleep(0)
+        await xrays.forget(visit.token, readings[0].id)
+        free.set()
+        gone, kept = await asyncio.gather(*asked, return_exceptions=True)
+        turns.close()
+        return visit, gone, kept
+
+    visit, gone, kept = asyncio.run(play())
+    assert isinstance(gone, Refusal) and gone.code == "ended" and kept.status_code == 200
+    assert [(reading.laterality, reading.knee.box[0]) for reading in visit.readings.values()] == [("L", 10)]
