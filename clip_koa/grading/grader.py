@@ -18,9 +18,11 @@ from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
 from dataset_script.sniffing import is_hidden, read_head, why_left_out
 from modeling_clip_koa import CLIPKOAError, Explanation, Grade
+from modeling_clip_koa.calibration_clip_koa import ATYPICAL
 from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 
 BATCH_SIZE = 16
+FRAMED_ASPECT = 1.1  # a crop is no longer than this for its width
 BACKENDS = ("pytorch", "onnx")
 FRAMINGS = ("auto", "as_is")
 NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
@@ -170,21 +172,23 @@ class Grader:
     def _grade_films(
         self, radiographs: list[Radiograph], framing: str | None = None
     ) -> list[tuple[Radiograph, list[Grade]]]:
-        """Each radiograph with its grade, or with one for each knee in it.
+        """Each radiograph with its grade, or with one for each knee in it; inverted where its knees show that.
 
-        Which polarity an image file of both knees has, the reader cannot tell for sure: where no knee is found, the
-        inverted picture is searched too, and given where knees are found in it.
+        The reader judges the polarity of an image file as that of a crop. Of a film it may be wrong: where it inverted
+        one, the file's own polarity is searched first. The other polarity is searched too where no knee is found, or
+        where knees of doubtful polarity are unlike those of the training; where more are found, that is the right one.
         """
         if "as_is" in (framing or self.framing, self.framing):
             grades = self._grade_images([radiograph.image for radiograph in radiographs])
             return [(radiograph, [grade]) for radiograph, grade in zip(radiographs, grades, strict=True)]
-        films = self._find_and_grade(radiographs)
-        for place, (radiograph, grades) in enumerate(films):
-            if not (grades or self.keep_polarity or radiograph.is_dicom):
-                picture = ImageOps.invert(radiograph.image)
-                other = replace(radiograph, image=picture, inverted=not radiograph.inverted)
-                (found,) = self._find_and_grade([other])
-                films[place] = found if found[1] else films[place]
+        films = self._find_and_grade([_negative(one) if _is_doubtful(one) else one for one in radiographs])
+        for place, (judged, (radiograph, grades)) in enumerate(zip(radiographs, films, strict=True)):
+            is_sure = grades and not (judged.inverted and _unlikeness(grades) >= ATYPICAL)
+            if is_sure or self.keep_polarity or radiograph.is_dicom:
+                continue
+            ((other, found),) = self._find_and_grade([_negative(radiograph)])
+            if (len(found), -_unlikeness(found)) > (len(grades), -_unlikeness(grades)):
+                films[place] = other, found
         return films
 
     def _find_and_grade(self, radiographs: list[Radiograph]) -> list[tuple[Radiograph, list[Grade]]]:
@@ -215,6 +219,20 @@ class Grader:
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
         side = grade.side or radiograph.laterality or ""
         return GradedXray(file, replace(grade, inverted=radiograph.inverted), side)
+
+
+def _negative(radiograph: Radiograph) -> Radiograph:
+    return replace(radiograph, image=ImageOps.invert(radiograph.image), inverted=not radiograph.inverted)
+
+
+def _is_doubtful(radiograph: Radiograph) -> bool:
+    """Whether the reader inverted what has not the shape of a crop."""
+    return radiograph.inverted and max(radiograph.image.size) > FRAMED_ASPECT * min(radiograph.image.size)
+
+
+def _unlikeness(grades: list[Grade]) -> float:
+    """How unlike the training X-rays the least typical of some knees is, 0..1."""
+    return max((grade.atypicality or 0.0 for grade in grades), default=1.0)
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[str]:

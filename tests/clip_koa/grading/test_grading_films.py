@@ -142,7 +142,10 @@ def test_a_heat_map_for_each_knee(films, model, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "maps").iterdir()} == written
 
 
-def test_a_film_that_was_taken_for_a_negative_is_set_right_where_its_knees_are_found_so(films, model, monkeypatch):
+@pytest.mark.parametrize("in_negative", [0, 1])
+def test_a_film_that_was_taken_for_a_negative_is_set_right_where_more_knees_are_found_so(
+    films, model, monkeypatch, in_negative
+):
     """A dark film of both knees looks like a negative to the reader, which knows crops."""
     from PIL import ImageOps
 
@@ -154,7 +157,9 @@ def test_a_film_that_was_taken_for_a_negative_is_set_right_where_its_knees_are_f
         grading_clip_koa,
         "find_knees",
         lambda model, locator, pictures: [
-            _halves(model, locator, [picture])[0] if picture.tobytes() == right.image.tobytes() else []
+            _halves(model, locator, [picture])[0][
+                : None if picture.tobytes() == right.image.tobytes() else in_negative
+            ]
             for picture in pictures
         ],
     )
@@ -165,5 +170,9 @@ def test_a_film_that_was_taken_for_a_negative_is_set_right_where_its_knees_are_f
     one, other = grader.grade_radiograph(right)[1]
     assert [first.grade, second.grade] == [one.grade, other.grade]
     assert grader.explain(first).image.tobytes() == right.image.crop(one.grade.box).tobytes()
-    stated = replace(wrong, is_dicom=True)  # the file states its gray scale
-    assert grader.grade_radiograph(stated)[1][0].error
+    # A film that is a negative, which the reader left.
+    negative = replace(wrong, inverted=False)
+    found, xrays = grader.grade_radiograph(negative)
+    assert found.inverted == (in_negative == 0) and len(xrays) == 2 - in_negative
+    stated = replace(negative, is_dicom=True)  # the file states its gray scale
+    assert len([xray for xray in grader.grade_radiograph(stated)[1] if not xray.error]) == in_negative
