@@ -23,7 +23,8 @@ setup: .venv/.installed  ## install everything into .venv, as constraints.txt pi
 demo: setup  ## grade the real examples, then train on generated X-rays, report, and grade unseen ones
 	rm -rf $(DEMO) $(DEMO)_examples
 	$(BIN)/clip-koa grade --explain $(DEMO)_examples examples
-	@echo "The released model's heat maps of these ten real X-rays lie in $(DEMO)_examples. Now a small model learns from drawings."
+	@echo "Look at $(DEMO)_examples/overview.png: ten real X-rays under heat maps, with the released model's grades."
+	@echo "Now a small model learns from drawings."
 	$(BIN)/clip-koa train --config configs/demo.yaml --run.output_dir $(DEMO)
 	$(BIN)/clip-koa draw --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
 	$(BIN)/clip-koa grade --model $(DEMO)/best $(DEMO)/unseen
@@ -73,12 +74,13 @@ released-training: setup vision-weights  ## repeat the training of the released 
 	$(BIN)/clip-koa average runs/release_all_patches/best runs/release_all_patches_seed1/best \
 		--output runs/release_averaged
 
-released-code:  ## give the released checkpoint the code of the project, after a change of it
+released-code: setup  ## give the released checkpoint the code, card and examples of the project, after a change of them
 	rm -f models/clip-koa-small/*_clip_koa.py
 	cp modeling_clip_koa/*_clip_koa.py models/clip-koa-small/
 	cp dataset_script/__init__.py dataset_script/radiograph.py dataset_script/pixels.py dataset_script/dicom*.py \
 		models/clip-koa-small/dataset_script/
 	cp clip_koa/publishing/templates/handler.py clip_koa/publishing/templates/requirements.txt models/clip-koa-small/
+	$(BIN)/python -m clip_koa.publishing.renew models/clip-koa-small clip-koa/clip-koa-small
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv .venv-transformers4 .cache runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

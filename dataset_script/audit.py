@@ -40,13 +40,14 @@ from dataset_script.listing import (
 )
 from dataset_script.names import GRADES, GRADES_HELP, CorpusError
 from dataset_script.radiograph import RadiographError
+from dataset_script.tiles import GROUND, draw_tiles
 
 # Standard deviation of the gray values under which an X-ray shows nothing.
 BLANK_CONTRAST = 4.0
 # Bits of 256 in which the hashes of near-duplicates may differ. On 200 real X-rays 99 of 100 copies that were
 # compressed, resized or brightened differ in at most 13; the two nearest of 6,604 different knees in 19.
 NEAR_BITS = 12
-_THUMBNAIL, _COLUMNS, _LISTED = 112, 12, 10
+_THUMBNAIL, _COLUMNS, _LISTED, _TITLE = 112, 12, 10, 16
 
 
 @dataclass(frozen=True)
@@ -329,17 +330,15 @@ def draw_sheet(data: Path, report: dict, grades: str | None = None) -> Image.Ima
 
 def _strip(title: str, xrays: list[Xray]) -> Image.Image:
     """A title and the thumbnails of some X-rays, a row to `_COLUMNS`."""
-    rows = -(-len(xrays) // _COLUMNS)
-    strip = Image.new("L", (_COLUMNS * _THUMBNAIL, 16 + rows * _THUMBNAIL), 40)
-    draw = ImageDraw.Draw(strip)
-    draw.text((4, 2), f"{title} ({len(xrays)} shown)", fill=255)
-    for place, (xray, content) in enumerate(read_contents(xrays)):
+    images = []
+    for xray, content in read_contents(xrays):
         radiograph = read_xray(xray, content)
         image = ImageOps.invert(radiograph.image) if radiograph.inverted and "stored" in title else radiograph.image
-        corner = (place % _COLUMNS * _THUMBNAIL, 16 + place // _COLUMNS * _THUMBNAIL)
-        strip.paste(ImageOps.pad(image, (_THUMBNAIL - 2,) * 2), corner)
-        caption = f"{xray.split[:5]} KL{xray.grade}"
-        draw.text((corner[0] + 3, corner[1] + 2), caption, fill=255, stroke_width=1, stroke_fill=0)
+        images.append(ImageOps.contain(image, (_THUMBNAIL,) * 2))
+    tiles = draw_tiles(images, [f"{xray.split[:5]} KL{xray.grade}" for xray in xrays], _COLUMNS, _THUMBNAIL)
+    strip = Image.new("L", (tiles.width, _TITLE + tiles.height), GROUND)
+    ImageDraw.Draw(strip).text((4, 2), f"{title} ({len(xrays)} shown)", fill=255)
+    strip.paste(tiles, (0, _TITLE))
     return strip
 
 

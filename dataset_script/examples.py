@@ -26,6 +26,11 @@ SIDES = {"L": "left", "R": "right"}
 SEED = 2018  # the year of the data set
 
 
+def example_name(grade: int, side: str) -> str:
+    """The file of an example; `side` is L or R."""
+    return f"kl{grade}_{SIDES[side]}.png"
+
+
 class ExampleError(CLIPKOAError, ValueError):
     """A corpus that the examples cannot be chosen from; the message says what it lacks."""
 
@@ -49,7 +54,7 @@ def choose(xrays: Iterable[Xray]) -> Iterator[tuple[str, Xray]]:
             if xray is None:
                 raise ExampleError(f"the validation split holds no {word} knee of grade {grade}.")
             taken.add(xray.person_id)
-            yield f"kl{grade}_{word}.png", xray
+            yield example_name(grade, side), xray
 
 
 def write_examples(data_dir: str | None, folder: Path) -> list[Path]:

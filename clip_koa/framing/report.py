@@ -5,10 +5,11 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from clip_koa.framing.corpus import Framed
 from clip_koa.reporting.page import write_page
+from dataset_script.tiles import draw_tiles
 
 _SHOWN, _COLUMNS, _THUMBNAIL = 30, 6, 160
 
@@ -45,15 +46,12 @@ def describe_framing(framed: Framed) -> str:
 
 def _sheet(folder: Path, rows: list[dict]) -> str:
     """Thumbnails of the rows' X-rays as a data URL, `_COLUMNS` beside each other, with number and confidence."""
-    count = -(-len(rows) // _COLUMNS)
-    sheet = Image.new("L", (_COLUMNS * _THUMBNAIL, count * _THUMBNAIL), 40)
-    draw = ImageDraw.Draw(sheet)
-    for number, row in enumerate(rows):
-        corner = number % _COLUMNS * _THUMBNAIL, number // _COLUMNS * _THUMBNAIL
+    images = []
+    for row in rows:
         with Image.open(folder / row["file_name"]) as image:
-            sheet.paste(image.resize((_THUMBNAIL - 2,) * 2, Image.Resampling.BOX), corner)
-        text = f"{number + 1}: {row['confidence']:.2f}"
-        draw.text((corner[0] + 3, corner[1] + 2), text, fill=255, stroke_width=1, stroke_fill=0)
+            images.append(image.resize((_THUMBNAIL,) * 2, Image.Resampling.BOX))
+    captions = [f"{number}: {row['confidence']:.2f}" for number, row in enumerate(rows, start=1)]
+    sheet = draw_tiles(images, captions, _COLUMNS, _THUMBNAIL)
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

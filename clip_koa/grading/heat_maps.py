@@ -1,14 +1,19 @@
-"""X-rays under their heat maps, each in a file of its own that stays as the archive grows."""
+"""X-rays under their heat maps, each in a file of its own that stays as the archive grows, and many in one picture."""
 
 import hashlib
 import io
 import os
 from pathlib import Path
 
+from PIL import ImageOps
+
 from clip_koa.files import as_text, path_of, write_file
 from clip_koa.grading.grader import GradedXray, Grader
+from dataset_script.tiles import draw_tiles
 
+OVERVIEW = "overview.png"
 _STEM_BYTES = 180  # of a heat map's name, which may hold 255
+_SHOWN, _COLUMNS, _SIDE = 60, 5, 240  # of the overview
 
 
 class HeatMaps:
@@ -16,6 +21,7 @@ class HeatMaps:
 
     def __init__(self, grader: Grader, folder: Path):
         self.grader, self.folder = grader, folder
+        self._shown = []  # small pictures and captions, for the overview
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, file: str, label: str, side: str = "") -> Path:
@@ -30,17 +36,40 @@ class HeatMaps:
 
     def is_there(self, row: dict) -> bool:
         """Whether the X-ray of a table's row has its map."""
-        side = row["laterality"] if row["laterality_assumed"] else ""
-        return self.path(path_of(row["file"]), row["name"], side).exists()
+        return self.path(
+            path_of(row["file"]), row["name"], _side(row["laterality"], row["laterality_assumed"])
+        ).exists()
 
     def write(self, xray: GradedXray) -> None:
         """Writes the picture of an X-ray in place of that of an earlier grade, unless it could not be graded."""
         if xray.error:
             return
-        picture = io.BytesIO()
-        self.grader.explain(xray).overlay().save(picture, "PNG")
-        side = xray.laterality if xray.grade.side_assumed else ""
-        path = write_file(self.path(xray.file, xray.grade.name, side), picture.getvalue())
+        overlay, content = self.grader.explain(xray).overlay(), io.BytesIO()
+        overlay.save(content, "PNG")
+        side = _side(xray.laterality, xray.grade.side_assumed)
+        path = write_file(self.path(xray.file, xray.grade.name, side), content.getvalue())
         for label in self.grader.labels:
             if self.path(xray.file, label, side) != path:
                 self.path(xray.file, label, side).unlink(missing_ok=True)
+        if len(self._shown) < _SHOWN:
+            caption = (
+                f"{as_text(Path(xray.file).stem)[:24]} {side}\n{xray.grade.name}{_set(xray.grade.confidence_set)}"
+            )
+            self._shown.append((ImageOps.contain(overlay, (_SIDE,) * 2), caption))
+
+    def write_overview(self) -> Path | None:
+        """Writes one picture of the first X-rays whose maps were written; None where there are none."""
+        if not self._shown:
+            return None
+        content = io.BytesIO()
+        draw_tiles(*zip(*self._shown, strict=True), min(_COLUMNS, len(self._shown)), _SIDE).save(content, "PNG")
+        return write_file(self.folder / OVERVIEW, content.getvalue())
+
+
+def _side(laterality: str, assumed: bool) -> str:
+    """Which knee of a film a map is of; empty where the film's name says it, or it shows one."""
+    return laterality if assumed else ""
+
+
+def _set(grades: tuple[int, ...]) -> str:
+    return f", set {grades[0]} to {grades[-1]}" if len(grades) > 1 else ""

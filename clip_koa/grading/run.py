@@ -84,6 +84,8 @@ def grade_inputs(run: GradeRun) -> int:
             ungraded = write_table(grader, table, maps)
             now = time.time()
             os.utime(output, (now, now))  # what was up to date is whole as of now, too
+    if maps and processes == 1 and (overview := maps.write_overview()):
+        print(f"The first X-rays and their grades in one picture: {as_text(overview)}")
     if not grader.is_calibrated:
         print("No confidence sets: the model is not calibrated (clip-koa calibrate does it).")
     print("The grade is read from both views averaged. Research only: not for diagnosis.")

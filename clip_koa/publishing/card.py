@@ -10,20 +10,17 @@ from clip_koa.publishing.card_facts import CardFacts
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.reporting import pictures
 from clip_koa.reporting.page import MAIN_HEAD, METRIC_NAMES, figure_text, interval_text, save_picture
-from modeling_clip_koa import CALIBRATION_FILE, GRADE_LABELS, CLIPKOAConfig
+from modeling_clip_koa import CALIBRATION_FILE, GRADE_LABELS, LOCALISATION_FILE
 
 _SET_FIGURES = ("level", "coverage", "mean_set_size")
 _TAGS = ["clip", "medical", "radiography", "knee", "osteoarthritis", "kellgren-lawrence"]
 
 
-def write_card(
-    folder: Path, repo_id: str, config: CLIPKOAConfig, facts: CardFacts, dtype: str, parameters: int, scores
-) -> None:
+def write_card(folder: Path, card: str, facts: CardFacts) -> None:
     """Writes README.md, metrics.json and figures/ of a release.
 
     Args:
-        dtype: of the stored weights.
-        scores: the stock pipeline's probabilities of the examples, (N, K), for the widget.
+        card: of `render_card`.
     """
     (folder / "metrics.json").write_text(json.dumps(facts.results, indent=2) + "\n", encoding="utf-8")
     if facts.results or facts.pictures:
@@ -33,18 +30,34 @@ def write_card(
     for split, results in facts.results.items():
         for name, draw in (("confusion_matrix", pictures.confusion_matrices), ("recall", pictures.recall_per_grade)):
             save_picture(folder / "figures" / f"{name}_{split}.png", "", "", draw, results)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def render_card(
+    folder: Path, repo_id: str, model, facts: CardFacts, dtype: str, scores: dict[str, list[float]]
+) -> str:
+    """The card of a release.
+
+    Args:
+        folder: the release, whose calibration and locator the card speaks of.
+        model: as loaded, or its checkpoint's.
+        dtype: of the stored weights.
+        scores: for each example's file the stock pipeline's probabilities, (K,), for the widget.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, lstrip_blocks=True
     )
+    config = model.config
     text = environment.get_template("model_card.md").render(
-        repo_id=repo_id, name=repo_id.split("/")[-1], facts=facts, dtype=dtype, parameters=parameters / 1e6,
+        repo_id=repo_id, name=repo_id.split("/")[-1], facts=facts, dtype=dtype,
+        parameters=model.num_parameters() / 1e6,
         prompts=[texts[0] for texts in config.prompts], one_prompt=all(len(texts) == 1 for texts in config.prompts),
-        flip_average=config.flip_average, sections=[_section(*item) for item in facts.results.items()],
+        sections=[_section(*item) for item in facts.results.items()],
         heads=list(pictures.HEAD_NAMES.values()), pictures=facts.pictures,
-        calibration=_calibration(folder / CALIBRATION_FILE),
+        calibration=_calibration(folder / CALIBRATION_FILE), examples=bool(scores),
+        films=(folder / LOCALISATION_FILE).is_file(),
     )  # fmt: skip
-    card = ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}")
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    return str(ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}"))
 
 
 def _calibration(path: Path) -> dict | None:
@@ -65,21 +78,27 @@ def _calibration(path: Path) -> dict | None:
 def _data(repo_id: str, facts: CardFacts, scores) -> ModelCardData:
     widget = [
         {
-            "src": f"https://huggingface.co/{repo_id}/resolve/main/examples/generated_KL{grade}.png",
-            "example_title": f"Generated X-ray, drawn as KL{grade}",
+            "src": f"https://huggingface.co/{repo_id}/resolve/main/examples/{name}",
+            "example_title": _title(name),
             "output": [
                 {"label": label, "score": round(float(score), 4)}
                 for score, label in sorted(zip(row, GRADE_LABELS, strict=True), reverse=True)
             ],
         }
-        for grade, row in enumerate(scores)
+        for name, row in scores.items()
     ]
     return ModelCardData(
         library_name="transformers", pipeline_tag="image-classification", license="apache-2.0", tags=_TAGS,
         base_model=facts.base_model, datasets=facts.dataset_id, model_name=repo_id.split("/")[-1],
-        widget=widget,
+        widget=widget or None,
         eval_results=_eval_results(facts) or None,
     )  # fmt: skip
+
+
+def _title(name: str) -> str:
+    """Such as "Left knee, KL2 in the data set" for kl2_left.png."""
+    grade, side = Path(name).stem.split("_")
+    return f"{side.capitalize()} knee, {grade.upper()} in the data set"
 
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:

@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPProcessor
 
 from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_tokenizer
-from clip_koa.publishing.card import write_card
+from clip_koa.publishing.card import render_card, write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.plain_files import copy_license, copy_plain
-from clip_koa.publishing.release_check import NEEDED_FILES
+from clip_koa.publishing.release_check import NEEDED_FILES, draw_probes
+from dataset_script.examples import FOLDER as EXAMPLES
+from dataset_script.examples import GRADES, SIDES, example_name
 from dataset_script.radiograph import read_radiograph
-from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import (
     CALIBRATION_FILE,
     LOCALISATION_FILE,
@@ -48,7 +49,7 @@ _PROJECT = Path(__file__).parents[2]
 
 @dataclass
 class Release:
-    """A built folder, and the checkpoint's flip-averaged logits of its examples, (N, K); None where it was rounded."""
+    """A built folder, and what its checkpoint gives for `draw_probes`: averaged logits (N, K), or None if rounded."""
 
     folder: Path
     expected: np.ndarray | None
@@ -88,7 +89,7 @@ def build_release(
         with _damage_told("run.json and metrics.json of the runs and evaluations"):
             facts = collect_facts(checkpoint, runs, evaluations, base_model, weights=source)
         facts.dataset_id = trained_on
-        dtype = dtype or _stored_dtype(checkpoint, source)
+        dtype = dtype or stored_dtype(checkpoint, source)
         model, image_processor, tokenizer = _load(checkpoint, source)
         folder.mkdir(exist_ok=True)
         _add_calibration(checkpoint, source, folder)
@@ -100,14 +101,13 @@ def build_release(
     _clean_configs(folder)
     _add_handler(folder)
     copy_license(folder / "LICENSE")
-    examples = _draw_examples(folder / "examples", model.config.vision_config.image_size)
-    logits, scores = _grade_examples(model, image_processor, examples)
+    scores = score_examples(model, image_processor, add_examples(folder / "examples"))
     with _damage_told("metrics.json of the runs and evaluations"):
-        write_card(folder, repo_id, model.config, facts, dtype, model.num_parameters(), scores)
+        write_card(folder, render_card(folder, repo_id, model, facts, dtype, scores), facts)
     missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
     if missing:
         raise ReleaseError(f"{folder} lacks {', '.join(missing)}.")
-    return Release(folder, logits if dtype == "float32" else None)
+    return Release(folder, _grade_probes(model, image_processor) if dtype == "float32" else None)
 
 
 @contextmanager
@@ -131,7 +131,12 @@ def _load(checkpoint: Path, source: Path) -> tuple:
         raise ReleaseError(str(error).replace(str(source), str(checkpoint))) from error
 
 
-def _stored_dtype(checkpoint: Path, source: Path) -> str:
+def stored_dtype(checkpoint: Path, source: Path) -> str:
+    """Of the weights in `source`, a copy of `checkpoint`, which errors name.
+
+    Raises:
+        ReleaseError: no weights of CLIP-KOA.
+    """
     try:
         with safe_open(source / "model.safetensors", "pt") as tensors:
             name = tensors.get_slice("visual_projection.weight").get_dtype()
@@ -208,20 +213,30 @@ def _add_handler(folder: Path) -> None:
     copy_plain(_TEMPLATES, "requirements.txt", folder / "requirements.txt")
 
 
-def _draw_examples(folder: Path, size: int) -> list[Path]:
-    """A generated X-ray of each grade: no patient's image is published."""
+def add_examples(folder: Path) -> list[Path]:
+    """Copies the project's real examples and their attribution, where they lie beside the code; gives the X-rays."""
+    if not EXAMPLES.is_dir():
+        return []
     folder.mkdir()
-    paths = []
-    for grade in range(5):
-        paths.append(folder / f"generated_KL{grade}.png")
-        draw_knee(grade, "LR"[grade % 2], (7, grade), max(size, 32), overlap=0).save(paths[-1])
-    return paths
+    names = [example_name(grade, side) for grade in GRADES for side in SIDES]
+    found = [folder / name for name in names if copy_plain(EXAMPLES, name, folder / name)]
+    copy_plain(EXAMPLES, "ATTRIBUTION.md", folder / "ATTRIBUTION.md")
+    return found
 
 
 @torch.no_grad()
-def _grade_examples(model, image_processor, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Flip-averaged logits, and the linear head's probabilities, as the widget's pipeline gives them; (N, K) each."""
+def score_examples(model, image_processor, files: list[Path]) -> dict[str, list[float]]:
+    """For each file's name the linear head's probabilities (K,), as the widget's pipeline gives them."""
+    if not files:
+        return {}
     pixel_values = XrayPreprocessor(image_processor)([read_radiograph(file).image for file in files])
-    logits = model(pixel_values, flip_average=True).logits
     scores = model(pixel_values, flip_average=False).classifier_logits.softmax(-1)
-    return logits.numpy(), scores.numpy()
+    return dict(zip([file.name for file in files], scores.tolist(), strict=True))
+
+
+@torch.no_grad()
+def _grade_probes(model, image_processor) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as place:
+        files = draw_probes(Path(place), model.config.vision_config.image_size)
+        pixel_values = XrayPreprocessor(image_processor)([read_radiograph(file).image for file in files])
+    return model(pixel_values, flip_average=True).logits.numpy()

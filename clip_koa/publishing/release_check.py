@@ -16,6 +16,8 @@ from clip_koa.publishing.content_check import CheckedFile, check_file
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import redact
 from clip_koa.publishing.private import is_token
+from dataset_script.synthetic import draw_knee
+from modeling_clip_koa import GRADE_LABELS
 
 PROBE = Path(__file__).with_name("release_probe.py")
 CARD_SPLITS = ("train", "validation", "test", "auto_test")
@@ -32,7 +34,7 @@ MODEL_FILES = (
     "typicality.safetensors", "handler.py", "requirements.txt",
     "figures/learning_curves.png",
     *(f"figures/{picture}_{split}.png" for picture in CARD_PICTURES for split in CARD_SPLITS),
-    "examples/generated_KL[0-4].png",
+    "examples/kl[0-4]_left.png", "examples/kl[0-4]_right.png", "examples/ATTRIBUTION.md",
     "dataset_script/__init__.py", "dataset_script/radiograph.py", "dataset_script/pixels.py",
     "dataset_script/dicom*.py",
 )  # fmt: skip
@@ -100,7 +102,7 @@ def check_loading(folder: Path, expected: np.ndarray | None = None, python: str 
     """Loads a copy of the release in a fresh process, in every way that its card promises, and compares.
 
     Args:
-        expected: the checkpoint's own flip-averaged logits of the examples, (N, K); None where they were rounded.
+        expected: the checkpoint's own flip-averaged logits of `draw_probes`, (N, K); None where they were rounded.
 
     Returns:
         For each way, the largest difference: of a logit or of a probability.
@@ -112,8 +114,21 @@ def check_loading(folder: Path, expected: np.ndarray | None = None, python: str 
     folder, python = folder.resolve(), os.path.abspath(shutil.which(python) or python)
     with tempfile.TemporaryDirectory(dir=folder.parent) as elsewhere:
         copy = shutil.copytree(folder, Path(elsewhere) / "moved", copy_function=_link)
-        found = run_probe(str(copy), sorted((copy / "examples").glob("*.png")), python, Path(elsewhere))
+        size = json.loads((copy / "config.json").read_text(encoding="utf-8"))["vision_config"]["image_size"]
+        found = run_probe(str(copy), draw_probes(Path(elsewhere), size), python, Path(elsewhere))
     return compare_probe(found, expected)
+
+
+def draw_probes(folder: Path, size: int) -> list[Path]:
+    """Draws the X-rays on which loading is compared, one of each grade, into a folder.
+
+    Args:
+        size: that the model reads, so that no way to load it has to shrink them.
+    """
+    paths = [folder / f"probe_{grade}.png" for grade in range(len(GRADE_LABELS))]
+    for grade, path in enumerate(paths):
+        draw_knee(grade, "LR"[grade % 2], (7, grade), max(size, 32), overlap=0).save(path)
+    return paths
 
 
 def compare_probe(found: dict, expected: np.ndarray | None = None) -> dict[str, float]:

@@ -5,6 +5,7 @@ python tests/modeling_clip_koa/test_released_model.py writes these grades anew, 
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from clip_koa import RELEASED_MODEL
 from clip_koa.evaluation.loading import load_checkpoint
 from clip_koa.grading.grader import Grader, find_xrays
 from clip_koa.publishing.release_check import check_folder, check_loading
+from clip_koa.publishing.renew import renewed_card
 from dataset_script.films import HELD_OUT_LOOK, compose_film, read_pairs
 from modeling_clip_koa import CLIPKOAForImageClassification
 from studies.framing import overlap
@@ -34,7 +36,7 @@ def grader():
 
 
 def grade_examples(grader) -> dict:
-    examples = sorted((RELEASED_MODEL / "examples").iterdir())
+    examples = sorted((RELEASED_MODEL / "examples").glob("*.png"))
     grades = grader.grade([Image.open(example).convert("L") for example in examples])
     return dict(zip([example.name for example in examples], grades, strict=True))
 
@@ -65,8 +67,22 @@ def test_it_carries_the_code_of_the_project():
     assert not stale, "run make released-code"
 
 
+def test_its_card_and_examples_are_those_of_the_project():
+    examples = sorted((RELEASED_MODEL / "examples").iterdir())
+    assert [file.read_bytes() for file in examples] == [
+        file.read_bytes() for file in sorted((ROOT / "examples").iterdir())
+    ]
+    renewed = renewed_card(
+        RELEASED_MODEL, "clip-koa/clip-koa-small", [file for file in examples if file.suffix == ".png"]
+    )
+    card = (RELEASED_MODEL / "README.md").read_text(encoding="utf-8")
+    scores = r"(?m)^    score: .*$"  # may differ by a rounding
+    assert re.sub(scores, "", card) == re.sub(scores, "", renewed), "run make released-code"
+    assert "model.grade(xray)" in card.split("**2.")[0]  # first of all
+
+
 def test_it_is_what_predict_takes(run_python, tmp_path):
-    example = RELEASED_MODEL / "examples" / "generated_KL3.png"
+    example = RELEASED_MODEL / "examples" / "kl3_left.png"
     run_python("predict.py", "--framing", "as_is", "--output", tmp_path / "grades.jsonl", example)
     row = json.loads((tmp_path / "grades.jsonl").read_text())
     assert row["probability_3"] == pytest.approx(GOLDEN[example.name]["probabilities"][3], abs=1e-3)

@@ -30,7 +30,7 @@ from clip_koa.grading.grade_table import (
 )
 from clip_koa.grading.grader import GradedXray, Grader, find_xrays
 from clip_koa.grading.growing_table import stamp
-from clip_koa.grading.heat_maps import HeatMaps
+from clip_koa.grading.heat_maps import OVERVIEW, HeatMaps
 from clip_koa.grading.run import parts_status
 from clip_koa.locks import WriterLock
 from clip_koa.training.checkpoints import save_model_folder
@@ -169,7 +169,7 @@ def test_a_name_that_is_not_utf8_is_graded_and_found_again(model, run_python, tm
     maps = ("--explain", tmp_path / "maps")
     printed = run_python("predict.py", "--model", model, *maps, folder, expect=1, PYTHONIOENCODING="ascii").stdout
     assert "knee \\xff\\xe9.png" in printed and re.search(r"broken \\xff.png +not graded: ", printed)
-    (picture,) = (tmp_path / "maps").iterdir()
+    (picture,) = (tmp_path / "maps").glob("knee*.png")
     assert picture.name.startswith("knee \\xff\\xe9-")
     named = os.fsencode(folder) + b"/gone \xff.png"
     missing = run_python("predict.py", "--model", model, os.fsdecode(named), expect=2)
@@ -199,7 +199,9 @@ def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
         f"{Path(row['file']).stem}-{hashlib.sha256(row['file'].encode()).hexdigest()[:8]}-KL{row['grade']}.png"
         for row in graded
     }
-    assert {file.name for file in maps.iterdir()} == expected and len(expected) == 20
+    assert {file.name for file in maps.iterdir()} == expected | {OVERVIEW} and len(expected) == 20
+    with Image.open(maps / OVERVIEW) as overview:  # five in a row
+        assert overview.size == (5 * 240, 4 * 240) and overview.mode == "RGB"
     with Image.open(maps / sorted(expected)[0]) as picture:
         assert picture.size == (48, 48) and picture.mode == "RGB"
 
@@ -208,7 +210,9 @@ def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
     lost, *_ = sorted(expected)
     (maps / lost).rename(maps / lost.replace(lost[-7:], "KL9.png" if lost[-5] == "0" else "KL0.png"))
     run_python("predict.py", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
-    assert {file.name for file in maps.iterdir()} - {lost[:-7] + "KL9.png"} == expected
+    assert {file.name for file in maps.iterdir()} - {lost[:-7] + "KL9.png", OVERVIEW} == expected
+    with Image.open(maps / OVERVIEW) as overview:  # of what this run drew
+        assert overview.size == (240, 240)
     assert all((maps / name).stat().st_mtime_ns == times[name] for name in expected - {lost})
 
 

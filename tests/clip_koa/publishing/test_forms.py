@@ -66,7 +66,7 @@ HARMLESS = [
     "24/7", "KL2/KL3", "w/o", "/dev/null", "/usr/bin/env python", "#!/bin/sh", "</b>", "a / b", "1/2",
     "https://doi.org/10.17632/56rmx5bjcr.1", "doi 10.5281/zenodo.9001234", "PMC9001234", "PMID: 9001234",
     "https://arxiv.org/abs/2504.19443", "arXiv 2203.05482",
-    "https://huggingface.co/clip-koa/clip-koa-small/resolve/main/examples/generated_KL0.png",
+    "https://huggingface.co/clip-koa/clip-koa-small/resolve/main/examples/kl0_left.png",
     "http://localhost:7860/x", "https://matplotlib.org/", "//", "anna/knees", "git@github.com:anna/knees",
     "Anna <anna@example.org>", "@torch.no_grad()", "model.safetensors", "figures/roc_validation.png", "knee.png",
     "0:validation", "x: y", "L: 2", "~5 %", "~ 12 h", "mask-rcnn-sk-learn-and-more-words",
@@ -249,12 +249,12 @@ SPOILT = {
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_picture_holds_pixels_alone(tmp_path, how):
     (tmp_path / "examples").mkdir()
-    picture = tmp_path / "examples" / "generated_KL1.png"
+    picture = tmp_path / "examples" / "kl1_left.png"
     for content in (_png(), _HEAD + _chunk(b"IDAT", _HIDDEN) + _TAIL):
         picture.write_bytes(content)
         check_folder(tmp_path)
     picture.write_bytes(SPOILT[how])
-    with pytest.raises(ReleaseError, match=r"^examples/generated_KL1\.png [^\n]+$"):
+    with pytest.raises(ReleaseError, match=r"^examples/kl1_left\.png [^\n]+$"):
         check_folder(tmp_path)
 
 
@@ -284,9 +284,7 @@ def test_what_is_damaged_or_hides_bytes_is_told_in_a_line(tmp_path, name, conten
         check_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["figures/9001234L.png", "figures/a/roc_test.png", "examples/generated_KL5.png", ".netrc"]
-)
+@pytest.mark.parametrize("name", ["figures/9001234L.png", "figures/a/roc_test.png", "examples/kl5_left.png", ".netrc"])
 def test_files_of_other_names_have_no_place(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).write_bytes(_png())

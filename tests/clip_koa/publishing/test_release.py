@@ -45,7 +45,17 @@ def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoin
         and "| `optimisation.epochs` | 3 |" in card.text
         and "model-index" not in card.data.to_dict()
     )
-    assert len(card.data.widget) == 5 and "anna/run" not in card.content and "start.onnx" not in card.content
+    examples = {path.name for path in (release.folder / "examples").iterdir()}
+    assert len(card.data.widget) == 10 and {item["src"].split("/")[-1] for item in card.data.widget} < examples
+    assert "anna/run" not in card.content and "start.onnx" not in card.content
+
+
+def test_without_the_examples_beside_the_code_a_release_has_none(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip_koa.publishing.release.EXAMPLES", tmp_path / "nowhere")
+    release = build_release(checkpoint, tmp_path / "release", "anna/knees")
+    assert not (release.folder / "examples").exists()
+    card = ModelCard.load(release.folder / "README.md")
+    assert "widget" not in card.data.to_dict() and "examples" not in card.text
 
 
 def test_the_release_may_be_named_from_here(checkpoint, tmp_path, monkeypatch):
@@ -119,7 +129,7 @@ def test_calibration_travels_and_its_metadata_is_looked_into(checkpoint, tmp_pat
     folder = build_release(checkpoint, tmp_path / "release", "anna/knees").folder
     names = {path.name for path in check_folder(folder)}
     assert {"calibration.json", "typicality.safetensors"} <= names
-    card = (folder / "README.md").read_text()
+    card = " ".join((folder / "README.md").read_text().split())
     assert "0.032 (0.020 to 0.040) after" in card and "true grade of 91.2 %, with 2.50 grades" in card
     with safe_open(folder / "typicality.safetensors", "pt") as kept:  # what calibration does not write stays behind
         assert set(kept.keys()) == set(tensors) and kept.metadata() == {"block": "1"}
