@@ -10,13 +10,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers.utils import cached_file
 
+from .appearance_clip_koa import WAYS
 from .configuration_clip_koa import CLIPKOAConfig
 from .preprocessing_clip_koa import CLIPKOAError
 from .tensors_clip_koa import all_finite
 
 CALIBRATION_FILE = "calibration.json"
 TYPICALITY_FILE = "typicality.safetensors"
-# X-rays less like the training data than this share of knees it was not trained on are warned about.
+# Images less like the training data than this share of knees that it was not trained on are taken for no knee.
 ATYPICAL = 0.99
 # Levels of confidence for which a calibrated checkpoint keeps thresholds.
 LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
@@ -31,12 +32,17 @@ class Typicality:
     """How like the training X-rays an image is: Mahalanobis distance of a block's patches (Lee et al. 2018).
 
     arXiv 1807.03888. Of both views, so that X-ray and mirror image are equally typical.
+
+    Mean, covariance and distances are of X-rays that were varied as other machines and archives vary them, `bounds` of
+    X-rays as they are. A file of an earlier version has no bounds, and nothing in it was varied: so it cannot tell
+    another machine's knee from what is no knee.
     """
 
     block: int  # of the vision tower, from 0, whose patch tokens are averaged
     mean: torch.Tensor  # (D,), over training X-rays
     precision: torch.Tensor  # (D, D), inverse of their covariance
     distances: torch.Tensor  # sorted distances of X-rays the model was not trained on
+    bounds: torch.Tensor | None = None  # (W, 2), for each of `WAYS` the lowest and the highest that is usual
 
     def shares(self, features: torch.Tensor) -> list[float]:
         """For features (N, D) the share of the unseen X-rays that are more typical, each in 0..1."""
@@ -141,6 +147,7 @@ def read_typicality(name: str, config: CLIPKOAConfig | None = None, **hub_argume
     try:
         with safe_open(found, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in ("mean", "precision", "distances")}
+            tensors |= {"bounds": file.get_tensor("bounds")} if "bounds" in file.keys() else {}  # noqa: SIM118
             typicality = Typicality(block=int(file.metadata()["block"]), **tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run clip-koa calibrate anew.") from error
@@ -155,10 +162,15 @@ def _fault(typicality: Typicality, config: CLIPKOAConfig | None) -> str:
     width = len(mean) if mean.ndim == 1 else 0
     if not width or precision.shape != (width, width) or distances.ndim != 1 or not len(distances):
         return "its tensors do not fit each other"
-    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in (mean, precision, distances)):
+    bounds = torch.zeros(len(WAYS), 2) if typicality.bounds is None else typicality.bounds
+    if bounds.shape != (len(WAYS), 2):
+        return "its bounds are not of the ways that this version knows"
+    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in (mean, precision, distances, bounds)):
         return "it holds values that are no finite numbers"
     if (distances.diff() < 0).any():
         return "its distances are not sorted"
+    if (bounds.diff() < 0).any():
+        return "its bounds are crossed"
     if config is None:
         return ""
     vision = config.vision_config
@@ -169,7 +181,8 @@ def _fault(typicality: Typicality, config: CLIPKOAConfig | None) -> str:
 
 def typicality_file(typicality: Typicality) -> bytes:
     """The content of `TYPICALITY_FILE`."""
-    tensors = {name: getattr(typicality, name).contiguous() for name in ("mean", "precision", "distances")}
+    tensors = {name: getattr(typicality, name) for name in ("mean", "precision", "distances", "bounds")}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
     return save(tensors, metadata={"block": str(typicality.block)})
 
 

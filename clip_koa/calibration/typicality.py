@@ -1,14 +1,29 @@
 """What a checkpoint keeps of its training X-rays, to tell whether an image is like them: no X-ray, no name."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
+from datasets import Image
 from sklearn.covariance import LedoitWolf
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
-from modeling_clip_koa import CLIPKOAForImageClassification
+from clip_koa.calibration.variations import vary
+from dataset_script.radiograph import read_stored_image
+from modeling_clip_koa import WAYS, CLIPKOAForImageClassification, XrayPreprocessor
+from modeling_clip_koa.appearance_clip_koa import measure_appearance
 from modeling_clip_koa.calibration_clip_koa import Typicality, mean_patch
 
 _MOST_DISTANCES = 1001  # of the unseen X-rays that are kept; of more, as many quantiles
+VARIATIONS = 2  # of each X-ray
+_SEED = 0
+# Usual is what lies between these quantiles of the training X-rays, and this share of the way between them beyond.
+_USUAL, _SLACK = (0.002, 0.998), 0.05
+# Fewer pixels than this share of those that the training X-rays have are told; more never are.
+_FEWER = 0.75
+# A frame of less of the area, and metal of less than this measure, are never told.
+_LEAST_FRAME, _LEAST_METAL = 0.04, 0.017
 
 
 def typicality_block(model: CLIPKOAForImageClassification) -> int:
@@ -17,6 +32,23 @@ def typicality_block(model: CLIPKOAForImageClassification) -> int:
     Of six blocks tried on real X-rays it told all kinds of other images best (docs/typicality.md).
     """
     return max(0, model.config.vision_config.num_hidden_layers // 2 - 1)
+
+
+class _Varied(Dataset):
+    """Pictures of a split, each in some variations; an item is what the network takes of one."""
+
+    def __init__(self, split, image_processor, variations: int, seed: int):
+        self.split = split.cast_column("image", Image(decode=False))
+        self.preprocess = XrayPreprocessor(image_processor)
+        self.variations, self.seed = variations, seed
+
+    def __len__(self) -> int:
+        return len(self.split) * self.variations
+
+    def __getitem__(self, place: int) -> dict:
+        index, number = divmod(place, self.variations)
+        picture = read_stored_image(self.split[index]["image"])
+        return {"pixel_values": self.preprocess([vary(picture, self.seed, number, index)])[0]}
 
 
 @torch.inference_mode()
@@ -32,11 +64,62 @@ def collect_features(model: CLIPKOAForImageClassification, batches: Iterable[dic
     return torch.cat(found)
 
 
-def fit_typicality(block: int, training: torch.Tensor, unseen: torch.Tensor) -> Typicality:
+def fit_on_xrays(model, image_processor, training, unseen, count: int) -> Typicality:
+    """Fits typicality to training X-rays as other machines and archives vary them, bounds to them as they are.
+
+    Args:
+        model: on its device.
+        training, unseen: splits of the corpus; the distances are of `unseen`.
+        count: of the X-rays of each that are taken, spread evenly.
+    """
+    training, unseen = _spread(training, count), _spread(unseen, count)
+
+    def features(xrays, seed, title):
+        batches = DataLoader(_Varied(xrays, image_processor, VARIATIONS, seed), batch_size=16)
+        return collect_features(model, tqdm(batches, desc=title, unit="batch"))
+
+    return fit_typicality(
+        typicality_block(model),
+        features(training, _SEED, "training X-rays, varied"),
+        features(unseen, _SEED + 1, "unseen X-rays, varied"),
+        fit_bounds(_pictures(training)),
+    )
+
+
+def _spread(split, count: int):
+    return split.select(range(0, len(split), math.ceil(len(split) / count)))
+
+
+def _pictures(split) -> Iterator:
+    for row in split.cast_column("image", Image(decode=False)):
+        yield read_stored_image(row["image"])
+
+
+def fit_bounds(pictures: Iterable) -> torch.Tensor:
+    """Between which values each of `WAYS` is usual, (W, 2), from training X-rays (mode L) as they are."""
+    measures = [measure_appearance(picture) for picture in tqdm(pictures, desc="how they look", unit="X-ray")]
+    bounds = []
+    for way in WAYS:
+        found = torch.tensor([measure[way] for measure in measures], dtype=torch.float64)
+        low, high = found.quantile(torch.tensor(_USUAL, dtype=torch.float64)).tolist()
+        slack = _SLACK * (high - low)
+        bounds.append(
+            {
+                "resolution": (_FEWER * low, 1.0),
+                "frame": (0.0, max(high + slack, _LEAST_FRAME)),
+                "metal": (0.0, max(high + slack, _LEAST_METAL)),
+            }.get(way, (low - slack, high + slack))
+        )
+    return torch.tensor(bounds)
+
+
+def fit_typicality(
+    block: int, training: torch.Tensor, unseen: torch.Tensor, bounds: torch.Tensor | None = None
+) -> Typicality:
     """Fits mean and covariance (shrunk, Ledoit & Wolf 2004) to training features (N, D), distances to unseen ones."""
     fitted = LedoitWolf().fit(training.double().numpy())
     mean = torch.from_numpy(fitted.location_).float()
     precision = torch.from_numpy(fitted.precision_).float()
     distances = Typicality(block, mean, precision, torch.zeros(1)).measure(unseen)
     places = torch.linspace(0, 1, min(_MOST_DISTANCES, len(distances)))
-    return Typicality(block, mean, precision, torch.quantile(distances, places))
+    return Typicality(block, mean, precision, torch.quantile(distances, places), bounds)

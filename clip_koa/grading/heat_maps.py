@@ -35,7 +35,7 @@ class HeatMaps:
 
     def write(self, xray: GradedXray) -> None:
         """Writes the picture of an X-ray in place of that of an earlier grade, unless it could not be graded."""
-        if xray.error:
+        if xray.reason:
             return
         picture = io.BytesIO()
         self.grader.explain(xray).overlay().save(picture, "PNG")

@@ -21,7 +21,6 @@ from modeling_clip_koa.localisation_clip_koa import (
     Pyramid,
     cut_knee,
     find_knees,
-    inside_of_frames,
     load_locator,
     locator_file,
     name_sides,
