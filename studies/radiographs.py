@@ -68,3 +68,11 @@ def cast_by_a_ct(side: int) -> list[Image.Image]:
         picture = picture.resize((512, 473)) if axis < 2 else picture
         pictures += _parts(picture, side, np.random.default_rng(axis))[:6]
     return pictures
+
+
+# Each makes images (mode L) of so many pixels a side; none where the package is not installed.
+RADIOGRAPHS = {
+    "a real chest and its parts": chests,
+    "a real lower leg, its ankle, their parts": lower_legs,
+    "what a chest's CT casts": cast_by_a_ct,
+}

@@ -24,6 +24,7 @@ _USUAL, _SLACK = (0.002, 0.998), 0.05
 _FEWER = 0.75
 # A frame of less of the area, and metal of less than this measure, are never told.
 _LEAST_FRAME, _LEAST_METAL = 0.04, 0.017
+_ANY = 1e6  # beyond every measure
 
 
 def typicality_block(model: CLIPKOAForImageClassification) -> int:
@@ -116,10 +117,15 @@ def fit_bounds(pictures: Iterable) -> torch.Tensor:
 def fit_typicality(
     block: int, training: torch.Tensor, unseen: torch.Tensor, bounds: torch.Tensor | None = None
 ) -> Typicality:
-    """Fits mean and covariance (shrunk, Ledoit & Wolf 2004) to training features (N, D), distances to unseen ones."""
+    """Fits mean and covariance (shrunk, Ledoit & Wolf 2004) to training features (N, D), distances to unseen ones.
+
+    Args:
+        bounds: as `fit_bounds` gives them; default: nothing is unusual.
+    """
     fitted = LedoitWolf().fit(training.double().numpy())
     mean = torch.from_numpy(fitted.location_).float()
     precision = torch.from_numpy(fitted.precision_).float()
     distances = Typicality(block, mean, precision, torch.zeros(1)).measure(unseen)
     places = torch.linspace(0, 1, min(_MOST_DISTANCES, len(distances)))
+    bounds = torch.tensor([[-_ANY, _ANY]] * len(WAYS)) if bounds is None else bounds
     return Typicality(block, mean, precision, torch.quantile(distances, places), bounds)

@@ -1,4 +1,4 @@
-"""X-rays as another machine, archive or viewer would give them: what typicality must not mind."""
+"""X-rays as another machine, archive or viewer would give them, and images of knees as no frontal X-ray shows them."""
 
 import io
 from collections.abc import Callable
@@ -92,13 +92,15 @@ def _mark(picture: Image.Image, rng) -> Image.Image:
 
 
 def _frame(picture: Image.Image, rng) -> Image.Image:
-    """Flat bars at two sides or all four, as slides, screenshots and letterboxes have them."""
-    shares = rng.uniform(0.01, 0.14, 4) if rng.random() < 0.4 else np.repeat(rng.uniform(0.01, 0.14, 2), 2)
+    """Flat bars at two sides or all four, around the X-ray or over its borders, as screenshots and letterboxes do."""
+    most = 0.14
+    shares = rng.uniform(0.01, most, 4) if rng.random() < 0.4 else np.repeat(rng.uniform(0.01, most, 2), 2)
     shares = shares * [(1, 1, 0, 0), (0, 0, 1, 1), (1, 1, 1, 1)][int(rng.integers(3))]
     left, right, top, bottom = np.rint(shares * min(picture.size)).astype(int).tolist()
+    if rng.random() < 0.4:
+        picture = picture.crop((left, top, picture.width - right, picture.height - bottom))
     shade = int(rng.choice([0, 0, 255, rng.integers(0, 256)]))
-    framed = ImageOps.expand(picture, (left, top, right, bottom), shade)
-    return framed.resize(picture.size, Image.Resampling.BICUBIC) if rng.random() < 0.3 else framed
+    return ImageOps.expand(picture, (left, top, right, bottom), shade)
 
 
 def _reduce(picture: Image.Image, rng) -> Image.Image:
@@ -122,5 +124,48 @@ def _compress(picture: Image.Image, rng) -> Image.Image:
 # In the order in which an X-ray goes through them, with the chance of each.
 _CHANGES: tuple[tuple[float, Callable], ...] = (
     (0.4, _place), (0.6, _gray_curve), (0.15, _window), (0.1, _equalise), (0.2, _sharpen), (0.25, _blur),
-    (0.2, _grain), (0.3, _mark), (0.25, _frame), (0.35, _reduce), (0.35, _compress),
+    (0.2, _grain), (0.3, _mark), (0.35, _frame), (0.35, _reduce), (0.35, _compress),
 )  # fmt: skip
+
+
+def show_otherwise(picture: Image.Image, other: Image.Image, seed: int, number: int, index: int) -> Image.Image:
+    """A knee as no frontal X-ray shows it: upside down, on its side, leaning, half, or squeezed beside another one.
+
+    Args:
+        picture: mode L.
+        other: of another X-ray.
+        seed, number, index: see `vary`.
+    """
+    rng = stream("variation", seed, number, index)
+    return _VIEWS[int(rng.integers(len(_VIEWS)))](picture, other, rng)
+
+
+def _upside_down(picture, other, rng):
+    return ImageOps.flip(picture)
+
+
+def _on_its_side(picture, other, rng):
+    return picture.transpose((Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)[int(rng.integers(2))])
+
+
+def _leaning(picture, other, rng):
+    return picture.rotate(float(rng.uniform(28, 150) * rng.choice([-1, 1])), Image.Resampling.BILINEAR)
+
+
+def _half(picture, other, rng):
+    """What lies above the joint or below it, at full height."""
+    share = rng.uniform(0.4, 0.5)
+    top = 0.0 if rng.random() < 0.5 else 1 - share
+    box = (0, top * picture.height, picture.width, (top + share) * picture.height)
+    return picture.resize(picture.size, Image.Resampling.BICUBIC, box)
+
+
+def _squeezed_pair(picture, other, rng):
+    width, height = picture.size
+    pair = Image.new("L", (2 * width, height))
+    pair.paste(picture, (0, 0))
+    pair.paste(ImageOps.mirror(other.resize(picture.size)), (width, 0))
+    return pair.resize(picture.size)
+
+
+_VIEWS = (_upside_down, _upside_down, _on_its_side, _leaning, _half, _squeezed_pair)
