@@ -42,7 +42,7 @@ class Judge:
         self.model, self.preprocess, self.typicality = model, XrayPreprocessor(image_processor), typicality
 
     def __call__(self, pictures: list, title: str) -> dict:
-        """Shares of pictures (mode L): `no_knee`, `metal`, `refused` for either, `warned` of others, each of `ways`."""
+        """Shares of pictures (mode L): `no_knee`, `metal`, `refused` for either, `warned` of others, and of `ways`."""
         starts = tqdm(range(0, len(pictures), _BATCH_SIZE), desc=title, unit="batch", leave=False)
         batches = ({"pixel_values": self.preprocess(pictures[start : start + _BATCH_SIZE])} for start in starts)
         shares = np.array(self.typicality.shares(collect_features(self.model, batches)))

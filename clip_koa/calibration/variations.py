@@ -136,7 +136,7 @@ def show_otherwise(picture: Image.Image, other: Image.Image, seed: int, number: 
         other: of another X-ray.
         seed, number, index: see `vary`.
     """
-    rng = stream("variation", seed, number, index)
+    rng = stream("view", seed, number, index)
     return _VIEWS[int(rng.integers(len(_VIEWS)))](picture, other, rng)
 
 
