@@ -28,8 +28,6 @@ demo: setup  ## grade the real examples, then train on generated X-rays, report,
 	$(BIN)/clip-koa train --config configs/demo.yaml --run.output_dir $(DEMO)
 	$(BIN)/clip-koa draw --output $(DEMO)/unseen --people 5 --seed 2026 --image_size 96
 	$(BIN)/clip-koa grade --model $(DEMO)/best $(DEMO)/unseen
-	@echo "The same by the released model, which has seen real X-rays and no drawing:"
-	$(BIN)/clip-koa grade --framing as_is $(DEMO)/unseen
 
 examples: setup  ## write the page's ten examples anew, out of the public data set that KNEE_XRAY_DIR names
 	$(BIN)/python -m dataset_script.examples

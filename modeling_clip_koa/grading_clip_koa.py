@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from .appearance_clip_koa import WAYS
+from .appearance_clip_koa import WAYS, measure_appearance, otherwise
 from .calibration_clip_koa import (
     ATYPICAL,
     CALIBRATION_FILE,
@@ -70,7 +70,7 @@ class Grade:
     angle: float = 0.0  # degrees by which that knee leaned clockwise, where it was set upright
     outside: float = 0.0  # share of the box that lies outside of the image, 0..1
     ways: tuple[str, ...] = ()  # of `WAYS`: how the X-ray was taken or stored otherwise than those of training
-    tells_knees: bool = True  # False: the checkpoint may take another machine's knee for no knee, and only warns
+    tells_knees: bool = True  # False: the checkpoint takes another machine's knee for no knee too, and only warns
 
     @property
     def refusal(self) -> str:
@@ -441,15 +441,21 @@ class GradesXrays:
         threshold, typicality = self.calibration_at(level)
         logits, flipped_logits, features = self.grade_pixels(self.beside.preprocess(pictures))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
-        sets, atypicality = [()] * len(pictures), [None] * len(pictures)
+        sets, atypicality, ways = [()] * len(pictures), [None] * len(pictures), [()] * len(pictures)
         if threshold is not None:
             sets = confidence_sets(averaged, threshold)
         if typicality is not None and features is not None:
             atypicality = typicality.shares(features)
+        if tells_knees := typicality is not None and typicality.bounds is not None:
+            bounds = typicality.bounds.tolist()
+            ways = [otherwise(measure_appearance(picture), bounds) for picture in pictures]
         views = (averaged, logits.softmax(-1), flipped_logits.softmax(-1))
         grades = averaged.argmax(-1).tolist()
-        rows = zip(grades, *(view.tolist() for view in views), sets, atypicality, strict=True)
+        rows = zip(grades, *(view.tolist() for view in views), sets, atypicality, ways, strict=True)
         return [
-            Grade(grade, labels[grade], GRADE_MEANINGS[grade], *map(tuple, shares), found, atypical)
-            for grade, *shares, found, atypical in rows
-        ]
+            Grade(
+                grade, labels[grade], GRADE_MEANINGS[grade], *map(tuple, shares), found, atypical,
+                ways=how, tells_knees=tells_knees,
+            )
+            for grade, *shares, found, atypical, how in rows
+        ]  # fmt: skip

@@ -29,6 +29,7 @@ ORDER = (
     "losses_clip_koa",
     "preprocessing_clip_koa",
     "transformers4_clip_koa",
+    "frames_clip_koa",
     "appearance_clip_koa",
     "calibration_clip_koa",
     "localisation_clip_koa",

@@ -1,9 +1,9 @@
 """Calibrates a checkpoint on a split that it was not trained on: temperatures, confidence sets, typicality."""
 
 import json
-import math
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -14,11 +14,12 @@ from clip_koa.calibration.temperatures import (
     fold_temperatures,
     thresholds_by_level,
 )
-from clip_koa.calibration.typicality import collect_features, fit_typicality, typicality_block
+from clip_koa.calibration.typicality import fit_on_xrays
 from clip_koa.data.loader import XrayDataset
 from clip_koa.evaluation.heads import Predictions, predict
 from clip_koa.evaluation.loading import load_checkpoint, load_split, load_tokenizer
 from clip_koa.evaluation.predictions import pseudonyms
+from clip_koa.files import write_file
 from dataset_script.knee_xray import CorpusError
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, CLIPKOAForImageClassification
 from modeling_clip_koa.calibration_clip_koa import Typicality, typicality_file
@@ -99,6 +100,24 @@ def calibrate(model, predictions: Predictions, people: list[str], level: float) 
     }
 
 
+def refit_typicality(request: CalibrationRequest, accelerator) -> Path | None:
+    """Fits anew what a model folder keeps of its training X-rays, and nothing else; returns the file, if it wrote it.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        CalibrationError: no training X-rays are given.
+        CorpusError, RadiographError, WriteError: no such split, an X-ray that cannot be read, a full disk.
+    """
+    split, _ = load_split(request.data_dir, request.split, accelerator)
+    model, image_processor = load_checkpoint(request.model)
+    typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, split, accelerator)
+    if typicality is None:
+        raise CalibrationError("--keep_weights: without training X-rays nothing is left to fit (--data_dir, train).")
+    if not accelerator.is_main_process:
+        return None
+    return write_file(Path(request.model, TYPICALITY_FILE), typicality_file(typicality))
+
+
 def _fit_on_training_xrays(request, model, image_processor, split, accelerator) -> Typicality | None:
     """What the checkpoint keeps of its training X-rays; None, with a line that says so, where none are given."""
     training = None
@@ -108,11 +127,4 @@ def _fit_on_training_xrays(request, model, image_processor, split, accelerator) 
     if training is None:
         print("X-rays unlike the training data will not be told: no training X-rays were given.")
         return None
-    training = training.select(range(0, len(training), math.ceil(len(training) / request.typical_xrays)))
-
-    def features(xrays, title):
-        batches = DataLoader(XrayDataset(xrays, image_processor), batch_size=16)
-        return collect_features(model, tqdm(batches, desc=title, unit="batch"))
-
-    unseen = features(split, f"{request.split}, how typical")
-    return fit_typicality(typicality_block(model), features(training, "training X-rays"), unseen)
+    return fit_on_xrays(model, image_processor, training, split, request.typical_xrays)

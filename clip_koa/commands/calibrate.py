@@ -21,29 +21,40 @@ def calibrate(
             help="Training X-rays from which the model learns to tell images unlike them; 0: none.",
         ),
     ] = 2000,
+    keep_weights: Annotated[
+        bool,
+        Option("--keep_weights", help="Learn only what training X-rays look like; leave the rest of the model."),
+    ] = False,
     output: Annotated[Path | None, Option(help="Folder to write to (default: the model's own).")] = None,
 ) -> None:  # fmt: skip
     """Calibrate a model on another split.
 
     The split is one that the model was not trained on. The command divides a temperature into the weights of each
     head, and keeps thresholds of the confidence sets and what training X-rays look like beside them. The model is
-    replaced whole.
+    replaced whole; with --keep_weights it gets a new typicality.safetensors and stays as it is otherwise.
     """
     with importing():
         from accelerate import Accelerator
 
-        from clip_koa.calibration.checkpoint import CalibrationRequest, calibrate_checkpoint
+        from clip_koa.calibration.checkpoint import CalibrationRequest, calibrate_checkpoint, refit_typicality
         from clip_koa.calibration.temperatures import describe
         from clip_koa.evaluation.loading import CheckpointError, split_name
         from clip_koa.locks import WriterLock, only_writer
         from clip_koa.training.checkpoints import save_model_folder
+        from modeling_clip_koa import CalibrationError
 
     request = CalibrationRequest(model, data_dir, split_name(split), level, typical_xrays)
     if not output and not Path(model).is_dir():
         raise CheckpointError(f"--model {model} is no folder to write to: name one by --output.")
+    if keep_weights and output:
+        raise CalibrationError(f"--output {output}: --keep_weights writes into the model's own folder; leave one out.")
     keep_freed_memory()
     accelerator, folder = Accelerator(mixed_precision="no"), output or Path(model)
     with only_writer(accelerator, WriterLock(folder)):
+        if keep_weights:
+            if written := refit_typicality(request, accelerator):
+                print(f"Typicality: {written}")
+            return
         done = calibrate_checkpoint(request, accelerator)
         if accelerator.is_main_process:
             save_model_folder(folder, done.model, done.image_processor, done.tokenizer, done.files)

@@ -7,7 +7,7 @@ number of processes or workers, nor on a stop and a resume.
 import numpy as np
 
 # A new purpose is added at the end: the place of a purpose is part of its streams.
-PURPOSES = ("order", "turns", "augmentation", "flip", "drop path", "patch dropout")
+PURPOSES = ("order", "turns", "augmentation", "flip", "drop path", "patch dropout", "variation", "view")
 _WORD = 2**32
 
 
@@ -16,7 +16,8 @@ def stream(purpose: str, seed: int, epoch: int, index: int = 0) -> np.random.Gen
 
     Args:
         purpose: of `PURPOSES`: the order of an epoch; in which order the X-rays of a grade take turns; how an X-ray is
-            augmented; whether it is mirrored; which blocks, and which patches, it goes without.
+            augmented; whether it is mirrored; which blocks, and which patches, it goes without; how it is varied for
+            typicality, and how a knee is shown as no frontal X-ray shows it.
         seed: of the run.
         epoch: of the training, from 0; of the turns, their round.
         index: of the X-ray in its split; of the turns, the grade.

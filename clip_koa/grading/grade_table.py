@@ -32,6 +32,7 @@ COLUMNS = {
     **{f"box_{edge}": pyarrow.int64() for edge in EDGES},
     "inverted": pyarrow.bool_(),
     "atypicality": pyarrow.float64(),
+    "ways": pyarrow.string(),
     "warning": pyarrow.string(),
     "error": pyarrow.string(),
     "file_bytes": pyarrow.int64(),
@@ -48,7 +49,9 @@ class GradeTableError(CLIPKOAError, ValueError):
 
 
 def table_row(xray: GradedXray) -> dict:
-    """A row of the table; of an X-ray that was not graded, only `file` and `error` are filled.
+    """A row of the table; of an X-ray that could not be read, only `file` and `error` are filled.
+
+    An image that has no KL grade has its reason in `error`, and besides only what is known of it without a grade.
 
     Both are written by `as_text`, so that a name of any bytes is one cell and can be found again. The last three
     columns are left to `GrowingTable`: size and time of the file that was graded, and what graded it.
@@ -58,12 +61,22 @@ def table_row(xray: GradedXray) -> dict:
     mirror image alone would get the same grade. `laterality_assumed`: the knee's side is only that of films as they
     are usually shown. `box_*` bound the knee that was found, in pixels of the upright X-ray. `inverted`: the X-ray was
     taken to show bone dark, and was inverted before it was graded. `atypicality`: share of unseen knees more like the
-    training X-rays.
+    training X-rays. `ways`: codes, a blank between them, of how the X-ray was taken or stored otherwise than those.
     """
-    row = dict.fromkeys(COLUMNS) | {"file": as_text(xray.file), "error": as_text(xray.error) or None}
-    if xray.error:
+    row = dict.fromkeys(COLUMNS) | {"file": as_text(xray.file), "error": as_text(xray.reason) or None}
+    if xray.grade is None:
         return row
     grade = xray.grade
+    row |= {
+        "laterality": xray.laterality or None,
+        "laterality_assumed": grade.side_assumed,
+        **(dict(zip((f"box_{edge}" for edge in EDGES), grade.box, strict=True)) if grade.box else {}),
+        "inverted": grade.inverted,
+        "atypicality": grade.atypicality,
+        "ways": " ".join(grade.ways) or None,
+    }
+    if xray.reason:
+        return row
     row |= {f"probability_{number}": value for number, value in enumerate(grade.probabilities)}
     return row | {
         "grade": grade.grade,
@@ -74,11 +87,6 @@ def table_row(xray: GradedXray) -> dict:
         "set_high": grade.confidence_set[-1] if grade.confidence_set else None,
         "flip_agreement": grade.flip_agreement,
         "entropy": grade.entropy,
-        "laterality": xray.laterality or None,
-        "laterality_assumed": grade.side_assumed,
-        **(dict(zip((f"box_{edge}" for edge in EDGES), grade.box, strict=True)) if grade.box else {}),
-        "inverted": grade.inverted,
-        "atypicality": grade.atypicality,
         "warning": " ".join(xray.warnings) or None,
     }
 

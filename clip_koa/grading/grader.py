@@ -36,12 +36,21 @@ class NoXrays(CLIPKOAError, FileNotFoundError):
 
 @dataclass(frozen=True)
 class GradedXray:
-    """What the model says of one X-ray, or why it could not be read."""
+    """What the model says of one X-ray, or why it could not be read.
+
+    An image that has no KL grade keeps in `grade` what the model would give it; `reason` says why none is to be shown.
+    """
 
     file: str
     grade: Grade | None = None  # None where it could not be read
     laterality: str = ""  # L, R, or B for both knees, where the file or its name tells
-    error: str = ""  # empty where the X-ray was graded
+    error: str = ""  # why it could not be read, or that no knee is in it; else empty
+
+    @property
+    def reason(self) -> str:
+        """Why there is no grade to show; empty where there is one."""
+        refusal = self.grade.refusal if self.grade else ""
+        return self.error or (f"{self.file}: {refusal}" if refusal else "")
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class HeatMaps:
 
     def write(self, xray: GradedXray) -> None:
         """Writes the picture of an X-ray in place of that of an earlier grade, unless it could not be graded."""
-        if xray.error:
+        if xray.reason:
             return
         overlay, content = self.grader.explain(xray).overlay(), io.BytesIO()
         overlay.save(content, "PNG")

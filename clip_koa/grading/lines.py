@@ -16,9 +16,9 @@ def print_grades(grader: Grader, files: list[str], level: float, maps: HeatMaps 
     for xray in grader.grade(files):
         if maps:
             maps.write(xray)
-        if xray.error:
+        if xray.reason:
             unread += 1
-            print(f"{as_text(xray.file):{width}}  not graded: {as_text(xray.error)}")
+            print(f"{as_text(xray.file):{width}}  not graded: {as_text(xray.reason)}")
         else:
             _print_views(xray, width)
             for warning in xray.warnings:

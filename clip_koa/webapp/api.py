@@ -141,8 +141,8 @@ def _choose(readings: list[Reading], side: str) -> Reading:
 
 def _refused(reading: Reading) -> Ungraded:
     grade = reading.xray.grade
-    reason = reading.xray.error or grade.refusal
-    return Ungraded(side=reading.laterality, box=list(grade.box) if grade and grade.box else None, reason=reason)
+    box = list(grade.box) if grade and grade.box else None
+    return Ungraded(side=reading.laterality, box=box, reason=reading.xray.reason)
 
 
 def _answer(reading: Reading) -> KneeAnswer:

@@ -13,6 +13,7 @@ from safetensors.torch import load, save_file
 
 from clip_koa.localisation.fit import new_locator
 from dataset_script.films import compose_film, draw_pairs
+from modeling_clip_koa.frames_clip_koa import inside_of_frames
 from modeling_clip_koa.grading_clip_koa import Beside
 from modeling_clip_koa.localisation_clip_koa import (
     Knee,
@@ -21,7 +22,6 @@ from modeling_clip_koa.localisation_clip_koa import (
     Pyramid,
     cut_knee,
     find_knees,
-    inside_of_frames,
     load_locator,
     locator_file,
     name_sides,

@@ -20,6 +20,7 @@ from clip_koa.grading.grader import Grader, find_xrays
 from clip_koa.publishing.release_check import check_folder, check_loading
 from clip_koa.publishing.renew import renewed_card
 from dataset_script.films import HELD_OUT_LOOK, compose_film, read_pairs
+from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import CLIPKOAForImageClassification
 from studies.framing import overlap
 from studies.other_images import OTHER_IMAGES
@@ -81,11 +82,19 @@ def test_its_card_and_examples_are_those_of_the_project():
     assert "model.grade(xray)" in card.split("**2.")[0]  # first of all
 
 
-def test_it_is_what_predict_takes(run_python, tmp_path):
-    example = RELEASED_MODEL / "examples" / "kl3_left.png"
+def test_it_is_what_predict_takes(grader, run_python, tmp_path):
+    example = ROOT / "examples" / "kl3_left.png"
     run_python("predict.py", "--framing", "as_is", "--output", tmp_path / "grades.jsonl", example)
     row = json.loads((tmp_path / "grades.jsonl").read_text())
-    assert row["probability_3"] == pytest.approx(GOLDEN[example.name]["probabilities"][3], abs=1e-3)
+    assert row["probability_3"] == pytest.approx(grader.grade(Image.open(example)).probabilities[3], abs=1e-5)
+
+
+def test_real_knees_have_a_grade_and_drawings_have_none(grader):
+    """What is refused was never shown to the model: it learned from real X-rays alone."""
+    real = [Image.open(file) for file in sorted((ROOT / "examples").glob("*.png"))]
+    assert len(real) == 10 and not any(grade.refusal or grade.warning for grade in grader.grade(real))
+    for grade in grader.grade([draw_knee(number % 5, "LR"[number % 2], number) for number in range(4)]):
+        assert grade.atypicality == 1.0 and "no frontal knee X-ray" in grade.refusal
 
 
 @pytest.mark.slow

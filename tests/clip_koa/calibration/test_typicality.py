@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from clip_koa.calibration.typicality import fit_typicality
+from clip_koa.calibration.typicality import VARIATIONS, fit_typicality
+from clip_koa.calibration.variations import SMALLEST_SIDE, vary
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee, write_corpus
-from modeling_clip_koa import TYPICALITY_FILE, CalibrationError, CLIPKOAGrader
-from modeling_clip_koa.calibration_clip_koa import read_typicality
+from modeling_clip_koa import TYPICALITY_FILE, WAYS, CalibrationError, CLIPKOAGrader
+from modeling_clip_koa.calibration_clip_koa import read_typicality, typicality_file
 
 
 def _numbers(count, seed):
@@ -59,42 +60,83 @@ def calibrated(model, corpus, tmp_path, run_python):
     return tmp_path / "calibrated"
 
 
-def test_noise_is_warned_of_and_knees_are_not(calibrated, corpus, tmp_path, run_python):
+def test_noise_has_no_grade_and_knees_have_one(calibrated, corpus, tmp_path, run_python):
     tensors = load_file(calibrated / TYPICALITY_FILE)
     width = tensors["mean"].shape[0]
-    assert tensors["precision"].shape == (width, width) and len(tensors["distances"]) == 30
+    assert tensors["precision"].shape == (width, width) and len(tensors["distances"]) == 30 * VARIATIONS
+    assert tensors["bounds"].shape == (len(WAYS), 2)
     noise = np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    draw_knee(2, "L", 12345, 48).save(tmp_path / "knee.png")
-    command = ("predict.py", "--model", calibrated, tmp_path / "noise.png", tmp_path / "knee.png")
-    run_python(*command, "--output", tmp_path / "a.csv")
-    noisy, knee = csv.DictReader((tmp_path / "a.csv").open())
-    assert float(noisy["atypicality"]) == 1.0 and noisy["warning"].startswith("Unlike the knee X-rays")
-    assert float(knee["atypicality"]) < 0.99 and not knee["warning"]
-    assert run_python(*command).stdout.count("Unlike the knee X-rays") == 1
+    knees = [draw_knee(2, "L", 12345, 48), draw_knee(3, "L", 5, 48)]
+    knees[0].save(tmp_path / "knee.png")
+    knees[0].resize((33, 33)).save(tmp_path / "small.png")
+    command = ("predict.py", "--model", calibrated, *(tmp_path / f"{name}.png" for name in ("noise", "knee", "small")))
+    run_python(*command, "--output", tmp_path / "a.csv", expect=1)
+    noisy, knee, small = csv.DictReader((tmp_path / "a.csv").open())
+    assert float(noisy["atypicality"]) == 1.0 and not noisy["grade"] and not noisy["probability_0"]
+    assert "noise.png: This is no frontal knee X-ray" in noisy["error"] and not noisy["warning"]
+    assert float(knee["atypicality"]) < 0.99 and knee["grade"] and not knee["warning"] and not knee["ways"]
+    assert "resolution" in small["ways"].split() and small["grade"] and "resolution" in small["warning"]
+    printed = run_python(*command, expect=1).stdout
+    assert printed.count("no frontal knee X-ray") == 1 and "not graded" in printed
 
     grader = CLIPKOAGrader.from_pretrained(str(calibrated))
-    xray = draw_knee(3, "L", 5, 48)
-    pair = grader.grade([xray, ImageOps.mirror(xray)])
-    assert pair[0].atypicality == pytest.approx(pair[1].atypicality, abs=1e-3)
+    pair = grader.grade([knees[1], ImageOps.mirror(knees[1])])
+    assert pair[0].atypicality == pytest.approx(pair[1].atypicality, abs=1e-3) and pair[0].ways == pair[1].ways
+    assert grader.grade(Image.fromarray(noise)).refusal
 
     checked = run_python(
-        "-m",
-        "studies.typicality_check",
-        "--model",
-        calibrated,
-        "--data_dir",
-        corpus,
-        "--changed",
-        4,
+        "-m", "studies.typicality_check", "--model", calibrated, "--data_dir", corpus, "--knees", 6, "--changed", 4,
         "--json",
-    )
-    kinds = json.loads(checked.stdout[checked.stdout.index("{") :])["kinds"]
-    assert kinds["noise"]["auroc"] == 1.0 and kinds["upside down"]["images"] == 4
+    )  # fmt: skip
+    found = json.loads(checked.stdout[checked.stdout.index("{") :])
+    assert found["others"]["noise"]["refused"] == 1.0 and found["others"]["upside down"]["images"] == 4
+    assert found["knees"]["120 pixels"]["images"] == 6
 
     (calibrated / TYPICALITY_FILE).write_bytes(b"damaged")
     with pytest.raises(CalibrationError, match="is damaged"):
         read_typicality(str(calibrated))
+
+
+def test_the_file_of_an_earlier_version_warns_and_does_not_refuse(calibrated):
+    """It was fitted to X-rays as they are, so it takes another machine's knee for no knee."""
+    tensors = load_file(calibrated / TYPICALITY_FILE)
+    del tensors["bounds"]
+    save_file(tensors, calibrated / TYPICALITY_FILE, {"block": str(read_typicality(str(calibrated)).block)})
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8))
+    grade = CLIPKOAGrader.from_pretrained(str(calibrated)).grade(noise)
+    assert grade.atypicality == 1.0 and not grade.refusal and not grade.ways
+    assert grade.warning == "Unlike the knee X-rays the model was trained on: the grade may mean nothing."
+    before = (calibrated / TYPICALITY_FILE).read_bytes()
+    assert typicality_file(read_typicality(str(calibrated))) == before  # and it stays one where it is copied
+
+
+def test_typicality_is_fitted_anew_and_nothing_else(calibrated, corpus, run_python):
+    def contents():
+        return {file.name: file.read_bytes() for file in calibrated.iterdir() if file.is_file()}
+
+    before = contents()
+    command = ("-m", "clip_koa", "calibrate", "--model", calibrated, "--data_dir", corpus, "--keep_weights")
+    assert "--output" in run_python(*command, "--output", calibrated.parent / "other", expect=2).stderr
+    assert "nothing is left to fit" in run_python(*command, "--typical_xrays", 0, expect=2).stderr
+    assert contents() == before
+    run_python(*command, "--typical_xrays", 20)
+    after = contents()
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == [TYPICALITY_FILE]
+    run_python(*command, "--typical_xrays", 20)
+    assert contents() == after  # every draw is seeded
+
+
+def test_variations_are_seeded_and_keep_a_knee_a_knee():
+    knee = draw_knee(2, "L", 1, 150)
+    varied = [vary(knee, 0, number, 5) for number in range(30)]
+    assert len({picture.tobytes() for picture in varied}) > 25
+    for number, picture in enumerate(varied):
+        assert picture.mode == "L" and min(picture.size) >= SMALLEST_SIDE
+        assert vary(knee, 0, number, 5).tobytes() == picture.tobytes() != vary(knee, 1, number, 5).tobytes() or (
+            picture.tobytes() == knee.tobytes()
+        )
 
 
 def test_without_training_xrays_nothing_is_said(model, corpus, tmp_path, run_python):

@@ -145,5 +145,6 @@ def test_an_installed_package_without_the_checkout(installed, tmp_path):
             f"clip-koa {command[0]}: no released model lies beside the code: name one by --model, a model folder or a "
             "Hub id."
         ]
-    printed = run("grade", "--model", ROOT / "models" / "clip-koa-small", "--framing", "as_is", "knees").stdout
+    xrays = [ROOT / "examples" / f"kl2_{side}.png" for side in ("left", "right")]
+    printed = run("grade", "--model", ROOT / "models" / "clip-koa-small", "--framing", "as_is", *xrays).stdout
     assert printed.count(".png") == 2 and "not for diagnosis" in printed
