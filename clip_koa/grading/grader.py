@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from clip_koa.grading.model_loading import CheckpointError, load_checkpoint
 from clip_koa.grading.onnx_network import ExportedModel
+from clip_koa.grading.polarity import is_doubtful, negative, unlikeness
 from clip_koa.grading.precision import set_precision
 from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
@@ -22,7 +23,6 @@ from modeling_clip_koa.calibration_clip_koa import ATYPICAL
 from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 
 BATCH_SIZE = 16
-FRAMED_ASPECT = 1.1  # a crop is no longer than this for its width
 BACKENDS = ("pytorch", "onnx")
 FRAMINGS = ("auto", "as_is")
 NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
@@ -190,13 +190,13 @@ class Grader:
         if "as_is" in (framing or self.framing, self.framing):
             grades = self._grade_images([radiograph.image for radiograph in radiographs])
             return [(radiograph, [grade]) for radiograph, grade in zip(radiographs, grades, strict=True)]
-        films = self._find_and_grade([_negative(one) if _is_doubtful(one) else one for one in radiographs])
+        films = self._find_and_grade([negative(one) if is_doubtful(one) else one for one in radiographs])
         for place, (judged, (radiograph, grades)) in enumerate(zip(radiographs, films, strict=True)):
-            is_sure = grades and not (judged.inverted and _unlikeness(grades) >= ATYPICAL)
+            is_sure = grades and not (judged.inverted and unlikeness(grades) >= ATYPICAL)
             if is_sure or self.keep_polarity or radiograph.is_dicom:
                 continue
-            ((other, found),) = self._find_and_grade([_negative(radiograph)])
-            if (len(found), -_unlikeness(found)) > (len(grades), -_unlikeness(grades)):
+            ((other, found),) = self._find_and_grade([negative(radiograph)])
+            if (len(found), -unlikeness(found)) > (len(grades), -unlikeness(grades)):
                 films[place] = other, found
         return films
 
@@ -228,20 +228,6 @@ class Grader:
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
         side = grade.side or radiograph.laterality or ""
         return GradedXray(file, replace(grade, inverted=radiograph.inverted), side)
-
-
-def _negative(radiograph: Radiograph) -> Radiograph:
-    return replace(radiograph, image=ImageOps.invert(radiograph.image), inverted=not radiograph.inverted)
-
-
-def _is_doubtful(radiograph: Radiograph) -> bool:
-    """Whether the reader inverted what has not the shape of a crop."""
-    return radiograph.inverted and max(radiograph.image.size) > FRAMED_ASPECT * min(radiograph.image.size)
-
-
-def _unlikeness(grades: list[Grade]) -> float:
-    """How unlike the training X-rays the least typical of some knees is, 0..1."""
-    return max((grade.atypicality or 0.0 for grade in grades), default=1.0)
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[str]:

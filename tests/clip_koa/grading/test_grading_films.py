@@ -130,8 +130,9 @@ def test_a_model_that_finds_no_knees_says_so(films, model, capsys, monkeypatch):
 def test_a_heat_map_for_each_knee(films, model, tmp_path):
     arguments = ["grade", "--model", model, "--explain", tmp_path / "maps", "--output", tmp_path / "grades.csv"]
     assert main([*arguments, films]) == 1
-    maps = {path.name.split("-")[0]: [] for path in (tmp_path / "maps").iterdir()}
-    for path in sorted((tmp_path / "maps").iterdir()):
+    pictures = sorted(path for path in (tmp_path / "maps").iterdir() if path.name != "overview.png")
+    maps = {path.name.split("-")[0]: [] for path in pictures}
+    for path in pictures:
         maps[path.name.split("-")[0]].append(path)
     assert {name: len(paths) for name, paths in maps.items()} == {"a_both": 2, "b_one": 1, "d_framed": 1}
     assert ["-L-" in path.name for path in maps["a_both"]] == [True, False]
@@ -153,16 +154,12 @@ def test_a_film_that_was_taken_for_a_negative_is_set_right_where_more_knees_are_
 
     right = read_radiograph(films / "a_both.png")
     wrong = replace(right, image=ImageOps.invert(right.image), inverted=True)
-    monkeypatch.setattr(
-        grading_clip_koa,
-        "find_knees",
-        lambda model, locator, pictures: [
-            _halves(model, locator, [picture])[0][
-                : None if picture.tobytes() == right.image.tobytes() else in_negative
-            ]
-            for picture in pictures
-        ],
-    )
+
+    def find(model, locator, pictures):
+        found = zip(pictures, _halves(model, locator, pictures), strict=True)
+        return [knees if one.tobytes() == right.image.tobytes() else knees[:in_negative] for one, knees in found]
+
+    monkeypatch.setattr(grading_clip_koa, "find_knees", find)
     monkeypatch.setattr("clip_koa.grading.grader.read_radiograph", lambda *_, **__: wrong)
     grader = Grader(str(model), framing="auto")
     found, (first, second) = grader.grade_radiograph(wrong)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,7 @@ def test_a_knee_that_is_forgotten_while_it_is_graded_anew_stays_forgotten():
         turns.close()
         return visit, gone, kept
 
-    visit, gone, kept = asyncio.run(play())
+    with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in this one
+        visit, gone, kept = thread.submit(lambda: asyncio.run(play())).result()
     assert isinstance(gone, Refusal) and gone.code == "ended" and kept.status_code == 200
     assert [(reading.laterality, reading.knee.box[0]) for reading in visit.readings.values()] == [("L", 10)]
