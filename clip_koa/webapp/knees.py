@@ -64,8 +64,11 @@ def with_box(readings: list[Reading], placed: Reading, moved: Reading | None = N
     Raises:
         Refusal: the film has two knees already.
     """
-    if moved:
-        return [placed if reading is moved else reading for reading in readings]
+    if moved:  # its side may have been told anew meanwhile
+        return [
+            _with_side(placed, reading.knee, reading.place) if reading.id == moved.id else reading
+            for reading in readings
+        ]
     knees = [reading for reading in readings if reading.knee]
     if len(knees) >= MOST_KNEES:
         raise Refusal("box_refused", 400)

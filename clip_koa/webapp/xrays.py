@@ -20,7 +20,6 @@ from clip_koa.webapp.turns import Turns
 from clip_koa.webapp.uploads import plain_name
 from clip_koa.webapp.visits import Refusal, Visit, Visits
 from dataset_script.radiograph import Radiograph, RadiographError, read_radiograph
-from modeling_clip_koa import Explanation
 
 _UPLOAD_SECONDS = 300  # an upload that takes longer is given up
 _REPORTS = {"html": (render_html, "text/html; charset=utf-8"), "pdf": (render_pdf, "application/pdf")}
@@ -132,8 +131,7 @@ class Xrays:
         """The heat map to lay over the X-ray."""
         visit = self.visits.find(token)
         reading = self._find(visit, xray, graded=True)
-        layer = await self._run(visit, lambda: heat_layer(self._explain(reading, against)), urgent=True)
-        return as_png(layer)
+        return as_png(await self._map(visit, reading, against, heat_layer))
 
     async def report(
         self, token: str, xray: str, kind: str, lang: str = "en", against: int | None = None, side: str | None = None
@@ -145,7 +143,7 @@ class Xrays:
             return Response(status_code=404)
         render, media_type = _REPORTS[kind]
         laterality = side if side in ("", "L", "R") and reading.laterality != "B" else reading.laterality
-        explanation = await self._run(visit, lambda: self._explain(reading, against), urgent=True)
+        explanation = await self._map(visit, reading, against)
         language = lang if lang in LANGUAGES else "en"
         report = Report(reading, explanation, self.model, language, laterality)
         content = await asyncio.to_thread(render, report)
@@ -164,6 +162,21 @@ class Xrays:
         knees = await asyncio.to_thread(lambda: [describe(one, self.crop_share, can_find) for one in readings])
         return JSONResponse({"knees": knees})
 
+    async def _map(self, visit: Visit, reading: Reading, against: int | None, finish=lambda explanation: explanation):
+        """A heat map, and what `finish` makes of it.
+
+        Raises:
+            Refusal: as `_run`, or a grade that cannot be compared, of a request by hand.
+        """
+
+        def explain():
+            try:
+                return finish(self.grader.explain_picture(reading.image, reading.xray.grade.grade, against))
+            except ValueError as error:
+                raise Refusal("heat_failed", 400) from error
+
+        return await self._run(visit, explain, urgent=True)
+
     async def _run(self, visit: Visit, job, *, urgent: bool = False):
         """What a job gives when its turn has come.
 
@@ -177,8 +190,8 @@ class Xrays:
             if not turn.cancelled():
                 raise
             raise Refusal("ended", 410) from error
-        except ValueError as error:  # a grade that cannot be compared, of a request by hand
-            raise Refusal("heat_failed", 400) from error
+        except Refusal:
+            raise
         except Exception as error:
             _LOG.exception("An X-ray could not be graded.")
             raise Refusal("failed", 500) from error
@@ -188,9 +201,6 @@ class Xrays:
             return read_film(self.grader, Film(read_radiograph(content, name=name), number), framing)
         except RadiographError as error:
             return [Reading(GradedXray(name, error=str(error)))]
-
-    def _explain(self, reading: Reading, against: int | None) -> Explanation:
-        return self.grader.explain_picture(reading.image, reading.xray.grade.grade, against)
 
     def _find(self, visit: Visit, xray: str, *, graded: bool = False) -> Reading:
         reading = visit.readings.get(xray)

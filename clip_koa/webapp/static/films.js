@@ -13,10 +13,10 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const same = (one, other) => one?.every((edge, place) => edge === other?.[place]);
 
 export class FilmView {
-  // `page` has items, url(item), ask(item, path), take(item, knees), choose(item), settled(item), busy(words), failed(words).
+  // `page` has items, url(item), ask(item, path), take(item, knees), choose(item), settled(item, focus), busy(item, words), failed(error).
   constructor(item, page) {
     Object.assign(this, { item, page, box: null, moving: false, sending: false, news: false });
-    this.picture = h("img", { src: `${page.url(item)}/film.png`, alt: t("film_alt", { name: item.name }), draggable: "false" });
+    this.picture = h("img", { src: `${page.url(item)}/film.png`, draggable: "false" });
   }
 
   // The box as it stands on the screen, which the server may not know yet.
@@ -29,6 +29,7 @@ export class FilmView {
     const { facts } = item;
     const [width, height] = facts.film_size;
     const knees = siblings(item, page.items).filter((other) => other.facts.box);
+    this.picture.alt = t("film_alt", { name: item.name });
     this.mark = facts.box ? this.ownBox() : null;
     this.stage = h("div", { class: "film-stage" }, this.picture, knees.filter((other) => other !== item).map((other) => this.otherBox(other)), this.mark);
     this.stage.style.aspectRatio = `${width} / ${height}`;
@@ -181,7 +182,7 @@ export class FilmView {
     try {
       while (this.box && !this.moving && !same(this.box, item.facts.box)) {
         const asked = this.box;
-        page.busy(t("regrading"));
+        page.busy(item, t("regrading"));
         const answer = await page.ask(item, `box?${edges(asked)}`);
         if (!answer) return;
         page.take(item, answer.knees);
@@ -204,7 +205,7 @@ export class FilmView {
     const { item, page } = this;
     const before = siblings(item, page.items).map((other) => other.facts.id);
     try {
-      page.busy(t("regrading"));
+      page.busy(item, t("regrading"));
       const answer = await page.ask(item, `box?${edges(box)}&new=true`);
       if (!answer) return;
       page.settled(page.take(item, answer.knees).find((other) => !before.includes(other.facts.id)), "box");
@@ -221,7 +222,7 @@ export function framingChoice(item, page) {
   const choices = [["auto", t("framing_auto")], ["as_is", t("framing_as_is")]];
   return radios("framing", t("framing_here"), choices, facts.framing, async (to) => {
     try {
-      page.busy(t("progress", { done: 0, all: 1 }));
+      page.busy(item, t("progress", { done: 0, all: 1 }));
       const answer = await page.ask(item, `framing?to=${to}`);
       if (answer) page.settled(page.take(item, answer.knees)[0]);
     } catch (error) {

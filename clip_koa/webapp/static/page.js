@@ -27,8 +27,8 @@ const page = {
   },
   ask,
   take: (item, knees) => takeKnees(page, item, knees, newKey),
-  busy(words) {
-    find("#card .card")?.classList.add("stale");
+  busy(item, words) {
+    if (page.chosen === item) find("#card .card")?.classList.add("stale");
     announce(words);
   },
   settled(item, focus) {
@@ -147,7 +147,8 @@ function ask(item, path) {
     return isThere ? post(`${page.url(item)}/${path}`) : undefined;
   });
   page.asked.set(film, asked);
-  return asked.then((answer) => (page.items.includes(item) ? answer : undefined));
+  const isHere = () => page.items.includes(item);
+  return asked.then((answer) => (isHere() ? answer : undefined), (error) => (isHere() ? Promise.reject(error) : undefined));
 }
 
 function arrived(item) {

@@ -176,6 +176,25 @@ def test_forgetting_one_knee_keeps_the_other(film_page, film):
     assert film_page.locator("#list tbody tr").count() == 0
 
 
+def test_a_knee_that_is_forgotten_while_it_is_graded_anew_does_no_harm(browser, films, film):
+    with visiting(browser, films.url) as page:
+        held = []
+        page.route("**/box?*", lambda route: held.append(route))
+        upload(page, film())
+        page.get_by_role("button", name="Move the box up").click()
+        page.locator("#card .stale").wait_for()
+        page.get_by_role("button", name="Show the other knee").click()
+        assert page.locator("#card .stale").count() == 0  # the other knee's answer stands
+        page.get_by_role("radio", name="Show both.png, right knee").check()
+        page.get_by_role("button", name="Forget this X-ray").click()
+        with page.expect_response("**/box?*") as answer:
+            held[0].continue_()
+        assert answer.value.status == 410
+        page.get_by_role("button", name="Move the box up").wait_for()
+        assert page.locator("#card .card").get_attribute("aria-label") == "both.png"
+        assert page.locator(".ended").count() == 0  # the visit goes on
+
+
 @pytest.mark.parametrize("width", [375, 820])
 def test_a_film_fits_a_small_screen(browser, films, film, width):
     touch = {"is_mobile": True, "has_touch": True, "viewport": {"width": width, "height": 800}}

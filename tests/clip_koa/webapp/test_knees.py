@@ -78,6 +78,9 @@ def test_a_box_beside_another_tells_the_sides_anew():
     assert after[1].id == readings[0].id
     with pytest.raises(Refusal, match="box_refused"):
         with_box(after, added)
+    # The first one was moved while the other was placed: it has the side that it has now.
+    moved = grade_box(grader, readings[0].film, (210, 50, 310, 150), readings[0])
+    assert sides(with_box(after, moved, readings[0])) == [("R", 20, 0), ("L", 210, 1)]
 
 
 def test_a_box_where_no_knee_was_found_takes_the_place_of_that_answer():
