@@ -36,7 +36,7 @@ _ANY = 1e6  # beyond every measure
 def typicality_block(model: CLIPKOAForImageClassification) -> int:
     """The block whose patches are looked at: the last of the tower's lower half.
 
-    Of six blocks tried on real X-rays it told all kinds of other images best (docs/typicality.md).
+    Of six blocks tried on real X-rays it told other images best (docs/notebook/typicality_trials.md).
     """
     return max(0, model.config.vision_config.num_hidden_layers // 2 - 1)
 

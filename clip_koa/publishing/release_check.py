@@ -29,7 +29,7 @@ MODEL_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "prompts_clip_koa.py", "configuration_clip_koa.py", "losses_clip_koa.py", "modeling_clip_koa.py",
     "preprocessing_clip_koa.py", "tensors_clip_koa.py", "calibration_clip_koa.py", "explanation_clip_koa.py",
-    "grading_clip_koa.py", "transformers4_clip_koa.py",
+    "grading_clip_koa.py", "transformers4_clip_koa.py", "appearance_clip_koa.py", "frames_clip_koa.py",
     "localisation_clip_koa.py", "metrics.json", "calibration.json", "localisation.safetensors",
     "typicality.safetensors", "handler.py", "requirements.txt",
     "figures/learning_curves.png",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-from clip_koa.calibration.typicality import VARIATIONS, fit_typicality
+from clip_koa.calibration.typicality import fit_typicality
 from clip_koa.calibration.variations import SMALLEST_SIDE, vary
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee, write_corpus
@@ -63,7 +63,7 @@ def calibrated(model, corpus, tmp_path, run_python):
 def test_noise_has_no_grade_and_knees_have_one(calibrated, corpus, tmp_path, run_python):
     tensors = load_file(calibrated / TYPICALITY_FILE)
     width = tensors["mean"].shape[0]
-    assert tensors["precision"].shape == (width, width) and len(tensors["distances"]) == 30 * VARIATIONS
+    assert tensors["precision"].shape == (width, width) and len(tensors["distances"]) == 30
     assert tensors["bounds"].shape == (len(WAYS), 2)
     noise = np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
@@ -101,7 +101,8 @@ def test_noise_has_no_grade_and_knees_have_one(calibrated, corpus, tmp_path, run
 def test_the_file_of_an_earlier_version_warns_and_does_not_refuse(calibrated):
     """It was fitted to X-rays as they are, so it takes another machine's knee for no knee."""
     tensors = load_file(calibrated / TYPICALITY_FILE)
-    del tensors["bounds"]
+    for name in ("bounds", "direction", "offset"):
+        del tensors[name]
     save_file(tensors, calibrated / TYPICALITY_FILE, {"block": str(read_typicality(str(calibrated)).block)})
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8))
     grade = CLIPKOAGrader.from_pretrained(str(calibrated)).grade(noise)
