@@ -87,6 +87,21 @@ def read_identity(source: str | Path | bytes) -> tuple[str | None, str | None]:
     return (read_text(dataset, "PatientID"), _laterality(dataset)) if dataset else (None, None)
 
 
+def read_study(source: str | Path | bytes) -> tuple[str | None, str | None, str | None]:
+    """The patient id, the study's UID and the side ("L", "R" or "B") of a DICOM file, without reading its pixels.
+
+    Args:
+        source: as of `read_identity`.
+
+    Raises:
+        Refusal: as `read_identity`.
+    """
+    dataset = _parse_header(source, ["PatientID", "StudyInstanceUID", "ImageLaterality", "Laterality"])
+    if not dataset:
+        return None, None, None
+    return read_text(dataset, "PatientID"), read_text(dataset, "StudyInstanceUID"), _laterality(dataset)
+
+
 def count_pixels(source: str | Path | bytes) -> int:
     """How many pixels a DICOM file says that it has, without reading them; 0 where it does not say.
 

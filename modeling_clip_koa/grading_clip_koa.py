@@ -19,6 +19,7 @@ from .calibration_clip_koa import (
     Typicality,
     confidence_sets,
     file_beside,
+    pair_prior,
     read_calibration,
     read_typicality,
     threshold_at,
@@ -68,6 +69,12 @@ class Grade:
     box: tuple[int, int, int, int] | None = None  # of a knee that was found: left, top, right, bottom, in pixels
     angle: float = 0.0  # degrees by which that knee leaned clockwise, where it was set upright
     outside: float = 0.0  # share of the box that lies outside of the image, 0..1
+    single_probabilities: tuple[float, ...] = ()  # of this knee alone, where `combine_knees` combined it; else empty
+
+    @property
+    def combined(self) -> bool:
+        """Whether the grade is read from both knees of a person together."""
+        return bool(self.single_probabilities)
 
     @property
     def warning(self) -> str:
@@ -310,6 +317,36 @@ class GradesXrays:
             grades += [replace(grade, inverted=inverted) for grade, (_, inverted) in zip(batch, read, strict=True)]
         return grades
 
+    def combine_knees(self, one: Grade, other: Grade, level: float = 0.9) -> tuple[Grade, Grade]:
+        """The grades of a person's two knees, each with what the other shows; which comes first makes no difference.
+
+        Grade, probabilities and confidence set become those of `PairPrior.combine`; `single_probabilities` keeps the
+        knee's own. What is of the two views alone, and of the image, stays. A knee that the border cuts off tells
+        nothing of the other: such two stay as they are.
+
+        Args:
+            one, other: as `grade` or `grade_film` gives them.
+            level: how often the confidence sets are to hold the true grade.
+
+        Raises:
+            CalibrationError: a checkpoint that keeps no pair prior, or a level for which it keeps no threshold.
+        """
+        calibration, knees = self.beside.calibration, (one, other)
+        prior, threshold = pair_prior(calibration), threshold_at(calibration["pairs"], level)
+        if max(knee.outside for knee in knees) > MOST_OUTSIDE:
+            return knees
+        alone = [knee.single_probabilities or knee.probabilities for knee in knees]
+        together = torch.stack(prior.combine(*(torch.tensor(own, dtype=torch.float64) for own in alone)))
+        rows = zip(knees, alone, together.argmax(-1).tolist(), together.tolist(),
+                   confidence_sets(together, threshold), strict=True)  # fmt: skip
+        return tuple(
+            replace(
+                knee, grade=grade, name=self.config.id2label[grade], meaning=GRADE_MEANINGS[grade],
+                probabilities=tuple(shares), confidence_set=found, single_probabilities=own,
+            )
+            for knee, own, grade, shares, found in rows
+        )  # fmt: skip
+
     def find_knees(self, image: Image.Image, keep_polarity: bool = False, sides: str = "") -> list[Knee]:
         """The knees in an X-ray of any size, with frames, of one knee or of both; right knee first.
 
@@ -329,7 +366,12 @@ class GradesXrays:
         return self._read_film(image, keep_polarity, sides)[1]
 
     def grade_film(
-        self, image: Image.Image, keep_polarity: bool = False, level: float = 0.9, sides: str = ""
+        self,
+        image: Image.Image,
+        keep_polarity: bool = False,
+        level: float = 0.9,
+        sides: str = "",
+        pairs: bool = False,
     ) -> list[Grade]:
         """Grades each knee of an X-ray that need not be cropped: one `Grade` a knee, with side and box, right first.
 
@@ -338,15 +380,16 @@ class GradesXrays:
         Args:
             image, keep_polarity, level: see `grade`.
             sides: see `find_knees`.
+            pairs: combine the grades of two knees, as `combine_knees` does.
 
         Returns:
             Nothing where there is no frontal knee.
 
         Raises:
-            ValueError, CalibrationError: as in `grade`.
+            ValueError, CalibrationError: as in `grade`, and in `combine_knees`.
             LocalisationError: as in `find_knees`.
         """
-        return self.grade_films([image], keep_polarity, level, [sides])[0]
+        return self.grade_films([image], keep_polarity, level, [sides], pairs)[0]
 
     def grade_films(
         self,
@@ -354,6 +397,7 @@ class GradesXrays:
         keep_polarity: bool = False,
         level: float = 0.9,
         sides: Sequence[str] | None = None,
+        pairs: bool = False,
     ) -> list[list[Grade]]:
         """`grade_film` of each image, in batches; `sides` (one text for each image) is nowhere known by default."""
         sides = [""] * len(images) if sides is None else sides
@@ -363,7 +407,10 @@ class GradesXrays:
         for start in range(0, len(pictures), _BATCH_SIZE):
             grades += self._grade_pictures(pictures[start : start + _BATCH_SIZE], level)
         rest = iter(grades)
-        return [[_of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
+        graded = [[_of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
+        if pairs:
+            return [list(self.combine_knees(*two, level)) if len(two) == 2 else two for two in graded]
+        return graded
 
     def _read_film(self, image: Image.Image, keep_polarity: bool, sides: str):
         """The picture of an X-ray, the knees in it, and whether it was inverted."""
