@@ -363,7 +363,7 @@ class GradesXrays:
             ValueError: an image that `grade` refuses, or other sides.
             LocalisationError: a checkpoint to which no locator was fitted, or a damaged one.
         """
-        return self._read_film(image, keep_polarity, sides)[1]
+        return self._read_films([image], keep_polarity, [sides])[0][1]
 
     def grade_film(
         self,
@@ -401,7 +401,7 @@ class GradesXrays:
     ) -> list[list[Grade]]:
         """`grade_film` of each image, in batches; `sides` (one text for each image) is nowhere known by default."""
         sides = [""] * len(images) if sides is None else sides
-        films = [self._read_film(image, keep_polarity, known) for image, known in zip(images, sides, strict=True)]
+        films = self._read_films(images, keep_polarity, sides)
         pictures = [cut_knee(picture, knee) for picture, knees, _ in films for knee in knees]
         grades = []
         for start in range(0, len(pictures), _BATCH_SIZE):
@@ -412,19 +412,25 @@ class GradesXrays:
             return [list(self.combine_knees(*two, level)) if len(two) == 2 else two for two in graded]
         return graded
 
-    def _read_film(self, image: Image.Image, keep_polarity: bool, sides: str):
-        """The picture of an X-ray, the knees in it, and whether it was inverted."""
-        if sides not in KNOWN_SIDES:
-            raise ValueError(f"sides={sides!r}: use one of {', '.join(map(repr, KNOWN_SIDES))}.")
+    def _read_films(self, images: Sequence[Image.Image], keep_polarity: bool, sides: Sequence[str]):
+        """For each X-ray its picture, the knees in it, and whether it was inverted."""
+        for known in sides:
+            if known not in KNOWN_SIDES:
+                raise ValueError(f"sides={known!r}: use one of {', '.join(map(repr, KNOWN_SIDES))}.")
         locator = self.beside.locator
-        picture, inverted = read_picture(image, keep_polarity=keep_polarity)
-        (knees,) = find_knees(self, locator, [picture])
-        if not knees and not keep_polarity:  # which polarity a film has, only its knees tell
-            other = ImageOps.invert(picture)
-            (knees,) = find_knees(self, locator, [other])
+        read = [read_picture(image, keep_polarity=keep_polarity) for image in images]
+        found = find_knees(self, locator, (picture for picture, _ in read))
+        # Which polarity a film has, only its knees tell.
+        unclear = [] if keep_polarity else [number for number, knees in enumerate(found) if not knees]
+        others = find_knees(self, locator, (ImageOps.invert(read[number][0]) for number in unclear))
+        for number, knees in zip(unclear, others, strict=True):
             if knees:
-                picture, inverted = other, not inverted
-        return picture, name_sides(knees, sides), inverted
+                picture, inverted = read[number]
+                read[number], found[number] = (ImageOps.invert(picture), not inverted), knees
+        return [
+            (picture, name_sides(knees, known), inverted)
+            for (picture, inverted), knees, known in zip(read, found, sides, strict=True)
+        ]
 
     def explain(
         self, image: Image.Image, grade: int | None = None, against: int | None = None, keep_polarity: bool = False

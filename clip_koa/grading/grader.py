@@ -1,6 +1,7 @@
 """From X-ray files to grades: one reader for all formats, then the model's own `grade`."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 BATCH_SIZE = 16
 BACKENDS = ("pytorch", "onnx")
 FRAMINGS = ("auto", "as_is")
+_MOST_PIXELS = 32_000_000  # read before they are graded: a batch of large films would fill the memory
 NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
 
 logger = logging.getLogger(__name__)
@@ -187,19 +189,29 @@ class Grader:
 
     def _grade_batch(self, files: list) -> list[list[GradedXray]]:
         """For each file its X-ray, or one for each knee in it."""
-        radiographs, graded = {}, {}
-        for index, file in enumerate(files):
+        entries: list[list[GradedXray]] = []
+        waiting, pixels = [], 0
+        for place, file in enumerate(files):
             try:
-                radiographs[index] = read_radiograph(file, keep_polarity=self.keep_polarity)
+                waiting.append((place, read_radiograph(file, keep_polarity=self.keep_polarity)))
+                pixels += math.prod(waiting[-1][1].image.size)
+                entries.append([])
             except RadiographError as error:
-                graded[index] = [GradedXray(str(file), error=str(error))]
-        films = self._grade_films(list(radiographs.values()))
-        for (index, radiograph), grades in zip(radiographs.items(), films, strict=True):
-            name = str(files[index])
-            graded[index] = [self._graded(name, radiograph, grade) for grade in grades]
+                entries.append([GradedXray(str(file), error=str(error))])
+            if pixels >= _MOST_PIXELS or place == len(files) - 1:
+                self._fill(entries, files, waiting)
+                waiting, pixels = [], 0
+        return entries
+
+    def _fill(self, entries: list[list[GradedXray]], files: list, waiting: list[tuple[int, Radiograph]]) -> None:
+        """Grades radiographs that were read, and puts them in their files' places among the entries."""
+        films = self._grade_films([radiograph for _, radiograph in waiting]) if waiting else []
+        for (place, radiograph), grades in zip(waiting, films, strict=True):
+            name = str(files[place])
+            entries[place] = [self._graded(name, radiograph, grade) for grade in grades]
             if not grades:
-                graded[index] = [GradedXray(name, laterality=radiograph.laterality or "", error=f"{name}: {NO_KNEE}")]
-        return [graded[index] for index in range(len(files))]
+                side = radiograph.laterality or ""
+                entries[place] = [GradedXray(name, laterality=side, error=f"{name}: {NO_KNEE}")]
 
     @staticmethod
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:

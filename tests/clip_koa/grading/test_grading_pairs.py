@@ -267,10 +267,8 @@ def test_both_knees_of_a_film(film, model, tmp_path):
 
 def test_a_knee_that_is_cut_off_tells_nothing(film, model, monkeypatch):
     loaded = Grader(str(model)).model
-    monkeypatch.setattr(
-        grading_clip_koa, "find_knees",
-        lambda model, locator, pictures: [[Knee((0, 0, SIDE, SIDE), outside=0.3), Knee((SIDE, 0, 2 * SIDE, SIDE))]],
-    )  # fmt: skip
+    knees = [Knee((0, 0, SIDE, SIDE), outside=0.3), Knee((SIDE, 0, 2 * SIDE, SIDE))]
+    monkeypatch.setattr(grading_clip_koa, "find_knees", lambda model, locator, pictures: [knees for _ in pictures])
     assert not any(grade.combined for grade in loaded.grade_film(Image.open(film), pairs=True))
 
 
