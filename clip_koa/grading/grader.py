@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip_koa.grading.model_loading import CheckpointError, load_checkpoint
 from clip_koa.grading.onnx_network import ExportedModel
@@ -170,7 +170,10 @@ class Grader:
         Raises:
             ValueError: a grade that the model does not give, or the X-ray's own.
         """
-        picture = read_radiograph(xray.file, keep_polarity=self.keep_polarity).image
+        radiograph = read_radiograph(xray.file, keep_polarity=self.keep_polarity)
+        picture = radiograph.image
+        if radiograph.inverted != xray.grade.inverted:  # only its knees told its polarity
+            picture = ImageOps.invert(picture)
         if xray.grade.box:
             picture = cut_knee(picture, Knee(xray.grade.box, angle=xray.grade.angle))
         return self.explain_picture(picture, xray.grade.grade, against)
@@ -185,7 +188,16 @@ class Grader:
         if self.framing == "as_is":
             return [[grade] for grade in self._grade_images(images)]
         sides = [radiograph.laterality if radiograph.laterality in ("L", "R") else "" for radiograph in radiographs]
-        return self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
+        films = self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
+        # The reader knows which crops show bone dark. Of a film only its knees tell, unless its file does.
+        for number, radiograph in enumerate(radiographs):
+            if not (films[number] or radiograph.is_dicom or self.keep_polarity):
+                other = [ImageOps.invert(images[number])]
+                (grades,) = self.model.grade_films(
+                    other, keep_polarity=True, level=self.level, sides=sides[number:][:1]
+                )
+                films[number] = [replace(grade, inverted=True) for grade in grades]
+        return films
 
     def _grade_batch(self, files: list) -> list[list[GradedXray]]:
         """For each file its X-ray, or one for each knee in it."""
@@ -216,7 +228,7 @@ class Grader:
     @staticmethod
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
         side = grade.side or radiograph.laterality or ""
-        return GradedXray(file, replace(grade, inverted=radiograph.inverted), side)
+        return GradedXray(file, replace(grade, inverted=radiograph.inverted != grade.inverted), side)
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[str]:
