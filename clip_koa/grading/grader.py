@@ -192,10 +192,8 @@ class Grader:
         # The reader knows which crops show bone dark. Of a film only its knees tell, unless its file does.
         for number, radiograph in enumerate(radiographs):
             if not (films[number] or radiograph.is_dicom or self.keep_polarity):
-                other = [ImageOps.invert(images[number])]
-                (grades,) = self.model.grade_films(
-                    other, keep_polarity=True, level=self.level, sides=sides[number:][:1]
-                )
+                other = ImageOps.invert(images[number])
+                grades = self.model.grade_film(other, keep_polarity=True, level=self.level, sides=sides[number])
                 films[number] = [replace(grade, inverted=True) for grade in grades]
         return films
 

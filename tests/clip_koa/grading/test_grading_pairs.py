@@ -14,6 +14,7 @@ from clip_koa.commands import main
 from clip_koa.grading.grade_table import list_parts, read_rows
 from clip_koa.grading.grader import Grader
 from clip_koa.grading.pairs import PairedFiles, pair_files
+from dataset_script.names import CorpusError
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import grading_clip_koa
 from modeling_clip_koa.calibration_clip_koa import PairPrior
@@ -218,6 +219,32 @@ def test_visits_are_told_by_their_folders(tmp_path, monkeypatch):
     }
     assert not pair_files([files[0], "00/9000001L_2.png", files[1]]).firsts
     assert not pair_files(["00/9000001.png", files[0]]).firsts
+
+
+def test_a_table_beside_the_files_tells(tmp_path, model):
+    """As `clip-koa frame` writes it: the names tell nothing, and a person comes twice."""
+    corpus = tmp_path / "corpus"
+    (corpus / "xrays").mkdir(parents=True)
+    rows = [
+        ("a", "P1", "R", "00"),
+        ("b", "P1", "L", "12"),
+        ("c", "P1", "L", "00"),
+        ("d", "", "L", ""),
+        ("e", "P1", "R", "12"),
+    ]
+    lines = ["file_name,label,person_id,laterality,visit"]
+    for number, (name, person, side, visit) in enumerate(rows):
+        draw_knee(number % 5, "R", number, image_size=SIDE).save(corpus / "xrays" / f"{name}.png")
+        lines.append(f"xrays/{name}.png,0,{person},{side},{visit}")
+    (corpus / "metadata.csv").write_text("\n".join(lines))
+    table = tmp_path / "grades.csv"
+    assert main(["grade", "--model", model, "--pairs", "--output", table, corpus / "xrays"]) == 0
+    found = {name: (row["paired_with"] or "")[-5:] for name, row in _rows(table).items()}
+    assert found == {"a.png": "c.png", "c.png": "a.png", "b.png": "e.png", "e.png": "b.png", "d.png": ""}
+    assert "P1" not in table.read_text()
+    (corpus / "metadata.csv").write_text("file_name,label\nxrays/a.png,0")
+    with pytest.raises(CorpusError, match="metadata.csv has no column"):
+        pair_files([str(corpus / "xrays" / "a.png")])
 
 
 def test_shares_are_whole():
