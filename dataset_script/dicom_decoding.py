@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dataset_script.dicom_elements import need_integer, read_code, read_integer, read_type
-from dataset_script.pixels import Refusal, check_size
+from dataset_script.pixels import MAX_DEEP_PIXELS, MAX_PIXELS, Refusal, check_size
 
 MISSING_EXTRA = "is DICOM, which needs the extra `dicom`: pip install 'clip-koa[dicom]'."
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -81,7 +81,7 @@ def read_pixel_format(dataset) -> PixelFormat:
     if photometric not in _SAMPLES:
         raise Refusal(f"has the photometric interpretation {photometric}, which is unknown here.")
     rows, columns = need_integer(dataset, "Rows"), need_integer(dataset, "Columns")
-    check_size(columns, rows)
+    check_size(columns, rows, MAX_PIXELS if _SAMPLES[photometric] == 1 else MAX_DEEP_PIXELS)
     allocated, bits = need_integer(dataset, "BitsAllocated"), need_integer(dataset, "BitsStored")
     if allocated not in (1, 8, 16):
         raise Refusal(f"stores {allocated} bits a pixel: radiographs have 8 to 16.")

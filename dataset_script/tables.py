@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
@@ -28,7 +28,7 @@ def list_table(
         CorpusError: a table that cannot be read or lacks a column, a file that is not there, or a cell.
     """
     splits, seen = {}, set()
-    for line, row in _read_table(table, file_column):
+    for line, row in read_table(table, {file_column, "label"}):
         place = f"{table} line {line}"
         name = (row.get(file_column) or "").strip()
         path = table.parent / name
@@ -59,11 +59,16 @@ def _split_of_row(row: dict, name: str, place: str) -> str:
     return split
 
 
-def _read_table(table: Path, file_column: str) -> Iterator[tuple[int, dict]]:
+def read_table(table: Path, needed: Set[str]) -> Iterator[tuple[int, dict]]:
+    """The rows of a .csv, with the numbers of their lines.
+
+    Raises:
+        CorpusError: it cannot be read, or lacks a column that is needed.
+    """
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(_bounded_lines(file, table))
-            missing = {file_column, "label"} - set(reader.fieldnames or ())
+            missing = needed - set(reader.fieldnames or ())
             if missing:
                 found = ", ".join(map(short, (reader.fieldnames or ())[:20])) or "nothing"
                 raise CorpusError(f"{table} has no column {sorted(missing)[0]!r}, but {found}. {EXPECTED}")

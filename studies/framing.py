@@ -3,7 +3,10 @@
     python -m studies.framing --model models/clip-koa-small --data_dir FOLDER
 
 Films are composed of a person's own two crops (dataset_script/films.py), of every look; the last one, "scanned", is
-held out of fitting. What is graded after framing is compared with the grades of the crops as they are.
+held out of fitting. What is graded after framing is compared with the grades of the crops as they are. Whoever has the
+data set's detection films measures on these, too, or on these alone:
+
+    python -m studies.framing --model models/clip-koa-small --sections detection --films DetKneeData.zip --split test
 """
 
 import argparse
@@ -20,6 +23,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from clip_koa.evaluation.loading import load_checkpoint, split_name
+from dataset_script.detection import DetectionFilm, read_detection_films
 from dataset_script.exit_status import main_of
 from dataset_script.films import LOOKS, Pair, compose_film, read_pairs
 from dataset_script.layouts import resolve_data_dir
@@ -31,12 +35,13 @@ from modeling_clip_koa.localisation_clip_koa import (
     cut_knee,
     find_knees,
     load_locator,
+    name_sides,
 )
 from studies.other_images import OTHER_IMAGES, SIDE
 
 _BATCH_SIZE = 16
 _GOOD = 0.8  # intersection over union from which a box is right
-SECTIONS = ("films", "crops", "moved", "frames", "turned", "others", "time")
+SECTIONS = ("films", "crops", "moved", "frames", "turned", "others", "time", "detection")
 
 
 class Graded:
@@ -83,24 +88,51 @@ def _agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 def measure_films(graded: Graded, people: list[Pair], look: str, width: int, official: np.ndarray) -> dict:
     """Boxes and grades on films of one look; `official` are the grades of the crops, right knee first."""
-    overlaps, extra, cuts, kept = [], 0, [], []
+    found, cuts, kept = [], [], []
     for number, pair in enumerate(tqdm(people, look, unit=" films", leave=False)):
         film = compose_film(pair.right, pair.left, (0, pair.number), look, width)
         (knees,) = graded.knees([film.image])
-        best = [max((overlap(knee.box, box) for knee in knees), default=0.0) for box in film.boxes]
-        extra += any(max(overlap(knee.box, box) for box in film.boxes) < 0.3 for knee in knees)
-        overlaps.append(best)
+        found.append((knees, film.boxes))
         if len(knees) == 2:
             cuts += [cut_knee(film.image, knee) for knee in knees]
             kept += [2 * number, 2 * number + 1]
-    overlaps, truth, kept = np.array(overlaps), _truth(people), np.array(kept, int)
-    return {
-        "films": len(people),
-        "both_found": float((overlaps.min(1) >= _GOOD).mean()),
-        "nothing_else": 1 - extra / len(people),
-        "overlap": {str(share): float(np.quantile(overlaps, share)) for share in (0.01, 0.05, 0.5)},
+    truth, kept = _truth(people), np.array(kept, int)
+    return _describe_boxes(found) | {
         "framed": _agreement(graded.grades(cuts), truth[kept]),
         "official": _agreement(official[kept], truth[kept]),
+    }
+
+
+def _describe_boxes(found: list[tuple[list, tuple]]) -> dict:
+    """How well the knees that were found in each film agree with its two boxes."""
+    overlaps = np.array(
+        [[max((overlap(knee.box, box) for knee in knees), default=0.0) for box in boxes] for knees, boxes in found]
+    )
+    extra = [any(max(overlap(knee.box, box) for box in boxes) < 0.3 for knee in knees) for knees, boxes in found]
+    return {
+        "films": len(found),
+        "both_found": float((overlaps.min(1) >= _GOOD).mean()),
+        "nothing_else": 1 - float(np.mean(extra)),
+        "overlap": {str(share): float(np.quantile(overlaps, share)) for share in (0.01, 0.05, 0.5)},
+    }
+
+
+def measure_detection(graded: Graded, films: list[DetectionFilm]) -> dict:
+    """Boxes on the films of the data set's detection task, and how large they are beside its own, in the median."""
+    found, larger, sided = [], [], []
+    for film in tqdm(films, "detection", unit=" films", leave=False):
+        knees = name_sides(graded.knees([film.image])[0])
+        found.append((knees, film.boxes))
+        if len(knees) == 2:
+            shares = [overlap(knees[0].box, box) for box in film.boxes]
+            sided.append(shares[0] >= shares[1])
+            larger += [
+                (knee.box[2] - knee.box[0]) / np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+                for knee, box in zip(knees if sided[-1] else knees[::-1], film.boxes, strict=True)
+            ]
+    return _describe_boxes(found) | {
+        "right_knee_first": float(np.mean(sided)) if sided else None,
+        "side_over_theirs": float(np.median(larger)) if larger else None,
     }
 
 
@@ -234,6 +266,10 @@ def _turned(crop: Image.Image, degrees: float) -> Image.Image:
     return turned.crop((left, top, right, bottom))
 
 
+def _evenly(items: list, most: int) -> list:
+    return items[:: max(1, len(items) // most)][:most]
+
+
 def run(arguments: list[str] | None, prog: str) -> int:
     """Prints the figures as JSON; returns the exit status."""
     parser = argparse.ArgumentParser(prog=prog, description="How well knees are found and framed.")
@@ -245,15 +281,23 @@ def run(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("--changed", type=int, default=300, help="crops that are moved or turned (default: 300)")
     parser.add_argument("--width", type=int, default=800, help="of the composed films, in pixels (default: 800)")
     parser.add_argument("--looks", nargs="+", choices=LOOKS, default=list(LOOKS), help="of the films (default: all)")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="default: all, detection with --films alone")
+    parser.add_argument("--films", type=Path, help="DetKneeData, its archive or folder, for the section detection")
     options = parser.parse_args(arguments)
+    options.sections = options.sections or SECTIONS[: None if options.films else -1]
+    if ("detection" in options.sections) != (options.films is not None):
+        raise CorpusError("--films DetKneeData and the section detection go together: give both, or neither.")
     model, _ = load_checkpoint(options.model, dtype=torch.float32)
     locator = model.beside.locator if options.locator is None else load_locator(options.locator, model.config)
-    people = list(read_pairs(resolve_data_dir(options.data_dir), options.split))
-    people = people[:: max(1, len(people) // options.people)][: options.people]
-    if not people:
-        raise CorpusError(f"--split {options.split}: there is nobody in it of whom both knees are there.")
-    figures = measure(Graded(model, locator), people, options)
+    graded, figures = Graded(model, locator), {}
+    if set(options.sections) - {"detection"}:
+        people = _evenly(list(read_pairs(resolve_data_dir(options.data_dir), options.split)), options.people)
+        if not people:
+            raise CorpusError(f"--split {options.split}: there is nobody in it of whom both knees are there.")
+        figures = measure(graded, people, options)
+    if options.films:
+        films = _evenly(list(read_detection_films(options.films, options.split)), options.people)
+        figures["detection"] = measure_detection(graded, films)
     print(json.dumps(figures, indent=1))
     return 0
 

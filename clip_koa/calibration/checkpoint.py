@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from clip_koa.calibration.pairs import pairs_entry
 from clip_koa.calibration.temperatures import (
     cross_fitted,
     fit_temperature,
@@ -71,6 +72,8 @@ def calibrate_checkpoint(request: CalibrationRequest, accelerator) -> Calibrated
     people = pseudonyms(list(split["file"]), list(split["person_id"]))
     report = calibrate(model.to("cpu"), predictions, people, request.level)
     report = {"split": request.split, "data_digest": digest, **report}
+    calibrated = predictions.of_head("text_flip_averaged")[0].double() / report["heads"]["text"]["temperature"]
+    report |= _fit_pairs(request, split, calibrated.softmax(-1).numpy(), people, accelerator)
     typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, split, accelerator)
     files = {CALIBRATION_FILE: json.dumps(report, indent=1).encode()}
     if typicality:
@@ -116,6 +119,20 @@ def refit_typicality(request: CalibrationRequest, accelerator) -> Path | None:
     if not accelerator.is_main_process:
         return None
     return write_file(Path(request.model, TYPICALITY_FILE), typicality_file(typicality))
+
+
+def _fit_pairs(request, split, probabilities, people: list[str], accelerator) -> dict:
+    """`pairs` of calibration.json; nothing, with a line that says so, where people of two knees are not given.
+
+    Args:
+        probabilities: (N, K) of the split's X-rays, calibrated.
+    """
+    try:
+        training, _ = load_split(request.data_dir, "train", accelerator)
+        return {"pairs": pairs_entry(training, split, probabilities, people)}
+    except (CalibrationError, CorpusError) as error:
+        print(f"Both knees of a person will not be graded together (--pairs): {error}")
+        return {}
 
 
 def _fit_on_training_xrays(request, model, image_processor, split, accelerator) -> Typicality | None:

@@ -139,7 +139,12 @@ def _figures(probabilities: np.ndarray, grades: list[int], people: list[str]) ->
 
 def thresholds_by_level(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """For each of `LEVELS` the threshold of its sets, from calibrated logits (N, K)."""
-    scores = conformal_scores(logits.double().softmax(-1).numpy(), labels.numpy())
+    return thresholds_of(logits.double().softmax(-1).numpy(), labels.numpy())
+
+
+def thresholds_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """For each of `LEVELS` the threshold of its sets, from calibrated probabilities (N, K)."""
+    scores = conformal_scores(probabilities, labels)
     return {f"{level:.2f}": conformal_threshold(scores, level) for level in LEVELS}
 
 

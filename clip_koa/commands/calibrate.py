@@ -30,13 +30,15 @@ def calibrate(
     """Calibrate a model on another split.
 
     The split is one that the model was not trained on. The command divides a temperature into the weights of each
-    head, and keeps thresholds of the confidence sets and what training X-rays look like beside them. The model is
-    replaced whole; with --keep_weights it gets a new typicality.safetensors and stays as it is otherwise.
+    head, and keeps beside them thresholds of the confidence sets, how the grades of a person's two knees go together,
+    and what training X-rays look like. The model is replaced whole; with --keep_weights it gets a new
+    typicality.safetensors and stays as it is otherwise.
     """
     with importing():
         from accelerate import Accelerator
 
         from clip_koa.calibration.checkpoint import CalibrationRequest, calibrate_checkpoint, refit_typicality
+        from clip_koa.calibration.pairs import describe_pairs
         from clip_koa.calibration.temperatures import describe
         from clip_koa.evaluation.loading import CheckpointError, split_name
         from clip_koa.locks import WriterLock, only_writer
@@ -58,4 +60,7 @@ def calibrate(
         done = calibrate_checkpoint(request, accelerator)
         if accelerator.is_main_process:
             save_model_folder(folder, done.model, done.image_processor, done.tokenizer, done.files)
-            print(f"{describe(done.report)}\nModel:  {folder}")
+            print(describe(done.report))
+            if "pairs" in done.report:
+                print(describe_pairs(done.report["pairs"]))
+            print(f"Model:  {folder}")

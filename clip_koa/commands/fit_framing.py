@@ -15,15 +15,19 @@ def fit_framing(
     output: Annotated[
         Path | None, Option(help="File to write (default: localisation.safetensors in the model's folder).")
     ] = None,
-    people: Annotated[int, Option(min=2, help="Of the train split, at most.")] = 1500,
+    films: Annotated[
+        Path | None, Option(help="DetKneeData, archive or folder: fit to its films as well as to crops.")
+    ] = None,
+    people: Annotated[int, Option(min=2, help="Of the train split, at most; and films.")] = 1500,
     per_person: Annotated[int, Option("--per_person", min=1, help="Windows of each.")] = 4,
     epochs: Annotated[int, Option(min=1, help="Over the windows.")] = 20,
     seed: Annotated[int, Option(help="Of windows and fit.")] = 0,
 ) -> None:  # fmt: skip
     """Fit what finds knees on films to training X-rays.
 
-    No film is needed: windows are cut out of the train split's crops and out of films composed of them. What is
-    fitted lies beside the weights, in localisation.safetensors; the weights stay as they are.
+    No film is needed: windows are cut out of the train split's crops and out of films composed of them. Real films
+    whose knees are known may be added. What is fitted lies beside the weights, in localisation.safetensors; the
+    weights stay as they are.
     """
     with importing():
         import torch
@@ -42,6 +46,6 @@ def fit_framing(
     with WriterLock(output):
         loaded, image_processor = load_checkpoint(model, dtype=torch.float32)
         numbers = {"people": people, "per_person": per_person, "epochs": epochs, "seed": seed}
-        locator, found = fit_locator(loaded, image_processor, resolve_data_dir(data_dir), **numbers)
+        locator, found = fit_locator(loaded, image_processor, resolve_data_dir(data_dir), films=films, **numbers)
         write_file(output, locator_file(locator))
     print(f"{describe(found)}\nFile:  {output}")

@@ -22,6 +22,7 @@ def grade(
     precision: Annotated[Precision, Option(help="bf16: faster on some hardware; auto: bf16 there.")] = "fp32",
     keep_polarity: Annotated[bool, Option("--keep_polarity", help="Do not invert X-rays whose bone is dark.")] = False,
     framing: Annotated[Framing, Option(help="auto: find the knees of films; as_is: X-rays are cropped.")] = "auto",
+    pairs: Annotated[bool, Option("--pairs", help="Combine the grades of a person's two knees.")] = False,
     explain: Annotated[Path | None, Option(metavar="DIR", help="Write the X-rays under heat maps there.")] = None,
 ) -> int:
     """Grade X-rays, and say how sure the model is.
@@ -37,4 +38,6 @@ def grade(
         from clip_koa.grading.run import GradeRun, grade_inputs
 
     keep_freed_memory()
-    return grade_inputs(GradeRun(inputs, model, output, level, backend, precision, keep_polarity, explain, framing))
+    return grade_inputs(
+        GradeRun(inputs, model, output, level, backend, precision, keep_polarity, explain, framing, pairs)
+    )

@@ -12,13 +12,16 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from clip_koa.data.loader import XrayDataset
+from clip_koa.evaluation.comparison import describe_comparison
 from clip_koa.evaluation.heads import Predictions, describe_results, evaluate, predict
 from clip_koa.evaluation.loading import load_checkpoint, load_split, weights_digest
+from clip_koa.evaluation.pairs import measure_pairs, pairs_of_split
 from clip_koa.evaluation.perturbation import check_perturbations
 from clip_koa.evaluation.predictions import GradedSplit, write_predictions
 from clip_koa.evaluation.robustness import measure_robustness, predict_perturbed
 from clip_koa.evaluation.stock import measure_stock, predict_stock
 from clip_koa.locks import WriterLock, only_writer
+from modeling_clip_koa.calibration_clip_koa import pair_prior
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class EvaluationRequest:
     mixed_precision: str = "no"
     stock: bool = False  # also in stock pipelines
     perturb: tuple[str, ...] = ()  # names of perturbations, or all
+    pairs: bool = False  # also both knees of a person together
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Evaluation:
     stock: dict | None  # for `text` and `linear` the metrics of the stock pipelines, and `agreement` with ours
     robustness: dict | None  # of `measure_robustness`
     perturbed: dict[str, Predictions]  # by perturbation
+    pairs: dict | None = None  # of `measure_pairs`
 
 
 def evaluate_checkpoint(request: EvaluationRequest, write_report: Callable[[Evaluation], Path]) -> None:
@@ -61,6 +66,7 @@ def evaluate_checkpoint(request: EvaluationRequest, write_report: Callable[[Eval
         InUseError, WriteError: another process writes the folder, or it cannot be written.
         PerturbationError: an unknown perturbation, or one whose package is missing.
         CheckpointError, CorpusError, RadiographError, StockError: model or data cannot be read.
+        CalibrationError, NoPairsError: `pairs` of a checkpoint without a pair prior, or of a split without two knees.
         NotFiniteError: the model's logits are not finite.
     """
     accelerator = Accelerator(mixed_precision=request.mixed_precision)
@@ -68,7 +74,11 @@ def evaluate_checkpoint(request: EvaluationRequest, write_report: Callable[[Eval
         found = _evaluate(request, accelerator)
         if found:
             page = write_report(found)
-            print(describe_results(found.results), f"\nReport: {page}")
+            print(describe_results(found.results))
+            if found.pairs:
+                print(f"Each knee alone (first), and both of {found.pairs['num_pairs']} people together (second):")
+                print(describe_comparison(found.pairs))
+            print(f"Report: {page}")
     # The last collective must carry no tensor: gloo frees its tensors in a thread of its own that needs Python's lock,
     # which ending the process group may hold while it waits for that thread.
     accelerator.wait_for_everyone()
@@ -80,6 +90,8 @@ def _evaluate(request: EvaluationRequest, accelerator: Accelerator) -> Evaluatio
     perturbations = check_perturbations(request.perturb)
     split, digest = load_split(request.data_dir, request.split, accelerator)
     model, image_processor = load_checkpoint(request.model)
+    pairs = pairs_of_split(split) if request.pairs else None
+    prior = pair_prior(model.beside.calibration) if request.pairs else None
     model = model.to(accelerator.device)
 
     def predict_split(xrays, title):
@@ -104,6 +116,7 @@ def _evaluate(request: EvaluationRequest, accelerator: Accelerator) -> Evaluatio
         _about(request, model, digest, accelerator), evaluate(predictions, model.config, graded.people), graded, split,
         measure_stock(predictions, stock, graded.people) if stock else None,
         measure_robustness(predictions, perturbed, graded.people) if perturbed else None, perturbed,
+        measure_pairs(predictions, graded.people, pairs, prior) if prior else None,
     )  # fmt: skip
 
 

@@ -27,6 +27,9 @@ COLUMNS = {
     "set_high": pyarrow.int8(),
     "flip_agreement": pyarrow.bool_(),
     "entropy": pyarrow.float64(),
+    "combined": pyarrow.bool_(),
+    **{f"single_probability_{grade}": pyarrow.float64() for grade in range(len(GRADE_LABELS))},
+    "paired_with": pyarrow.string(),
     "laterality": pyarrow.string(),
     "laterality_assumed": pyarrow.bool_(),
     **{f"box_{edge}": pyarrow.int64() for edge in EDGES},
@@ -58,12 +61,15 @@ def table_row(xray: GradedXray) -> dict:
 
     `probability_*`, `expected_grade` (mean grade), `osteoarthritis_probability` (grade 2 and above) and `entropy`
     (nats) are of both views averaged. `set_low` and `set_high` bound the confidence set. `flip_agreement`: X-ray and
-    mirror image alone would get the same grade. `laterality_assumed`: the knee's side is only that of films as they
-    are usually shown. `box_*` bound the knee that was found, in pixels of the upright X-ray. `inverted`: the X-ray was
-    taken to show bone dark, and was inverted before it was graded. `atypicality`: share of unseen knees more like the
-    training X-rays. `ways`: codes, a blank between them, of how the X-ray was taken or stored otherwise than those.
+    mirror image alone would get the same grade. `combined`: grade and probabilities are of both knees of the person
+    together, and `single_probability_*` the knee's own. `paired_with`: the file with the person's other knee.
+    `laterality_assumed`: the knee's side is only that of films as they are usually shown. `box_*` bound the knee that
+    was found, in pixels of the upright X-ray. `inverted`: the X-ray was taken to show bone dark, and was inverted
+    before it was graded. `atypicality`: share of unseen knees more like the training X-rays. `ways`: codes, a blank
+    between them, of how the X-ray was taken or stored otherwise than those.
     """
     row = dict.fromkeys(COLUMNS) | {"file": as_text(xray.file), "error": as_text(xray.reason) or None}
+    row["paired_with"] = as_text(xray.paired_with) or None
     if xray.grade is None:
         return row
     grade = xray.grade
@@ -78,6 +84,7 @@ def table_row(xray: GradedXray) -> dict:
     if xray.reason:
         return row
     row |= {f"probability_{number}": value for number, value in enumerate(grade.probabilities)}
+    row |= {f"single_probability_{number}": value for number, value in enumerate(grade.single_probabilities)}
     return row | {
         "grade": grade.grade,
         "name": grade.name,
@@ -87,6 +94,7 @@ def table_row(xray: GradedXray) -> dict:
         "set_high": grade.confidence_set[-1] if grade.confidence_set else None,
         "flip_agreement": grade.flip_agreement,
         "entropy": grade.entropy,
+        "combined": grade.combined,
         "warning": " ".join(xray.warnings) or None,
     }
 

@@ -1,11 +1,11 @@
 """From X-ray files to grades: one reader for all formats, then the model's own `grade`."""
 
 import logging
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from glob import glob
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,18 +13,20 @@ from PIL import Image, ImageOps
 
 from clip_koa.grading.model_loading import CheckpointError, load_checkpoint
 from clip_koa.grading.onnx_network import ExportedModel
+from clip_koa.grading.pairs import whole_pairs
 from clip_koa.grading.polarity import is_doubtful, negative, unlikeness
 from clip_koa.grading.precision import set_precision
 from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
 from dataset_script.sniffing import is_hidden, read_head, why_left_out
 from modeling_clip_koa import CLIPKOAError, Explanation, Grade
-from modeling_clip_koa.calibration_clip_koa import ATYPICAL
+from modeling_clip_koa.calibration_clip_koa import ATYPICAL, pair_prior
 from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 
 BATCH_SIZE = 16
 BACKENDS = ("pytorch", "onnx")
 FRAMINGS = ("auto", "as_is")
+_MOST_PIXELS = 32_000_000  # read before they are graded: a batch of large films would fill the memory
 NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class GradedXray:
     grade: Grade | None = None  # None where it could not be read
     laterality: str = ""  # L, R, or B for both knees, where the file or its name tells
     error: str = ""  # why it could not be read, or that no knee is in it; else empty
+    paired_with: str = ""  # the file of the same person's other knee, where it was to be graded with this one
 
     @property
     def reason(self) -> str:
@@ -83,10 +86,14 @@ class Grader:
         keep_polarity: grade X-rays that show bone dark as they are; otherwise they are inverted.
         framing: one of `FRAMINGS`. auto: the knees of films are found, and an X-ray that is framed as training X-rays
             are stays as it is; a model that cannot find knees takes all X-rays as they are, and `framing` says so.
+        pairs: combine the grades of a person's two knees, as `combine_knees` of the model does: of the two knees of a
+            film, and of two files where the first is one of these and the second follows it, as in `PairedFiles`.
+            None: combine none.
 
     Raises:
         CheckpointError: no such model, a damaged one, one that cannot grade, or a precision for an exported graph.
-        CalibrationError: a level for which the checkpoint keeps no threshold, or a damaged file.
+        CalibrationError: a level for which the checkpoint keeps no threshold, a damaged file, or, with `pairs`, a
+            checkpoint that keeps no pair prior.
         ImportError: the backend is not installed.
     """
 
@@ -99,8 +106,9 @@ class Grader:
         precision: str = "fp32",
         keep_polarity: bool = False,
         framing: str = "as_is",
+        pairs: Set[str] | None = None,
     ):
-        self.keep_polarity, self.level = keep_polarity, level
+        self.keep_polarity, self.level, self.pairs = keep_polarity, level, pairs
         if backend == "onnx":
             if precision != "fp32":
                 raise CheckpointError(f"--precision {precision} is PyTorch's: an exported graph keeps the one it has.")
@@ -110,6 +118,8 @@ class Grader:
             self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             set_precision(self.model, precision)
         threshold, _ = self.model.calibration_at(level)
+        if pairs is not None:
+            pair_prior(self.model.beside.calibration)  # raises where there is none
         self.is_calibrated = threshold is not None  # it then gives confidence sets
         self.framing = framing if self.model.can_find_knees else "as_is"
 
@@ -131,9 +141,30 @@ class Grader:
 
         One that can't be read, or in which no knee is found, gives its error instead of a grade.
         """
-        files = iter(files)
-        while batch := list(islice(files, BATCH_SIZE)):
-            yield from self._grade_batch(batch)
+        for batch in whole_pairs(files, BATCH_SIZE, lambda file: str(file) in (self.pairs or ())):
+            entries = self._grade_batch(batch)
+            if self.pairs is not None:
+                self._combine(entries)
+            for entry in entries:
+                yield from entry
+
+    def _combine(self, entries: list[list[GradedXray]]) -> None:
+        """Combines, in their places, the knees of each film that shows two, and those of two files that are a pair."""
+        for number, entry in enumerate(entries):
+            if len(entry) == 2:
+                entries[number] = self._combined(*entry)
+            elif entry[0].file in self.pairs and len(entries[number + 1]) == 1:
+                one, other = self._combined(entry[0], entries[number + 1][0])
+                entries[number], entries[number + 1] = [one], [other]
+
+    def _combined(self, one: GradedXray, other: GradedXray) -> list[GradedXray]:
+        grades = one.grade, other.grade
+        if None not in grades:
+            grades = self.model.combine_knees(*grades, self.level)
+        return [
+            replace(xray, grade=grade, paired_with=partner.file)
+            for xray, partner, grade in zip((one, other), (other, one), grades, strict=True)
+        ]
 
     def grade_radiograph(
         self, radiograph: Radiograph, framing: str | None = None
@@ -206,17 +237,27 @@ class Grader:
         films = self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
         return list(zip(radiographs, films, strict=True))
 
-    def _grade_batch(self, files: list) -> list[GradedXray]:
-        radiographs, graded = {}, {}
-        for index, file in enumerate(files):
+    def _grade_batch(self, files: list) -> list[list[GradedXray]]:
+        """For each file its X-ray, or one for each knee in it."""
+        entries: list[list[GradedXray]] = []
+        waiting, pixels = [], 0
+        for place, file in enumerate(files):
             try:
-                radiographs[index] = read_radiograph(file, keep_polarity=self.keep_polarity)
+                waiting.append((place, read_radiograph(file, keep_polarity=self.keep_polarity)))
+                pixels += math.prod(waiting[-1][1].image.size)
+                entries.append([])
             except RadiographError as error:
-                graded[index] = [GradedXray(str(file), error=str(error))]
-        films = self._grade_films(list(radiographs.values()))
-        for index, (radiograph, grades) in zip(radiographs, films, strict=True):
-            graded[index] = self._all_graded(str(files[index]), radiograph, grades)
-        return [xray for index in range(len(files)) for xray in graded[index]]
+                entries.append([GradedXray(str(file), error=str(error))])
+            if pixels >= _MOST_PIXELS or place == len(files) - 1:
+                self._fill(entries, files, waiting)
+                waiting, pixels = [], 0
+        return entries
+
+    def _fill(self, entries: list[list[GradedXray]], files: list, waiting: list[tuple[int, Radiograph]]) -> None:
+        """Grades radiographs that were read, and puts them in their files' places among the entries."""
+        films = self._grade_films([radiograph for _, radiograph in waiting]) if waiting else []
+        for (place, _), (radiograph, grades) in zip(waiting, films, strict=True):
+            entries[place] = self._all_graded(str(files[place]), radiograph, grades)
 
     def _all_graded(self, file: str, radiograph: Radiograph, grades: list[Grade]) -> list[GradedXray]:
         """An X-ray's knees, or the error that none is in it."""
@@ -227,7 +268,7 @@ class Grader:
     @staticmethod
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
         side = grade.side or radiograph.laterality or ""
-        return GradedXray(file, replace(grade, inverted=radiograph.inverted), side)
+        return GradedXray(file, replace(grade, inverted=radiograph.inverted != grade.inverted), side)
 
 
 def find_xrays(inputs: Iterable[str | Path]) -> list[str]:

@@ -10,12 +10,13 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from clip_koa.files import as_text, replaced, writing
 from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, rows_of, write_rows
+from clip_koa.grading.pairs import PairedFiles, whole_pairs
 from clip_koa.grading.provenance import without_code
 from clip_koa.locks import WriterLock
 
@@ -87,7 +88,7 @@ class GrowingTable:
 
     def begin(
         self,
-        files: list[str],
+        inputs: list[str] | PairedFiles,
         made_by: str,
         share: range | None = None,
         others: Iterable[Path] = (),
@@ -96,7 +97,8 @@ class GrowingTable:
         """Takes over the rows that stay.
 
         Args:
-            files: the inputs.
+            inputs: the files, or also which of them are pairs. A pair is kept or graded as one: were one of the two
+                graded again, the other's row would not fit it.
             made_by: the model and settings that grade, as `provenance.describe` gives them.
             share: of the inputs, which this table holds; default: all.
             others: tables whose rows may be of this share, for a share moves as the archive grows.
@@ -106,7 +108,8 @@ class GrowingTable:
             GradeTableError: the rows that are there were made by another model or with other settings, or are of
                 other inputs altogether.
         """
-        self.files, self.made_by, self._is_kept = files, made_by, is_kept
+        self.paired = inputs if isinstance(inputs, PairedFiles) else PairedFiles(inputs)
+        self.files, self.made_by, self._is_kept = (files := self.paired.files), made_by, is_kept
         self._settings = without_code(made_by)
         self.share = range(len(files)) if share is None else share
         self._numbers = {as_text(file): number for number, file in enumerate(files)}
@@ -119,8 +122,17 @@ class GrowingTable:
             self._go_on()
         else:
             self._take_over(others)
+        self._leave_no_halves()
         self.kept, self.changed = len(self.share) - self._places.count(-1), len(self._stale)
         del self._numbers
+
+    def _leave_no_halves(self) -> None:
+        """Leaves both files of a pair to be graded where one of them is."""
+        begin, places = self.share.start, self._places
+        for place in range(len(places) - 1):
+            if self.files[begin + place] in self.paired.firsts and min(places[place], places[place + 1]) < 0:
+                places[place] = places[place + 1] = -1
+                self._other_code[place] = self._other_code[place + 1] = 0
 
     def _take_over(self, others: Iterable[Path]) -> None:
         """Begins with the rows of the table that is there, and of other ones."""
@@ -195,6 +207,8 @@ class GrowingTable:
         number = self._numbers.get(row["file"])
         if number is None or number not in self.share or any(row["error"] for row in entry):
             return None
+        if row["paired_with"] not in (row["file"], as_text(self.paired.partner(number) or "") or None):
+            return None  # the other knee was another file, or there was none
         if (row["file_bytes"], row["file_modified"]) != stamp(self.files[number]) or row["file_bytes"] is None:
             self._stale.add(number)
             return None
@@ -220,7 +234,7 @@ class GrowingTable:
     def batches(self, size: int) -> Iterator[list[Waiting]]:
         """The X-rays that have no row, in their order."""
         left = (number for number, place in zip(self.share, self._places, strict=True) if place < 0)
-        while numbers := list(islice(left, size)):
+        for numbers in whole_pairs(left, size, lambda number: self.files[number] in self.paired.firsts):
             yield [Waiting(number, self.files[number], *stamp(self.files[number])) for number in numbers]
 
     def add(self, waiting: Iterable[Waiting], entries: Iterable[list[dict]]) -> None:

@@ -21,6 +21,10 @@ def print_grades(grader: Grader, files: list[str], level: float, maps: HeatMaps 
             print(f"{as_text(xray.file):{width}}  not graded: {as_text(xray.reason)}")
         else:
             _print_views(xray, width)
+            if xray.grade.combined:
+                alone = xray.grade.single_probabilities
+                name = grader.labels[alone.index(max(alone))]
+                print(f"{'':{width}}  Read with the person's other knee; by itself it would be {name}.")
             for warning in xray.warnings:
                 print(f"{'':{width}}  {warning}")
     return unread

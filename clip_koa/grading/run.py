@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +28,7 @@ from clip_koa.grading.grader import BATCH_SIZE, Grader, find_xrays
 from clip_koa.grading.growing_table import GrowingTable
 from clip_koa.grading.heat_maps import HeatMaps
 from clip_koa.grading.lines import print_grades
+from clip_koa.grading.pairs import PairedFiles, pair_files
 from clip_koa.interruption import work_is_kept
 from dataset_script.exit_status import DONE, INCOMPLETE
 
@@ -42,6 +44,7 @@ class GradeRun:
         model, level, backend, precision, keep_polarity, framing: see `Grader`.
         output: table, or folder for parts; None prints.
         explain: folder for the X-rays under their heat maps; None: none.
+        pairs: combine the grades of a person's two knees.
     """
 
     inputs: list[str]
@@ -53,6 +56,7 @@ class GradeRun:
     keep_polarity: bool = False
     explain: Path | None = None
     framing: str = "auto"
+    pairs: bool = False
 
 
 def grade_inputs(run: GradeRun) -> int:
@@ -63,7 +67,11 @@ def grade_inputs(run: GradeRun) -> int:
     """
     if run.backend == "onnx" and run.explain:
         raise GradeTableError(f"--explain {run.explain}: an exported graph cannot explain; use --backend pytorch.")
-    files = find_xrays(run.inputs)
+    named = find_xrays(run.inputs)
+    paired = pair_files(named) if run.pairs else PairedFiles(named)
+    files = paired.files
+    if run.pairs:
+        print(f"{len(paired.firsts)} people or studies have one file of each knee: these are graded together.")
     # As `accelerate launch` and torchrun set them. Processes need not talk to each other, so none waits for another.
     process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     in_parts = run.output and run.output.suffix not in FORMATS
@@ -71,16 +79,16 @@ def grade_inputs(run: GradeRun) -> int:
         raise GradeTableError(
             f"--output {run.output}: {processes} processes write their parts into a folder; name one."
         )
-    share = share_of(len(files), process, processes)
+    share = paired.share(share_of(len(files), process, processes))
     if not run.output:
-        grader, maps = load(run, processes)
+        grader, maps = load(run, processes, paired.firsts)
         ungraded = print_grades(grader, [files[number] for number in share], run.level, maps)
     else:
         output = part_of(run.output, process, processes) if in_parts else run.output
         with work_is_kept(_GO_ON), GrowingTable(output) as table:
-            grader, maps = load(run, processes)
+            grader, maps = load(run, processes, paired.firsts)
             others = [part for part in list_parts(run.output) if part != output] if in_parts else []
-            table.begin(files, made_by(run, grader), share, others, maps.is_there if maps else None)
+            table.begin(paired, made_by(run, grader), share, others, maps.is_there if maps else None)
             ungraded = write_table(grader, table, maps)
             now = time.time()
             os.utime(output, (now, now))  # what was up to date is whole as of now, too
@@ -94,10 +102,17 @@ def grade_inputs(run: GradeRun) -> int:
     return INCOMPLETE if ungraded else DONE
 
 
-def load(run: GradeRun, processes: int) -> tuple[Grader, HeatMaps | None]:
+def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple[Grader, HeatMaps | None]:
     """The grader, and what writes heat maps where they are asked for."""
     grader = Grader(
-        run.model, run.level, _device(processes), run.backend, run.precision, run.keep_polarity, run.framing
+        run.model,
+        run.level,
+        _device(processes),
+        run.backend,
+        run.precision,
+        run.keep_polarity,
+        run.framing,
+        firsts if run.pairs else None,
     )
     if run.framing != grader.framing:
         print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
@@ -109,6 +124,7 @@ def made_by(run: GradeRun, grader: Grader) -> str:
     return provenance.describe(
         model=provenance.model_digest(run.model), code=provenance.code_digest(), level=run.level,
         backend=run.backend, precision=grader.precision, keep_polarity=run.keep_polarity, framing=grader.framing,
+        pairs=run.pairs,
     )  # fmt: skip
 
 

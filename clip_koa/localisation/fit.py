@@ -6,6 +6,7 @@ machine gives the same locator.
 """
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from sklearn.covariance import LedoitWolf
 from torch import nn
 from tqdm.auto import tqdm
 
-from clip_koa.localisation.windows import draw_windows
+from clip_koa.localisation.film_windows import draw_film_windows
+from clip_koa.localisation.windows import Window, draw_windows
+from dataset_script.detection import read_detection_films
 from dataset_script.films import read_pairs
 from modeling_clip_koa.localisation_clip_koa import KneeLocator, LocalisationError
 
@@ -37,20 +40,15 @@ def new_locator(model, image_processor) -> KneeLocator:
     return locator
 
 
-def collect(model, locator: KneeLocator, pairs, total: int, per_person: int, seed: int):
-    """What the tower says of the windows of some people.
-
-    Args:
-        pairs: the people, `total` at most.
+def collect(model, locator: KneeLocator, windows: Iterable[Window], count: int):
+    """What the tower says of windows, `count` at most.
 
     Returns:
         tokens (N, P, D) fp16, and targets (N, 4), not a number where there is no knee.
     """
-    count = total * per_person
     tokens = torch.empty(count, locator.join.in_features // locator.reduce.out_features, len(locator.centre)).half()
     targets = torch.full((count, 4), torch.nan)
-    windows = draw_windows(itertools.islice(pairs, total), locator.window, per_person, seed)
-    done = 0
+    windows, done = itertools.islice(windows, count), 0
     with tqdm(total=count, desc="windows", unit="window") as bar:
         while batch := list(itertools.islice(windows, 32)):
             tokens[done : done + len(batch)] = locator.tokens(model, [window.picture for window in batch])
@@ -158,19 +156,48 @@ def measure(locator: KneeLocator, tokens: torch.Tensor, targets: torch.Tensor) -
     return found | {"missed": float((~sure[present]).float().mean()), "taken": float(sure[~present].float().mean())}
 
 
-def fit_locator(model, image_processor, data: Path, *, people: int, per_person: int, epochs: int, seed: int):
+def fit_locator(
+    model,
+    image_processor,
+    data: Path,
+    *,
+    people: int,
+    per_person: int,
+    epochs: int,
+    seed: int,
+    films: Path | None = None,
+):
     """A locator fitted to the train split of a corpus, and what it reaches on people it was not fitted to.
+
+    Args:
+        people: of whom windows are cut, at most; and of the films.
+        per_person: windows of each person, and of each film.
+        films: DetKneeData, whose train split is fitted to as well; see `read_detection_films`.
 
     Raises:
         LocalisationError: no two people of whom both knees are there, or too few windows.
+        CorpusError: films that cannot be read.
     """
     pairs = list(read_pairs(data, "train", people))
     if len(pairs) < 2:
         raise LocalisationError(f"{data} has no two people in its train split of whom both knees are there.")
     locator = new_locator(model, image_processor)
-    held_out = max(1, round(_HELD_OUT * len(pairs)))
-    unseen = collect(model, locator, pairs[:held_out], held_out, per_person, seed)
-    fitted = collect(model, locator, pairs[held_out:], len(pairs) - held_out, per_person, seed)
+    known = (
+        sorted(itertools.islice(read_detection_films(films, "train"), people), key=lambda film: film.person)
+        if films
+        else []
+    )
+    sources = [(pairs, draw_windows), (known, draw_film_windows)]
+    parts = []
+    for held_out in (True, False):
+        windows, count = [], 0
+        for items, draw in sources:
+            bound = max(1, round(_HELD_OUT * len(items)))
+            chosen = items[:bound] if held_out else items[bound:]
+            windows.append(draw(iter(chosen), locator.window, per_person, seed))
+            count += len(chosen) * per_person
+        parts.append(collect(model, locator, itertools.chain(*windows), count))
+    unseen, fitted = parts
     train(locator, *fitted, epochs, seed)
     fit_typicality(locator, *fitted)
     return locator, measure(locator, *unseen)

@@ -39,7 +39,7 @@ def draw_windows(pairs: Iterator[Pair], size: int, per_person: int, seed: int) -
             window = _KINDS[kind](pair, film, rng, size)
             if rng.random() < 0.5:
                 window = mirror(window)
-            yield Window(_degrade(window.picture, rng), window.target)
+            yield Window(degrade(window.picture, rng), window.target)
 
 
 def mirror(window: Window) -> Window:
@@ -108,7 +108,8 @@ def _on_canvas(pair, film, rng, size: int) -> Window:
     return Window(_cut(Pyramid(canvas), centre, side, size, angle), target)
 
 
-def _in_film(pair, film, rng, size: int) -> Window:
+def in_film(pair, film, rng, size: int) -> Window:
+    """A window about a knee of a film, (its pyramid, its boxes (2, 4))."""
     pyramid, boxes = film
     box = boxes[rng.integers(2)]
     side = (box[2] - box[0]) * math.exp(rng.uniform(math.log(1 / LARGEST), math.log(1 / SMALLEST)))
@@ -117,7 +118,7 @@ def _in_film(pair, film, rng, size: int) -> Window:
     return Window(_cut(pyramid, centre, side, size, angle), _answer(box, centre, side, angle))
 
 
-def _beside(pair, film, rng, size: int) -> Window:
+def beside(pair, film, rng, size: int) -> Window:
     """A window of a film that shows no knee, or none well enough: shafts, air, both knees at once, a part of one."""
     pyramid, boxes = film
     width, height = pyramid.picture.size
@@ -256,11 +257,11 @@ def _bones(rng, size: int) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
 
 
-_KINDS = (_whole_crop, _in_crop, _on_canvas, _in_film, _beside, _wrong_way, _drawn)
+_KINDS = (_whole_crop, _in_crop, _on_canvas, in_film, beside, _wrong_way, _drawn)
 _SHARES = (0.11, 0.18, 0.15, 0.20, 0.15, 0.15, 0.06)
 
 
-def _degrade(picture: Image.Image, rng) -> Image.Image:
+def degrade(picture: Image.Image, rng) -> Image.Image:
     """Another gray curve, resolution, grain, JPEG-like coarseness and marks of metal or letters."""
     size = picture.width
     if rng.random() < 0.3:

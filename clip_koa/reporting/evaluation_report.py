@@ -45,6 +45,8 @@ def write_evaluation(folder: Path, split: str, found: Evaluation, thumbnails: bo
     record = {"about": found.about, "split": split, **found.results}
     if found.stock:
         record["stock"] = found.stock
+    if found.pairs:
+        record["pairs"] = found.pairs
     if found.robustness:
         record["robustness"] = found.robustness
         _write_robustness(folder, found.robustness, found.graded, found.perturbed)
@@ -57,6 +59,7 @@ def write_evaluation(folder: Path, split: str, found: Evaluation, thumbnails: bo
         section=split_section(folder, split, found.results, found.graded, xrays),
         heads=list(pictures.HEAD_NAMES.values()),
         stock=_stock_table(found.stock) if found.stock else None,
+        pairs=_pairs_table(found.pairs) if found.pairs else None,
         robustness=_robustness_part(folder, found.robustness) if found.robustness else None,
     )
 
@@ -73,6 +76,20 @@ def _stock_table(stock: dict) -> dict:
         for metric, title in METRIC_NAMES.items()
     ]
     return {"rows": rows, **stock["agreement"]}
+
+
+def _pairs_table(pairs: dict) -> dict:
+    """Figures of each knee alone and of both together, with the difference and its interval."""
+    rows = []
+    for metric, title in METRIC_NAMES.items():
+        if metric in pairs["difference"]:
+            bounds = pairs["intervals"][metric]
+            change = (
+                _signed(pairs["difference"][metric]),
+                f"{_signed(bounds[0])} to {_signed(bounds[1])}" if bounds else "",
+            )
+            rows.append((title, [*((figure_text(pairs[side][metric]), "") for side in ("first", "second")), change]))
+    return {"rows": rows, **{name: pairs[name] for name in ("num_pairs", "weight", "mcnemar_p")}}
 
 
 def _robustness_part(folder: Path, robustness: dict) -> dict:

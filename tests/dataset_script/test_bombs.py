@@ -124,6 +124,16 @@ def _large_images(folder: Path) -> None:
         (folder / "train" / "0" / f"{number}.tif").write_bytes(content)
 
 
+def _largest_gray(folder: Path) -> None:
+    """Flat films of 119 million gray pixels, of 8 and of 16 bits."""
+    (folder / "train" / "0").mkdir(parents=True)
+    flat = np.full((10_900, 10_900), 90, np.uint8)
+    flat[:, :5000] = 20
+    Image.fromarray(flat).save(folder / "train" / "0" / "eight.png", compress_level=1)
+    deep = Image.fromarray(flat.astype(np.uint16) * 100)
+    deep.save(folder / "train" / "0" / "deep.tif", compression="tiff_adobe_deflate")
+
+
 def _noise(folder: Path) -> None:
     """X-rays of 12 million pixels that do not compress, which wait to be written."""
     (folder / "train" / "1").mkdir(parents=True)
@@ -198,6 +208,7 @@ BOMBS = {
     "entries.zip": (_many_entries, "has a list of entries of 47,000,000 bytes"),
     "deep.zip": (_deep_names, "has a name longer or deeper than files have"),
     "large images": (_large_images, "read"),
+    "largest gray": (_largest_gray, "read"),
     "noise": (_noise, "read"),
     "value.parquet": (
         lambda path: _write_table(

@@ -5,9 +5,11 @@ import random
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -196,6 +198,41 @@ def test_name_tells_person_and_side(tmp_path):
     assert parse_name("knee.png") == (None, None)
 
 
+MEASURE = """
+import sys
+from dataset_script.radiograph import read_radiograph
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+read_radiograph(sys.argv[1])
+for path in sys.argv[2:]:
+    before, image = peak(), read_radiograph(path).image
+    print(image.width, image.height, peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory in Linux's /proc")
+def test_a_film_of_100_megapixels_takes_three_bytes_a_pixel(tmp_path, run_python):
+    """Of 16 bits its own two and the picture's one; of 8 bits no more."""
+    side = 10_000
+    deep = np.zeros((side, side), np.uint16)
+    deep[:, 3000:7000] = np.linspace(0, 4000, 4000, dtype=np.uint16)
+    small = deep[:64, 3000:3064]
+    files = {"small.dcm": write_dicom(small), "film.dcm": write_dicom(deep, BitsStored=12)}
+    files["film.tif"] = _encoded(Image.fromarray(deep), "TIFF")
+    files["film.png"] = _encoded(Image.fromarray(deep), compress_level=1)
+    files["film.jpg"] = _encoded(Image.fromarray((deep // 16).astype(np.uint8)), "JPEG")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in list(files)[1:]:
+        width, height, more = map(
+            int, run_python("-c", MEASURE, tmp_path / "small.dcm", tmp_path / name).stdout.split()
+        )
+        assert (width, height) == (side, side) and more < 3.4 * side * side, (name, more / side**2)
+
+
 @pytest.mark.parametrize(
     "content, reason",
     [
@@ -203,7 +240,8 @@ def test_name_tells_person_and_side(tmp_path):
         (b"a text file", "not a PNG"),
         (_encoded(KNEE)[:500], "damaged"),
         (_encoded(Image.new("L", (20, 300))), "at least 32"),
-        (_encoded(Image.new("1", (9000, 9000))), "pixels"),
+        (_encoded(Image.new("1", (11_000, 11_000))), "11000x11000 pixels, more than 120,000,000"),
+        (_encoded(Image.new("1", (8000, 8000)), transparency=0), "8000x8000 pixels, more than 50,000,000"),
         (_encoded(KNEE, "GIF"), "not a PNG"),
     ],
 )

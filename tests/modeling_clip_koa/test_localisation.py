@@ -13,6 +13,7 @@ from safetensors.torch import load, save_file
 
 from clip_koa.localisation.fit import new_locator
 from dataset_script.films import compose_film, draw_pairs
+from modeling_clip_koa import localisation_clip_koa
 from modeling_clip_koa.frames_clip_koa import inside_of_frames
 from modeling_clip_koa.grading_clip_koa import Beside
 from modeling_clip_koa.localisation_clip_koa import (
@@ -157,6 +158,24 @@ def test_pictures_are_looked_at_together():
     assert oracle.asked == [3, 2]  # the first is framed, the others are followed one step
     assert together == [find(picture) for picture in pictures]
     assert find_knees(None, oracle, []) == []
+
+
+def test_films_are_looked_at_in_groups_of_few_pixels(monkeypatch, seeing):
+    films = [draw_discs((800, 640), [(220, 320 + shift, 56), (580, 330, 60)]) for shift in (0, 9, -12)]
+    pictures = [films[0], draw_discs((224, 224), [(114, 110, 56)]), Image.new("L", (300, 200)), *films[1:]]
+    one_by_one = [find(picture) for picture in pictures]
+    assert [len(knees) for knees in one_by_one] == [2, 1, 0, 2, 2]
+    for most, groups in ((16_000_000, [5]), (600_000, [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setattr(localisation_clip_koa, "_MOST_PIXELS", most)
+        assert [len(group) for group in localisation_clip_koa.group_pictures(pictures)] == groups
+        assert find_knees(None, Oracle(), pictures) == one_by_one
+    # And so do the films of `grade_films`, whichever of them are inverted.
+    mixed = [ImageOps.invert(films[0]), films[1], pictures[2], ImageOps.invert(films[2])]
+    together = seeing.grade_films(mixed)
+    assert [[grade.box for grade in grades] for grades in together] == [
+        [knee.box for knee in one_by_one[place]] for place in (0, 3, 2, 4)
+    ]
+    assert [[grade.inverted for grade in grades] for grades in together] == [[True] * 2, [False] * 2, [], [True] * 2]
 
 
 def test_of_more_than_two_two_alike_are_taken():

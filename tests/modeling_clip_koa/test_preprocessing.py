@@ -132,7 +132,11 @@ def _frames(format: str) -> Image.Image:
     [
         (Image.new("L", (20, 300)), "The image has 20x300 pixels: .* at least 32"),
         (Image.new("L", (0, 0)), "The image has 0x0 pixels"),
-        (Image.new("1", (9000, 9000)), "more than 50,000,000"),
+        (Image.new("1", (11_000, 11_000)), "more than 120,000,000"),
+        (
+            Image.open(io.BytesIO(_encoded(Image.new("1", (8000, 8000)), "PNG", transparency=0))),
+            "more than 50,000,000",
+        ),
         (Image.fromarray(np.full((64, 64), np.nan, np.float32)), "not finite"),
         (_frames("TIFF"), "several frames.*image.copy"),
         (_frames("GIF"), "several frames"),

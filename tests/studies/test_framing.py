@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from deepdish_files import deepdish_file
 from PIL import Image
 
 from clip_koa.localisation.fit import new_locator
@@ -82,3 +83,45 @@ def test_one_command_gives_the_figures(make_model, image_processor, tokenizer, t
     figures = json.loads(capsys.readouterr().out)
     assert list(figures["films"])[-1] == "scanned" and figures["films"]["dark"]["films"] == 2
     assert figures["official crops"]["pictures"] == 4 and "turned by 15 degrees" in figures
+
+
+def test_films_of_the_detection_task(make_model, image_processor, tokenizer, people, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("h5py")
+    folder = tmp_path / "DetKneeData" / "H5" / "testH5"
+    folder.mkdir(parents=True)
+    boxes = {}
+    for pair in people:
+        film = compose_film(pair.right, pair.left, pair.number, "dark", 320)
+        boxes[film.image.tobytes()] = film.boxes
+        values, number = np.asarray(film.image), 9000001 + pair.number
+        data = {"images": values, "gt_boxes": np.array(film.boxes), "origin_im": str(number)}
+        (folder / f"{number}.h5").write_bytes(deepdish_file(data))
+    model = make_model().eval()
+    save_model_folder(tmp_path / "model", model, image_processor, tokenizer)
+    (tmp_path / "locator").write_bytes(locator_file(new_locator(model, image_processor)))
+    command = ["--model", str(tmp_path / "model"), "--locator", str(tmp_path / "locator"), "--split", "test"]
+
+    def finds(grow: int):
+        def find(model, locator, pictures):
+            known = boxes[pictures[0].tobytes()]
+            return [[Knee((box[0] - grow, box[1] - grow, box[2] + grow, box[3] + grow)) for box in known]]
+
+        monkeypatch.setattr(framing, "find_knees", find)
+
+    for grow, both in ((0, 1.0), (10, 0.0)):
+        finds(grow)
+        assert framing.main([*command, "--sections", "detection", "--films", str(tmp_path / "DetKneeData")]) == 0
+        told = capsys.readouterr().out
+        found = json.loads(told)["detection"]
+        assert (found["films"], found["both_found"], found["nothing_else"], found["right_knee_first"]) == (
+            3,
+            both,
+            1,
+            1,
+        )
+        side = np.median([box[2] - box[0] for two in boxes.values() for box in two])
+        assert found["side_over_theirs"] == pytest.approx(1 + 2 * grow / side, abs=0.02) and "9000001" not in told
+    assert framing.main([*command, "--sections", "detection"]) == 2
+    assert "go together: give both" in capsys.readouterr().err
+    assert framing.main([*command, "--sections", "detection", "--films", str(tmp_path / "model")]) == 2
+    assert "holds no testH5/*.h5" in capsys.readouterr().err

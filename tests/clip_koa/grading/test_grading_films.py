@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from clip_koa.commands import main
+from clip_koa.grading import grader
 from clip_koa.grading.grade_table import EDGES, read_rows
 from clip_koa.grading.grader import Grader
+from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
-from modeling_clip_koa import grading_clip_koa
+from modeling_clip_koa import grading_clip_koa, preprocessing_clip_koa
 from modeling_clip_koa.grading_clip_koa import Beside
 from modeling_clip_koa.localisation_clip_koa import Knee
 
@@ -27,7 +29,8 @@ def _halves(model, locator, pictures):
             found.append([Knee((0, 0, width, height), framed=True)])
             continue
         boxes = [(0, 0, width // 2, height), (width // 2, 0, width, height)]
-        found.append([Knee(box) for box in boxes if len(set(picture.crop(box).getextrema())) > 1])
+        extrema = [picture.crop(box).getextrema() for box in boxes]
+        found.append([Knee(box) for box, (low, high) in zip(boxes, extrema, strict=True) if high - low > 30])
     return found
 
 
@@ -173,3 +176,42 @@ def test_a_film_that_was_taken_for_a_negative_is_set_right_where_more_knees_are_
     assert found.inverted == (in_negative == 0) and len(xrays) == 2 - in_negative
     stated = replace(negative, is_dicom=True)  # the file states its gray scale
     assert len([xray for xray in grader.grade_radiograph(stated)[1] if not xray.error]) == in_negative
+
+
+def test_a_film_that_the_reader_inverted_wrongly_is_graded_as_it_was(films, model, tmp_path, monkeypatch):
+    """What tells an inverted crop tells nothing of a film: only its knees do."""
+    arguments = ["grade", "--model", model, "--output", tmp_path / "grades.csv", films / "a_both.png"]
+    assert main([*arguments, "--explain", tmp_path / "maps"]) == 0
+    right = list(read_rows(tmp_path / "grades.csv", ".csv"))
+    maps = {path.name: path.read_bytes() for path in (tmp_path / "maps").iterdir()}
+    (tmp_path / "grades.csv").unlink()
+
+    def upright_only(model, locator, pictures):
+        found = _halves(model, locator, pictures := list(pictures))
+        return [
+            knees if picture.getpixel((0, 0)) < 128 else [] for picture, knees in zip(pictures, found, strict=True)
+        ]
+
+    monkeypatch.setattr(grading_clip_koa, "find_knees", upright_only)
+    monkeypatch.setattr(preprocessing_clip_koa, "is_inverted", lambda gray: gray.width > gray.height)
+    assert main([*arguments, "--explain", tmp_path / "again"]) == 0
+    columns = ("grade", "inverted", "laterality", "box_left", "warning", "probability_0")
+    found = list(read_rows(tmp_path / "grades.csv", ".csv"))
+    assert [[row[name] for name in columns] for row in found] == [[row[name] for name in columns] for row in right]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == maps
+    assert main([*arguments, "--keep-polarity"]) == 2  # of another setting
+    (tmp_path / "grades.csv").unlink()
+    assert main([*arguments, "--keep-polarity"]) == 0
+
+
+def test_large_files_are_graded_before_others_are_read(films, model, monkeypatch):
+    read, graded = [], []
+    monkeypatch.setattr(grader, "_MOST_PIXELS", 2 * SIDE * SIDE)
+    monkeypatch.setattr(grader, "read_radiograph", lambda *a, **o: read.append(1) or read_radiograph(*a, **o))
+    grade_films = Grader._grade_films
+    monkeypatch.setattr(
+        Grader, "_grade_films", lambda self, some: graded.append((len(read), len(some))) or grade_films(self, some)
+    )
+    rows = list(Grader(str(model), framing="auto").grade(sorted(films.iterdir())))
+    assert graded == [(1, 1), (2, 1), (3, 1), (5, 1)]  # the framed knee waits for the damaged file, which is the last
+    assert [row.file.rsplit("/", 1)[-1][0] for row in rows] == list("aabcde")

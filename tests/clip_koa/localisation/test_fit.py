@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from deepdish_files import deepdish_file
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 
 from clip_koa.commands import main
 from clip_koa.localisation import fit
+from clip_koa.localisation.film_windows import draw_film_windows
 from clip_koa.training.checkpoints import save_model_folder
-from dataset_script.films import read_pairs
+from dataset_script.detection import DetectionFilm
+from dataset_script.films import compose_film, read_pairs
 from dataset_script.synthetic import main as draw
 from modeling_clip_koa.localisation_clip_koa import LOCALISATION_FILE, KneeLocator, LocalisationError, read_locator
 
@@ -81,8 +85,8 @@ def test_strange_is_what_framed_knees_are_not():
 def test_tokens_are_those_of_the_windows(make_model, image_processor, corpus):
     model = make_model().eval()
     locator = fit.new_locator(model, image_processor)
-    tokens, targets = fit.collect(model, locator, read_pairs(corpus, "train"), 3, 5, seed=0)
     windows = list(fit.draw_windows(read_pairs(corpus, "train", 3), locator.window, 5, 0))
+    tokens, targets = fit.collect(model, locator, iter(windows), 15)
     assert tokens.shape == (15, 4, 32) and targets.shape == (15, 4)
     expected = locator.tokens(model, [windows[7].picture])[0]
     np.testing.assert_allclose(tokens[7].float(), expected, atol=2e-3)
@@ -112,3 +116,45 @@ def test_a_corpus_of_one_person_is_refused(model_folder, tmp_path, capsys):
 
 def test_numbers_under_one_are_refused(model_folder, corpus):
     assert run(model_folder, corpus, "--people", "0") == 2
+
+
+def test_real_films_may_be_added(model_folder, corpus, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("h5py")
+    folder = tmp_path / "DetKneeData" / "H5" / "trainH5"
+    folder.mkdir(parents=True)
+    for pair in read_pairs(corpus, "train", 4):
+        film = compose_film(pair.right, pair.left, pair.number, "dark", 320)
+        data = {"images": np.asarray(film.image), "gt_boxes": np.array(film.boxes), "origin_im": pair.person_id}
+        (folder / f"{pair.number}.h5").write_bytes(deepdish_file(data))
+    counts, collect = [], fit.collect
+    monkeypatch.setattr(fit, "collect", lambda *given: counts.append(given[3]) or collect(*given))
+    assert run(model_folder, corpus, "--output", str(tmp_path / "without")) == 0
+    assert run(model_folder, corpus, "--output", str(tmp_path / "with"), "--films", str(tmp_path)) == 0
+    assert counts == [20, 100, 40, 160]  # of one person and then five; of one film more and then three
+    assert (tmp_path / "with").read_bytes() != (tmp_path / "without").read_bytes()
+    assert run(model_folder, corpus, "--output", str(tmp_path / "no"), "--films", str(corpus)) == 2
+    assert "holds no trainH5/*.h5" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_windows_of_real_films_say_where_the_knee_is():
+    """Discs in place of knees: the answer leads to the box, whatever the window."""
+    image = Image.new("L", (320, 256), 20)
+    boxes = ((40.0, 80.0, 130.0, 170.0), (190.0, 82.0, 280.0, 172.0))
+    draw_on = ImageDraw.Draw(image)
+    for left, top, right, bottom in boxes:
+        draw_on.ellipse([left, top, right - 1, bottom - 1], fill=220)
+    film, shown, none = DetectionFilm(image, boxes, "", ""), 0, 0
+    for window in draw_film_windows([film] * 10, 112, 8, seed=0):
+        if window.target is None:
+            none += 1
+            continue
+        across, down, scale, _ = window.target
+        values = np.asarray(window.picture, float)
+        x, y = (round(112 * (0.5 + place)) for place in (across, down))
+        if 0 <= x < 112 and 0 <= y < 112 and abs(values - values.mean()).max() > 30:
+            half = max(1, round(112 * np.exp(scale) / 8))
+            middle = values[max(0, y - half) : y + half, max(0, x - half) : x + half]
+            shown += middle.mean() > values.mean()
+    assert none > 15 and shown > 30
+    again = list(draw_film_windows([film], 112, 8, seed=0))
+    assert [one.target for one in again] == [one.target for one in draw_film_windows([film], 112, 8, seed=0)]

@@ -68,7 +68,7 @@ def test_a_window_of_a_film_holds_the_knee_where_it_says():
     found = []
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        window = windows._in_film(pair, windows._film(pair, rng), rng, 224)
+        window = windows.in_film(pair, windows._film(pair, rng), rng, 224)
         across, down, scale, turn = window.target
         side, pyramid = 224 * math.exp(scale), Pyramid(window.picture)
 
@@ -87,7 +87,7 @@ def test_a_film_without_a_knee_in_the_window_has_no_answer():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         film = windows._film(pair, rng)
-        for kind in (windows._beside, windows._wrong_way, windows._drawn):
+        for kind in (windows.beside, windows._wrong_way, windows._drawn):
             window = kind(pair, film, rng, 64)
             assert window.target is None and window.picture.size == (64, 64) and window.picture.mode == "L"
 

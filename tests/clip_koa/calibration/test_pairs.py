@@ -1,13 +1,24 @@
 """Both knees of a person: their bond against a sum written out, counted, weighed, and measured on people left out."""
 
+import json
+import shutil
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_koa.calibration.pairs import count_joint, fit_pair_prior
+from clip_koa.commands import main
+from clip_koa.evaluation.pairs import combine_pairs, find_pairs
+from clip_koa.training.checkpoints import save_model_folder
+from dataset_script.layouts import find_files
+from dataset_script.synthetic import write_corpus
 from modeling_clip_koa import CalibrationError
-from studies.pairs import PairPrior, combine_pairs, count_joint, find_pairs, fit_pair_prior
+from modeling_clip_koa.calibration_clip_koa import PairPrior, pair_prior, read_calibration
 
 GRADES = 5
 
@@ -136,3 +147,84 @@ def test_it_takes_pairs():
     probabilities, labels, people = _people(20, 1, 0.5)
     with pytest.raises(CalibrationError, match="No person of the split has two X-rays"):
         fit_pair_prior(probabilities, labels, [str(number) for number in range(40)], torch.full((5, 5), 0.04))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """People of two knees in a train and a validation split; one of the latter has one X-ray only."""
+    folder = tmp_path_factory.mktemp("knees")
+    for split, people in (("train", 10), ("validation", 14)):
+        write_corpus(folder / "drawn", people, 3, 32, 0.3, split)
+        (folder / "drawn" / split).rename(folder / split)
+        (folder / "drawn").rmdir()
+    next((folder / "validation").glob("*/*R.png")).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(corpus, tiny_start, tmp_path_factory):
+    """A model folder, and what `clip-koa calibrate` printed of it."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_model_folder(folder, tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(["calibrate", "--model", folder, "--data_dir", corpus, "--typical_xrays", "0"]) == 0
+    return folder
+
+
+def test_calibrate_keeps_the_bond(calibrated, corpus):
+    text = (calibrated / "calibration.json").read_text()
+    kept = json.loads(text)["pairs"]
+    xrays = find_files(corpus)
+    people = defaultdict(list)
+    for xray in xrays["train"]:
+        people[xray.person_id].append(xray.grade)
+    counts = np.full((5, 5), 0.5)
+    for one, other in people.values():
+        counts[one, other] += 0.5
+        counts[other, one] += 0.5
+    np.testing.assert_allclose(kept["joint"], counts / counts.sum())
+    assert kept["num_training_pairs"] == 10 and kept["cross_fitted"]["num_pairs"] == 13
+    assert len(kept["thresholds"]) == 50 and 0 <= kept["weight"] <= 2
+    assert "mcnemar_p" in kept["cross_fitted"] and kept["cross_fitted"]["num_people"] == 14
+    assert not any(xray.person_id in text for split in xrays.values() for xray in split)
+    prior = pair_prior(read_calibration(str(calibrated)))
+    assert prior.weight == kept["weight"] and prior.joint.tolist() == kept["joint"]
+
+
+def test_evaluate_measures_it(calibrated, corpus, tmp_path, capsys):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    command = ["evaluate", "--data_dir", corpus, "--pairs", "--no_thumbnails"]
+    assert main([*command, "--model", calibrated, "--output", tmp_path / "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "both of 13 people together (second)" in printed and "McNemar's exact test p = " in printed
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    first, second = (found["pairs"][name] for name in ("first", "second"))
+    assert first["accuracy"] == found["text_flip_averaged"]["accuracy"]
+    assert found["pairs"]["difference"]["log_loss"] == pytest.approx(second["log_loss"] - first["log_loss"])
+    assert found["pairs"]["intervals"]["log_loss"] and found["pairs"]["num_people"] == 14
+    assert "Both knees of a person together" in (tmp_path / "out" / "index.html").read_text()
+
+    without = shutil.copytree(calibrated, tmp_path / "without")
+    kept = json.loads((without / "calibration.json").read_text())
+    del kept["pairs"]  # as a calibration of before
+    (without / "calibration.json").write_text(json.dumps(kept))
+    assert read_calibration(str(without)) == kept
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*command, "--model", without, "--output", tmp_path / "no"]) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("clip-koa evaluate: This checkpoint keeps no pair prior")
+    )
+
+
+def test_a_split_without_pairs_is_told(calibrated, corpus, tmp_path, capsys):
+    for file in [*(corpus / "train").glob("*/*.png"), *(corpus / "validation").glob("*/*L.png")]:
+        split = "train" if "train" in file.parts else "validation"
+        (tmp_path / "data" / split / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "data" / split / file.parent.name)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options = ["--model", calibrated, "--data_dir", tmp_path / "data"]
+    assert main(["evaluate", *options, "--pairs", "--output", tmp_path / "no"]) == 2
+    assert "nobody in the split has just two X-rays" in capsys.readouterr().err
+    assert main(["calibrate", *options, "--typical_xrays", "0", "--output", tmp_path / "model"]) == 0
+    assert "will not be graded together (--pairs): No person of the split" in capsys.readouterr().out
+    assert "pairs" not in json.loads((tmp_path / "model" / "calibration.json").read_text())
