@@ -159,6 +159,7 @@ def test_a_film_that_was_taken_for_a_negative_is_set_right_where_more_knees_are_
     wrong = replace(right, image=ImageOps.invert(right.image), inverted=True)
 
     def find(model, locator, pictures):
+        pictures = list(pictures)
         found = zip(pictures, _halves(model, locator, pictures), strict=True)
         return [knees if one.tobytes() == right.image.tobytes() else knees[:in_negative] for one, knees in found]
 

@@ -171,7 +171,7 @@ def test_heat_maps_are_of_the_combined_grade(knees, model, tmp_path):
     table, maps = tmp_path / "grades.csv", tmp_path / "maps"
     command = ["grade", "--model", model, "--pairs", "--explain", maps, "--output", table, knees]
     assert main(command) == 0
-    names = {path.name.split("-")[0]: path.stem.rsplit("-", 1)[1] for path in maps.iterdir()}
+    names = {path.name.split("-")[0]: path.stem.rsplit("-", 1)[1] for path in maps.glob("*-*.png")}
     assert names == {name.split(".")[0]: row["name"].split()[0] for name, row in _rows(table).items()}
 
 
