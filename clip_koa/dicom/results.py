@@ -1,0 +1,76 @@
+"""`clip-koa grade --dicom-results`: for each DICOM image that was graded a report and a picture, in a folder."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from clip_koa.dicom.picture import build_picture, draw_picture
+from clip_koa.dicom.report import build_report
+from clip_koa.dicom.source import MadeBy, ResultError, identity, read_source
+from clip_koa.files import path_of, write_file
+from clip_koa.grading.grader import GradedXray, Grader
+from dataset_script.dicom import is_dicom
+from dataset_script.radiograph import read_radiograph
+
+KINDS = ("report", "picture")
+
+
+class DicomResults:
+    """Writes what was found in DICOM images into a folder, whose files carry the images' patients.
+
+    Args:
+        grader: that graded.
+        folder: made where it is not there.
+        made_by: on which the objects' identifiers depend.
+    """
+
+    def __init__(self, grader: Grader, folder: Path, made_by: MadeBy):
+        self.grader, self.folder, self.made_by = grader, folder, made_by
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, source: Dataset, kind: str) -> Path:
+        """Where a result lies: its file is called after its own identifier."""
+        return self.folder / f"{identity(source, self.made_by, kind)['sop_instance_uid']}.dcm"
+
+    def is_there(self, row: dict) -> bool:
+        """Whether the image of a table's row has its results, or can have none."""
+        source = self._source(path_of(row["file"]))
+        return source is None or all(self.path(source, kind).exists() for kind in KINDS)
+
+    def write(self, xrays: Sequence[GradedXray]) -> None:
+        """Writes the results of one file, given as each of its knees; those that are there stay."""
+        graded = [xray for xray in xrays if not xray.error]
+        source = self._source(xrays[0].file) if graded else None
+        if source is None:
+            return
+        for kind, made in self.build(source, graded).items():
+            content = io.BytesIO()
+            made.save_as(content, enforce_file_format=True)
+            write_file(self.path(source, kind), content.getvalue())
+
+    def build(self, source: Dataset, graded: Sequence[GradedXray]) -> dict[str, Dataset]:
+        """Report and picture of an image; of those that are there already, nothing."""
+        knees = [(xray.grade, xray.laterality if xray.laterality in ("R", "L") else "") for xray in graded]
+        made, level = {}, self.grader.level
+        if not self.path(source, "report").exists():
+            made["report"] = build_report(source, knees, self.made_by, level)
+        if not self.path(source, "picture").exists():
+            film = read_radiograph(graded[0].file, keep_polarity=self.grader.keep_polarity).image
+            maps = [self.grader.explain(xray).overlay() for xray in graded]
+            picture = draw_picture(film, knees, maps, self.made_by, level)
+            made["picture"] = build_picture(source, picture, [side for _, side in knees], self.made_by)
+        return made
+
+    @staticmethod
+    def _source(file: str) -> Dataset | None:
+        """The DICOM image, or None for a file of another format; one without a study is told and passed over."""
+        with open(file, "rb") as opened:
+            if not is_dicom(opened.read(132)):
+                return None
+        try:
+            return read_source(file)
+        except ResultError as error:
+            print(error)
+            return None

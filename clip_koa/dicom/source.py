@@ -1,0 +1,97 @@
+"""The image that results are of: its patient and study, and numbers that are derived from it."""
+
+import io
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, generate_uid
+
+from modeling_clip_koa import CLIPKOAError
+
+MANUFACTURER = "CLIP-KOA"
+# Attributes that each object must carry, empty where the image lacks them (type 2 of the patient and study modules).
+_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+# Without these there is no study to put a result into.
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
+_KINDS = {"report": 9701, "picture": 9702}  # numbers of the two series in a study
+
+
+class ResultError(CLIPKOAError, ValueError):
+    """An image that no DICOM result can be made of; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """What graded: it is in every object, and identifiers depend on it."""
+
+    model: str  # name of the model
+    digest: str  # of its weights, configuration and calibration
+    settings: str  # what a grade depends on besides, such as `level=0.9 framing=auto`
+
+    @property
+    def version(self) -> str:
+        """Of CLIP-KOA."""
+        try:
+            return metadata.version("clip-koa")
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+
+def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
+    """The attributes of a DICOM image, without its pixels.
+
+    Args:
+        file: a path, or the file's bytes.
+        name: what to call it in errors; default: its path.
+
+    Raises:
+        ResultError: no DICOM file, or one that names no study to put a result into.
+    """
+    name = name or str(file)
+    try:
+        source = pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, stop_before_pixels=True)
+        missing = [keyword for keyword in _NEEDED if not source.get(keyword)]
+    except Exception as error:  # pydicom raises nearly every kind there is on damaged files
+        raise ResultError(f"{name}: no DICOM results: {' '.join(str(error).split())[:200]}") from error
+    if missing:
+        raise ResultError(f"{name}: no DICOM results, since it has no {', '.join(missing)}.")
+    for keyword in _EMPTY:
+        if keyword not in source:
+            setattr(source, keyword, None)
+    return source
+
+
+def identity(source: Dataset, made_by: MadeBy, kind: str) -> dict:
+    """Series and instance of a result, for highdicom: the same image, model and settings give the same.
+
+    Args:
+        kind: report or picture.
+    """
+    what = (kind, made_by.digest, made_by.settings)
+    return {
+        "series_instance_uid": _uid("series", source.StudyInstanceUID, *what),
+        "series_number": _KINDS[kind],
+        "sop_instance_uid": _uid("instance", source.SOPInstanceUID, *what),
+        "instance_number": max(1, int(source.get("InstanceNumber") or 1)),
+        "manufacturer": MANUFACTURER,
+    }
+
+
+def device_uid(made_by: MadeBy) -> UID:
+    """Of the model as an observer."""
+    return _uid("device", made_by.digest)
+
+
+def region_uid(source: Dataset, made_by: MadeBy, knee: int) -> UID:
+    """Of the knee's region as something that can be followed; `knee` counts those of the image."""
+    return _uid("region", source.SOPInstanceUID, made_by.digest, made_by.settings, str(knee))
+
+
+def _uid(*parts: str) -> UID:
+    return generate_uid(entropy_srcs=[MANUFACTURER, *parts])
