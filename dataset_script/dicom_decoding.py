@@ -20,6 +20,8 @@ _JPEG = "1.2.840.10008.1.2.4."
 # Of the retired JPEG processes those that libjpeg reads are read as JPEG Extended: its marker tells what it is.
 _RETIRED_JPEG = tuple(f"{_JPEG}{process}" for process in (52, 53, 54, 55, 56))
 _JPEG_FAMILY = tuple(f"{_JPEG}{process}" for process in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203))
+# All that are read.
+SYNTAXES = (*_NATIVE, _ENCAPSULATED_UNCOMPRESSED, _DEFLATED_FRAMES, _RLE, *_JPEG_FAMILY, *_RETIRED_JPEG)
 # Names that pydicom's dictionary lacks.
 _NAMES = {
     _DEFLATED_FRAMES: "Deflated Image Frame Compression",
@@ -120,7 +122,7 @@ def decode_frame(dataset, pixels: PixelFormat) -> tuple[np.ndarray, PixelFormat]
             raise Refusal(f"names the transfer syntax {_name(syntax)}, but its pixels are compressed by another.")
         _check_length(value, pixels)
         return _run_decoder(syntax, value, pixels, read_type(dataset, "PixelData")), pixels
-    if syntax not in (_ENCAPSULATED_UNCOMPRESSED, _DEFLATED_FRAMES, _RLE, *_JPEG_FAMILY, *_RETIRED_JPEG):
+    if syntax not in SYNTAXES:
         raise Refusal(f"has the transfer syntax {_name(syntax)}, which is not read here: {_WHAT_TO_DO}")
     frame = _first_frame(value, pixels, syntax)
     pixels = replace(pixels, frames=1)

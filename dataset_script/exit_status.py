@@ -25,13 +25,16 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 _EXTRAS = {
     "efficientnet_lite_pytorch": "studies",
     "fpdf": "app",
+    "dicomweb_client": "pacs",
     "gradio": "app",
+    "highdicom": "pacs",
     "mcp": "mcp",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "peft": "lora",
     "pydicom": "dicom",
+    "pynetdicom": "pacs",
     "skimage": "robustness",
 }
 

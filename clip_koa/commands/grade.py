@@ -24,6 +24,10 @@ def grade(
     framing: Annotated[Framing, Option(help="auto: find the knees of films; as_is: X-rays are cropped.")] = "auto",
     pairs: Annotated[bool, Option("--pairs", help="Combine the grades of a person's two knees.")] = False,
     explain: Annotated[Path | None, Option(metavar="DIR", help="Write the X-rays under heat maps there.")] = None,
+    dicom_results: Annotated[
+        Path | None,
+        Option("--dicom_results", metavar="DIR", help="Write a report and a picture of each DICOM image there."),
+    ] = None,
 ) -> int:
     """Grade X-rays, and say how sure the model is.
 
@@ -39,5 +43,7 @@ def grade(
 
     keep_freed_memory()
     return grade_inputs(
-        GradeRun(inputs, model, output, level, backend, precision, keep_polarity, explain, framing, pairs)
+        GradeRun(
+            inputs, model, output, level, backend, precision, keep_polarity, explain, framing, pairs, dicom_results
+        )
     )

@@ -1,5 +1,6 @@
 """An image with boxes, grades and heat maps as a DICOM Secondary Capture, to be looked at in any viewer."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from modeling_clip_koa import Grade
 
 WIDTH = 1000  # pixels, at which it is to be read
 _FILM, _MAP, _EDGE, _LINE = 620, 370, 10, 26
+_LETTERS = 100  # of a line
 _GROUND, _INK, _ALARM = (16, 20, 24), (235, 240, 244), (255, 196, 84)
 _BOXES = ((92, 200, 255), (255, 150, 210))  # right and left
 _RESEARCH = "RESEARCH ONLY. Not a medical device. Not to guide the care of patients."
@@ -31,7 +33,11 @@ def draw_picture(
         Mode RGB, `WIDTH` pixels wide.
     """
     shown = ImageOps.contain(film, (_FILM, 2 * _MAP)).convert("RGB")
-    lines = [_RESEARCH, *(line for knee in knees for line in _lines(*knee, level)), f"CLIP-KOA {made_by.version}, model {made_by.digest}"]
+    words = [
+        *(line for knee in knees for line in _lines(*knee, level)),
+        f"CLIP-KOA {made_by.version}, {made_by.model}",
+    ]
+    lines = [_RESEARCH, *(part for line in words for part in textwrap.wrap(line, _LETTERS))]
     height = max(shown.height, len(maps) * (_MAP + _EDGE) - _EDGE)
     picture = Image.new("RGB", (WIDTH, height + 2 * _EDGE + len(lines) * _LINE), _GROUND)
     picture.paste(shown, (0, 0))
@@ -64,6 +70,8 @@ def build_picture(source: Dataset, picture: Image.Image, sides: Sequence[str], m
         patient_orientation=tuple(source.get("PatientOrientation") or ("L", "F")),
         transfer_syntax_uid="1.2.840.10008.1.2.1", **identity(source, made_by, "picture"),
     )  # fmt: skip
+    if "Laterality" not in capture:
+        capture.Laterality = ""  # of both knees, or not known
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.DerivationDescription = f"CLIP-KOA {made_by.version}: knee boxes, grades and heat maps. Research only."
     capture.SeriesDescription = "CLIP-KOA grades (research only)"

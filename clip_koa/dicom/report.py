@@ -77,7 +77,10 @@ def corners(source: Dataset, grade: Grade) -> np.ndarray:
 
 def _measurements(grade: Grade, level: float) -> list[sr.Measurement]:
     values = dict(zip(own.PROBABILITIES, grade.probabilities, strict=True))
-    values |= {own.OSTEOARTHRITIS_PROBABILITY: grade.osteoarthritis_probability, own.EXPECTED_GRADE: grade.expected_grade}
+    values |= {
+        own.OSTEOARTHRITIS_PROBABILITY: grade.osteoarthritis_probability,
+        own.EXPECTED_GRADE: grade.expected_grade,
+    }
     if grade.confidence_set:
         values[own.SET_LEVEL] = level
     if grade.atypicality is not None:

@@ -39,16 +39,17 @@ class DicomResults:
         source = self._source(path_of(row["file"]))
         return source is None or all(self.path(source, kind).exists() for kind in KINDS)
 
-    def write(self, xrays: Sequence[GradedXray]) -> None:
-        """Writes the results of one file, given as each of its knees; those that are there stay."""
+    def write(self, xrays: Sequence[GradedXray]) -> list[Path]:
+        """Writes the results of one file, given as each of its knees, and gives their paths; what is there stays."""
         graded = [xray for xray in xrays if not xray.error]
         source = self._source(xrays[0].file) if graded else None
         if source is None:
-            return
+            return []
         for kind, made in self.build(source, graded).items():
             content = io.BytesIO()
             made.save_as(content, enforce_file_format=True)
             write_file(self.path(source, kind), content.getvalue())
+        return [self.path(source, kind) for kind in KINDS]
 
     def build(self, source: Dataset, graded: Sequence[GradedXray]) -> dict[str, Dataset]:
         """Report and picture of an image; of those that are there already, nothing."""
@@ -62,6 +63,9 @@ class DicomResults:
             picture = draw_picture(film, knees, maps, self.made_by, level)
             made["picture"] = build_picture(source, picture, [side for _, side in knees], self.made_by)
         return made
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
     @staticmethod
     def _source(file: str) -> Dataset | None:

@@ -9,6 +9,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 
+from clip_koa.grading.provenance import describe, without_code
 from modeling_clip_koa import CLIPKOAError
 
 MANUFACTURER = "CLIP-KOA"
@@ -26,6 +27,10 @@ class ResultError(CLIPKOAError, ValueError):
     """An image that no DICOM result can be made of; the message names it and says why."""
 
 
+class OwnResult(ResultError):
+    """An image that is a result of ours."""
+
+
 @dataclass(frozen=True)
 class MadeBy:
     """What graded: it is in every object, and identifiers depend on it."""
@@ -33,6 +38,14 @@ class MadeBy:
     model: str  # name of the model
     digest: str  # of its weights, configuration and calibration
     settings: str  # what a grade depends on besides, such as `level=0.9 framing=auto`
+
+    @classmethod
+    def of(cls, model: str, described: str) -> "MadeBy":
+        """Of a model folder or Hub id, and of what `clip_koa.grading.run.made_by` says of its grades."""
+        settings = dict(item.split("=", 1) for item in without_code(described).split())
+        digest = settings.pop("model")
+        name = Path(model).resolve().name if Path(model).is_dir() else model
+        return cls(name, digest, describe(**settings))
 
     @property
     def version(self) -> str:
@@ -51,14 +64,17 @@ def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
         name: what to call it in errors; default: its path.
 
     Raises:
-        ResultError: no DICOM file, or one that names no study to put a result into.
+        ResultError: no DICOM file, one that names no study to put a result into, or (`OwnResult`) a result.
     """
     name = name or str(file)
     try:
         source = pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, stop_before_pixels=True)
+        own = source.get("Manufacturer") == MANUFACTURER
         missing = [keyword for keyword in _NEEDED if not source.get(keyword)]
     except Exception as error:  # pydicom raises nearly every kind there is on damaged files
         raise ResultError(f"{name}: no DICOM results: {' '.join(str(error).split())[:200]}") from error
+    if own:
+        raise OwnResult(f"{name}: no DICOM results, since it is one itself.")
     if missing:
         raise ResultError(f"{name}: no DICOM results, since it has no {', '.join(missing)}.")
     for keyword in _EMPTY:
@@ -68,12 +84,12 @@ def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
 
 
 def identity(source: Dataset, made_by: MadeBy, kind: str) -> dict:
-    """Series and instance of a result, for highdicom: the same image, model and settings give the same.
+    """Series and instance of a result, for highdicom: the same image, model, settings and version give the same.
 
     Args:
         kind: report or picture.
     """
-    what = (kind, made_by.digest, made_by.settings)
+    what = (kind, made_by.version, made_by.digest, made_by.settings)
     return {
         "series_instance_uid": _uid("series", source.StudyInstanceUID, *what),
         "series_number": _KINDS[kind],

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import ImageOps
@@ -17,10 +18,16 @@ _SHOWN, _COLUMNS, _SIDE = 60, 5, 240  # of the overview
 
 
 class HeatMaps:
-    """Writes X-rays under their heat maps, each under a name of its own that stays as the archive grows."""
+    """Writes X-rays under their heat maps, each under a name of its own that stays as the archive grows.
 
-    def __init__(self, grader: Grader, folder: Path):
-        self.grader, self.folder = grader, folder
+    Args:
+        grader: that graded.
+        folder: made where it is not there.
+        overview: also write one picture of the first of them.
+    """
+
+    def __init__(self, grader: Grader, folder: Path, overview: bool = True):
+        self.grader, self.folder, self.overview = grader, folder, overview
         self._shown = []  # small pictures and captions, for the overview
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -40,10 +47,13 @@ class HeatMaps:
             path_of(row["file"]), row["name"], _side(row["laterality"], row["laterality_assumed"])
         ).exists()
 
-    def write(self, xray: GradedXray) -> None:
-        """Writes the picture of an X-ray in place of that of an earlier grade, unless it could not be graded."""
-        if xray.reason:
-            return
+    def write(self, xrays: Sequence[GradedXray]) -> None:
+        """Writes the picture of each knee of a file in place of that of an earlier grade, but if it was not graded."""
+        for xray in xrays:
+            if not xray.reason:
+                self._write(xray)
+
+    def _write(self, xray: GradedXray) -> None:
         overlay, content = self.grader.explain(xray).overlay(), io.BytesIO()
         overlay.save(content, "PNG")
         side = _side(xray.laterality, xray.grade.side_assumed)
@@ -57,13 +67,14 @@ class HeatMaps:
             )
             self._shown.append((ImageOps.contain(overlay, (_SIDE,) * 2), caption))
 
-    def write_overview(self) -> Path | None:
-        """Writes one picture of the first X-rays whose maps were written; None where there are none."""
-        if not self._shown:
-            return None
+    def finish(self) -> None:
+        """Writes one picture of the first X-rays whose maps were written, if there are any and it is asked for."""
+        if not self.overview or not self._shown:
+            return
         content = io.BytesIO()
         draw_tiles(*zip(*self._shown, strict=True), min(_COLUMNS, len(self._shown)), _SIDE).save(content, "PNG")
-        return write_file(self.folder / OVERVIEW, content.getvalue())
+        path = write_file(self.folder / OVERVIEW, content.getvalue())
+        print(f"The first X-rays and their grades in one picture: {as_text(path)}")
 
 
 def _side(laterality: str, assumed: bool) -> str:

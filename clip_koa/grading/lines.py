@@ -1,11 +1,11 @@
 """Grades as lines for a person to read."""
 
 from clip_koa.files import as_text
+from clip_koa.grading.attachments import Attachments
 from clip_koa.grading.grader import GradedXray, Grader
-from clip_koa.grading.heat_maps import HeatMaps
 
 
-def print_grades(grader: Grader, files: list[str], level: float, maps: HeatMaps | None) -> int:
+def print_grades(grader: Grader, files: list[str], level: float, attachments: Attachments) -> int:
     """Prints a line for each X-ray and one for its mirror image; returns how many were not graded."""
     width = max(len(as_text(file)) for file in files)
     print(
@@ -13,9 +13,7 @@ def print_grades(grader: Grader, files: list[str], level: float, maps: HeatMaps 
         + "  ".join(f"{label:>12}" for label in grader.labels)
     )
     unread = 0
-    for xray in grader.grade(files):
-        if maps:
-            maps.write(xray)
+    for xray in attachments.passing(grader.grade(files)):
         if xray.reason:
             unread += 1
             print(f"{as_text(xray.file):{width}}  not graded: {as_text(xray.reason)}")

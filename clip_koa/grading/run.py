@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from clip_koa.files import as_text
 from clip_koa.grading import provenance
+from clip_koa.grading.attachments import Attachments
 from clip_koa.grading.grade_table import (
     FORMATS,
     GradeTableError,
@@ -45,6 +46,7 @@ class GradeRun:
         output: table, or folder for parts; None prints.
         explain: folder for the X-rays under their heat maps; None: none.
         pairs: combine the grades of a person's two knees.
+        dicom_results: folder for reports and pictures of DICOM images; None: none.
     """
 
     inputs: list[str]
@@ -57,6 +59,7 @@ class GradeRun:
     explain: Path | None = None
     framing: str = "auto"
     pairs: bool = False
+    dicom_results: Path | None = None
 
 
 def grade_inputs(run: GradeRun) -> int:
@@ -65,8 +68,9 @@ def grade_inputs(run: GradeRun) -> int:
     Raises:
         CLIPKOAError, OSError: nothing can be done, or no more; the message says why.
     """
-    if run.backend == "onnx" and run.explain:
-        raise GradeTableError(f"--explain {run.explain}: an exported graph cannot explain; use --backend pytorch.")
+    for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
+        if run.backend == "onnx" and folder:
+            raise GradeTableError(f"{option} {folder}: an exported graph draws no heat maps; use --backend pytorch.")
     named = find_xrays(run.inputs)
     paired = pair_files(named) if run.pairs else PairedFiles(named)
     files = paired.files
@@ -81,19 +85,18 @@ def grade_inputs(run: GradeRun) -> int:
         )
     share = paired.share(share_of(len(files), process, processes))
     if not run.output:
-        grader, maps = load(run, processes, paired.firsts)
-        ungraded = print_grades(grader, [files[number] for number in share], run.level, maps)
+        grader, attachments = load(run, processes, paired.firsts)
+        ungraded = print_grades(grader, [files[number] for number in share], run.level, attachments)
     else:
         output = part_of(run.output, process, processes) if in_parts else run.output
         with work_is_kept(_GO_ON), GrowingTable(output) as table:
-            grader, maps = load(run, processes, paired.firsts)
+            grader, attachments = load(run, processes, paired.firsts)
             others = [part for part in list_parts(run.output) if part != output] if in_parts else []
-            table.begin(paired, made_by(run, grader), share, others, maps.is_there if maps else None)
-            ungraded = write_table(grader, table, maps)
+            table.begin(paired, made_by(run, grader), share, others, attachments.are_there)
+            ungraded = write_table(grader, table, attachments)
             now = time.time()
             os.utime(output, (now, now))  # what was up to date is whole as of now, too
-    if maps and processes == 1 and (overview := maps.write_overview()):
-        print(f"The first X-rays and their grades in one picture: {as_text(overview)}")
+    attachments.finish()
     if not grader.is_calibrated:
         print("No confidence sets: the model is not calibrated (clip-koa calibrate does it).")
     print("The grade is read from both views averaged. Research only: not for diagnosis.")
@@ -102,8 +105,8 @@ def grade_inputs(run: GradeRun) -> int:
     return INCOMPLETE if ungraded else DONE
 
 
-def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple[Grader, HeatMaps | None]:
-    """The grader, and what writes heat maps where they are asked for."""
+def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple[Grader, Attachments]:
+    """The grader, and what writes all that is asked for besides the rows."""
     grader = Grader(
         run.model,
         run.level,
@@ -116,7 +119,16 @@ def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple
     )
     if run.framing != grader.framing:
         print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
-    return grader, HeatMaps(grader, run.explain) if run.explain else None
+    attachments = []
+    if run.explain:
+        attachments.append(HeatMaps(grader, run.explain, overview=processes == 1))
+    if run.dicom_results:
+        from clip_koa.dicom.results import DicomResults  # needs the extra `pacs`
+        from clip_koa.dicom.source import MadeBy
+
+        made = MadeBy.of(run.model, made_by(run, grader))
+        attachments.append(DicomResults(grader, run.dicom_results, made))
+    return grader, Attachments(attachments)
 
 
 def made_by(run: GradeRun, grader: Grader) -> str:
@@ -160,7 +172,7 @@ def _device(processes: int) -> str | None:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
-def write_table(grader: Grader, table: GrowingTable, maps: HeatMaps | None = None) -> int:
+def write_table(grader: Grader, table: GrowingTable, attachments: Attachments) -> int:
     """Grades what the table has no row of, and puts it in its place; returns how many X-rays were not graded."""
     if table.gone:
         named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
@@ -176,9 +188,7 @@ def write_table(grader: Grader, table: GrowingTable, maps: HeatMaps | None = Non
         return ungraded
     with tqdm(total=len(table.share), initial=table.kept, desc="grading", unit="X-ray") as bar:
         for waiting in table.batches(BATCH_SIZE):
-            graded = list(grader.grade([xray.file for xray in waiting]))
-            for xray in graded if maps else ():
-                maps.write(xray)
+            graded = attachments.passing(grader.grade([xray.file for xray in waiting]))
             # One row an X-ray, or one for each knee of a film.
             entries = groupby(map(table_row, graded), key=lambda row: row["file"])
             table.add(waiting, [list(entry) for _, entry in entries])

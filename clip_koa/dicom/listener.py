@@ -1,0 +1,229 @@
+"""`clip-koa listen`: an archive or a machine sends radiographs, and gets their grades back into the archive."""
+
+import json
+import logging
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+    Verification,
+)
+
+from clip_koa.dicom.archive import Archive, PacsError, Peer
+from clip_koa.dicom.results import DicomResults
+from clip_koa.dicom.source import MadeBy
+from clip_koa.dicom.spool import Spool
+from clip_koa.dicom.worker import Worker
+from clip_koa.files import write_file
+from clip_koa.grading.grader import Grader
+from clip_koa.grading.run import GradeRun, made_by
+from clip_koa.locks import WriterLock
+from dataset_script.dicom_decoding import SYNTAXES
+
+IMAGES = (
+    ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+)  # fmt: skip
+_SUCCESS, _NO_ROOM, _CANNOT = 0x0000, 0xA700, 0xC000
+# Rejected for a while, by the provider's presentation layer: a local limit is exceeded (PS3.8, 9.3.4).
+_FULL = (0x02, 0x03, 0x02)
+_MOST_ASSOCIATIONS = 32
+_BEAT = 1.0  # seconds between two writings of the status
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ListenSettings:
+    """What listens, grades and sends.
+
+    Attributes:
+        model, level: see `Grader`.
+        spool: folder in which nothing that was accepted is lost.
+        send_to: AET@HOST:PORT of the archive.
+        port, host, title: where to listen, and as which application entity.
+        allow: titles of the callers that are served; empty: all.
+        certificate, key, authority: files of TLS, for both directions; None: no TLS.
+        status_port: where the status is served as JSON; None: only in the spool's status.json.
+        reserve_megabytes: of the disk, that stay free.
+    """
+
+    model: str
+    spool: Path
+    send_to: str
+    port: int = 11112
+    host: str = "127.0.0.1"
+    title: str = "KOA"
+    allow: tuple[str, ...] = ()
+    level: float = 0.9
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+    status_port: int | None = None
+    reserve_megabytes: int = 500
+
+
+def listen(settings: ListenSettings) -> None:
+    """Listens until it is stopped.
+
+    Raises:
+        PacsError: a setting that cannot be.
+        InUseError: another process has this spool.
+    """
+    peer = Peer.parse(settings.send_to)
+    inward, outward = _tls(settings)
+    with WriterLock(settings.spool, inside=True):
+        spool = Spool(settings.spool, settings.reserve_megabytes * 2**20)
+        run = GradeRun([], settings.model, level=settings.level)
+        grader = Grader(settings.model, settings.level, framing=run.framing)
+        results = DicomResults(grader, spool.outgoing, MadeBy.of(settings.model, made_by(run, grader)))
+        worker = Worker(spool, results, Archive(peer, settings.title, outward))
+        listener = _Listener(settings, spool, worker)
+        try:
+            listener.run(inward)
+        finally:
+            worker.stop()
+            listener.write_status("stopped")
+            spool.close()
+
+
+class _Listener:
+    """The application entity that images are sent to, and the status."""
+
+    def __init__(self, settings: ListenSettings, spool: Spool, worker: Worker):
+        self.settings, self.spool, self.worker = settings, spool, worker
+        self.since = time.time()
+        self.full = threading.Event()
+
+    def run(self, tls: ssl.SSLContext | None) -> None:
+        """Serves until the process is asked to end."""
+        settings = self.settings
+        entity = AE(settings.title)
+        entity.maximum_associations = _MOST_ASSOCIATIONS
+        entity.require_calling_aet = list(settings.allow)
+        entity.add_supported_context(Verification)
+        for image in IMAGES:
+            entity.add_supported_context(image, list(SYNTAXES))
+        handlers = [(evt.EVT_C_STORE, self.take), (evt.EVT_REQUESTED, self.refuse_when_full)]
+        self.worker.start()
+        try:
+            server = entity.start_server(
+                (settings.host, settings.port), block=False, evt_handlers=handlers, ssl_context=tls
+            )
+        except OSError as error:
+            raise PacsError(
+                f"--port {settings.port}: it cannot be listened on at {settings.host}: {error.strerror}."
+            ) from error
+        pages = self._serve_status()
+        print(f"{settings.title} listens at {settings.host}:{settings.port}. It ends with Ctrl+C.", flush=True)
+        try:
+            while True:
+                self.write_status("listening")
+                time.sleep(_BEAT)
+        except KeyboardInterrupt:
+            print("It has ended. What was accepted stays in the spool.", flush=True)
+        finally:
+            server.shutdown()
+            if pages:
+                pages.shutdown()
+
+    def refuse_when_full(self, event) -> None:
+        """Refuses an association while the disk is full."""
+        if self.spool.is_full():
+            self.worker.errors.note("the disk is full: associations are refused")
+            event.assoc.acse.send_reject(*_FULL)
+            event.assoc.kill()
+
+    def take(self, event) -> int:
+        """Keeps an image, and answers once it is on the disk."""
+        if self.spool.is_full():
+            self.worker.errors.note("the disk is full: an image was not accepted")
+            return _NO_ROOM
+        try:
+            self.spool.accept(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset())
+        except OSError as error:
+            self.worker.errors.note(f"an image could not be kept: {error.strerror or type(error).__name__}")
+            return _NO_ROOM
+        except Exception as error:
+            self.worker.errors.note(f"an image could not be taken: {type(error).__name__}")
+            return _CANNOT
+        self.worker.wake()
+        return _SUCCESS
+
+    def status(self, state: str = "listening") -> dict:
+        """How it stands: counts, reasons and the last error, nothing of a patient."""
+        errors = self.worker.errors
+        counts = self.spool.counts()
+        return {
+            "state": state,
+            "since": _time(self.since),
+            "at": _time(time.time()),
+            "waiting_to_be_graded": counts["received"],
+            "waiting_to_be_sent": counts["graded"],
+            "sent": counts["sent"],
+            "without_a_result": self.spool.reasons(),
+            "last_error": {"at": _time(errors.at), "what": errors.last} if errors.last else None,
+        }
+
+    def write_status(self, state: str) -> None:
+        """Writes the status into the spool, unless the disk is full."""
+        try:
+            write_file(self.settings.spool / "status.json", (json.dumps(self.status(state), indent=1) + "\n").encode())
+        except Exception as error:  # the listener goes on
+            _LOG.warning("the status could not be written: %s", type(error).__name__)
+
+    def _serve_status(self) -> ThreadingHTTPServer | None:
+        if self.settings.status_port is None:
+            return None
+        listener = self
+
+        class Status(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                content = json.dumps(listener.status()).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_) -> None:
+                """Nothing."""
+
+        try:
+            pages = ThreadingHTTPServer((self.settings.host, self.settings.status_port), Status)
+        except OSError as error:
+            raise PacsError(f"--status_port {self.settings.status_port}: {error.strerror}.") from error
+        threading.Thread(target=pages.serve_forever, daemon=True).start()
+        return pages
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+def _tls(settings: ListenSettings) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """For what comes in and for what goes out; both ends must show a certificate of the authority."""
+    files = (settings.certificate, settings.key, settings.authority)
+    if not any(files):
+        return None, None
+    if not all(files):
+        raise PacsError("TLS needs all of --tls_certificate, --tls_key and --tls_authority.")
+    contexts = []
+    for purpose in (ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH):
+        try:
+            context = ssl.create_default_context(purpose, cafile=settings.authority)
+            context.load_cert_chain(settings.certificate, settings.key)
+        except (OSError, ssl.SSLError) as error:
+            named = ", ".join(map(str, files))
+            raise PacsError(f"TLS: one of {named} cannot be read: {error.strerror or error}.") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+        contexts.append(context)
+    return tuple(contexts)

@@ -1,0 +1,136 @@
+"""What happens to an accepted image: it is graded, and its results are sent. Each in a thread of its own."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clip_koa.dicom.results import DicomResults
+from clip_koa.dicom.source import OwnResult, ResultError, read_source
+from clip_koa.dicom.spool import Spool, Waiting
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries while the archive is away
+_LOG = logging.getLogger(__name__)
+OWN_RESULT = "a result of this program"
+NO_GRADE = "no grade: not a frontal knee X-ray, or it cannot be read"
+NO_STUDY = "no study to put a result into"
+FAILED = "a fault of this program"
+
+
+class Unsent(Exception):
+    """The archive did not take a result, which is tried again. The message says why.
+
+    Args:
+        refused: the archive answered, so that other results may fare better.
+    """
+
+    def __init__(self, message: str, refused: bool = False):
+        super().__init__(message)
+        self.refused = refused
+
+
+@dataclass
+class Errors:
+    """The last thing that went wrong, for `status`; it never holds anything of a patient."""
+
+    last: str = ""
+    at: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, words: str) -> None:
+        """Keeps it and logs it."""
+        with self._lock:
+            self.last, self.at = words, time.time()
+        _LOG.warning("%s", words)
+
+
+class Worker:
+    """Grades what the spool received, and sends what was made of it, until it is stopped.
+
+    Args:
+        spool: where images lie.
+        results: writes into the spool's `outgoing`.
+        send: takes the files of an image's results; raises `Unsent`.
+    """
+
+    def __init__(self, spool: Spool, results: DicomResults, send: Callable[[list[Path]], None]):
+        self.spool, self.results, self.send = spool, results, send
+        self.errors = Errors()
+        self._news, self._made, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._threads = [threading.Thread(target=self._grade_all), threading.Thread(target=self._send_all)]
+
+    def start(self) -> None:
+        """Goes on with what lies in the spool."""
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Says that an image was accepted."""
+        self._news.set()
+
+    def stop(self) -> None:
+        """Ends after the image and the result at hand; the others stay in the spool."""
+        self._stop.set()
+        self._news.set()
+        self._made.set()
+        for thread in self._threads:
+            thread.join()
+
+    def is_idle(self) -> bool:
+        """Whether nothing waits."""
+        counts = self.spool.counts()
+        return not counts["received"] and not counts["graded"]
+
+    def _grade_all(self) -> None:
+        while not self._stop.is_set():
+            waiting = self.spool.next_received()
+            if waiting is None:
+                self._news.wait(1.0)
+                self._news.clear()
+                continue
+            try:
+                self._grade(waiting)
+            except OSError as error:  # a full disk, most likely: the image stays where it is
+                self.errors.note(f"a result could not be written: {error.strerror or type(error).__name__}")
+                self._stop.wait(LONGEST_PAUSE)
+            except Exception as error:
+                self.errors.note(f"an image could not be graded: {type(error).__name__}")
+                self.spool.set_refused(waiting, FAILED)
+
+    def _grade(self, waiting: Waiting) -> None:
+        file = self.spool.path(waiting.digest)
+        try:
+            read_source(file)
+        except ResultError as error:
+            return self.spool.set_refused(waiting, OWN_RESULT if isinstance(error, OwnResult) else NO_STUDY)
+        graded = [xray for xray in self.results.grader.grade([str(file)]) if not xray.error]
+        if not graded:
+            return self.spool.set_refused(waiting, NO_GRADE)
+        self.spool.set_graded(waiting, self.results.write(graded))
+        self._made.set()
+        return None
+
+    def _send_all(self) -> None:
+        pause, after = FIRST_PAUSE, 0.0
+        while not self._stop.is_set():
+            found = self.spool.next_graded(after)
+            if found is None:
+                after = 0.0
+                self._made.wait(1.0)
+                self._made.clear()
+                continue
+            waiting, arrived = found
+            try:
+                self.send([self.spool.outgoing / name for name in waiting.results])
+            except Unsent as error:
+                self.errors.note(str(error))
+                after = arrived if error.refused else 0.0  # others are tried before it is tried again
+                if not error.refused or self.spool.next_graded(after) is None:
+                    after = 0.0
+                    self._stop.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self.spool.set_sent(waiting)
+                pause = FIRST_PAUSE

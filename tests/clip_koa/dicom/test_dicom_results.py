@@ -1,0 +1,184 @@
+"""`clip-koa grade --dicom_results`: reports and pictures, as other programs read them."""
+
+import csv
+import re
+import shutil
+import subprocess
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from clip_koa.commands import main
+from clip_koa.dicom import codes
+from clip_koa.dicom.picture import WIDTH, draw_picture
+from clip_koa.dicom.report import build_report, corners
+from clip_koa.dicom.source import MadeBy, read_source
+from dataset_script.synthetic import draw_knee
+from dicom.pacs import knee, needs_dcmtk, radiograph
+from modeling_clip_koa import Grade
+
+MADE_BY = MadeBy("model", "0123456789abcdef", "level=0.9")
+SHARES = (0.05, 0.2, 0.5, 0.2, 0.05)
+GRADE = Grade(
+    2, "KL2 mild", "", SHARES, SHARES, SHARES, (1, 2, 3), 0.42, box=(10, 20, 50, 60), side="R", side_assumed=True,
+)  # fmt: skip
+
+
+def grade(tmp_path, model, *files, expect=0, name="results"):
+    folder = tmp_path / name
+    assert main(["grade", "--model", model, "--dicom_results", folder, *files]) == expect
+    return {pydicom.dcmread(path).Modality: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def of_film(tmp_path_factory, released, two_knees):
+    """Report and picture of a film, and the film."""
+    folder = tmp_path_factory.mktemp("of_film")
+    (folder / "film.dcm").write_bytes(two_knees)
+    return grade(folder, released, folder / "film.dcm"), folder / "film.dcm"
+
+
+def test_a_film_gives_a_report_and_a_picture_in_its_own_study(of_film):
+    results, film = of_film
+    source = pydicom.dcmread(film)
+    assert set(results) == {"SR", "OT"}
+    series = set()
+    for path in results.values():
+        made = pydicom.dcmread(path)
+        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
+                        "AccessionNumber", "StudyID"):  # fmt: skip
+            assert made.get(keyword) == source.get(keyword), keyword
+        assert path.name == f"{made.SOPInstanceUID}.dcm" and made.Manufacturer == "CLIP-KOA"
+        series.add(made.SeriesInstanceUID)
+    assert len(series) == 2 and source.SeriesInstanceUID not in series
+
+
+def test_highdicom_reads_both_knees_back(of_film):
+    results, film = of_film
+    report = hd.sr.srread(results["SR"])
+    groups = report.content.get_planar_roi_measurement_groups()
+    assert [group.finding_sites[0].laterality.value for group in groups] == ["24028007", "7771000"]  # right, left
+    for group in groups:
+        assert group.finding_type.value == "239873007"
+        shares = [group.get_measurements(name)[0].value for name in codes.PROBABILITIES]
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
+        (found,) = group.get_qualitative_evaluations(codes.KL_GRADE)
+        assert found.value == codes.GRADES[int(np.argmax(shares))]
+        held = [int(item.value.value[2:]) for item in group.get_qualitative_evaluations(codes.IN_SET)]
+        assert held == list(range(held[0], held[-1] + 1)) and int(found.value.value[2:]) in held
+        assert group.get_measurements(codes.SET_LEVEL)[0].value == 0.9
+        assert group.get_qualitative_evaluations(codes.USE)[0].value == codes.RESEARCH
+        assert group.get_qualitative_evaluations(codes.SIDE_SOURCE)[0].value == codes.SIDE_ASSUMED
+    right, left = (group.roi.value[:, 0].mean() for group in groups)
+    assert right < left and all(group.roi.value.min() >= 0 for group in groups)
+    assert pydicom.dcmread(film).SOPInstanceUID in str(pydicom.dcmread(results["SR"]))
+
+
+def test_they_are_sound_to_the_validator(of_film):
+    if not shutil.which("dciodvfy"):
+        pytest.skip("needs dciodvfy (Debian package dicom3tools)")
+    for path in of_film[0].values():
+        said = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
+        assert "Error" not in said.stderr + said.stdout, said.stderr
+        assert re.match("SCImage|ComprehensiveSR", said.stderr + said.stdout)
+
+
+@needs_dcmtk
+def test_dcmtk_reads_them(of_film, tmp_path):
+    results, _ = of_film
+    dumped = subprocess.run(["dsrdump", results["SR"]], capture_output=True, text=True)
+    assert dumped.returncode == 0 and dumped.stdout.count("Kellgren-Lawrence grade 0 none") >= 2
+    assert "Research only, not to guide care" in dumped.stdout
+    shown = subprocess.run(["dcm2pnm", results["OT"], tmp_path / "shown.ppm"], capture_output=True)
+    assert shown.returncode == 0
+    with Image.open(tmp_path / "shown.ppm") as image:
+        assert image.width == WIDTH
+        assert np.array_equal(np.asarray(image), pydicom.dcmread(results["OT"]).pixel_array)
+
+
+def test_a_second_run_changes_nothing(tiny_model, tmp_path):
+    (tmp_path / "knee.dcm").write_bytes(knee(1))
+    first = grade(tmp_path, tiny_model, tmp_path / "knee.dcm")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in first.values()}
+    assert grade(tmp_path, tiny_model, tmp_path / "knee.dcm") == first
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in first.values()} == before
+    other = grade(tmp_path, tiny_model, tmp_path / "knee.dcm", name="other")
+    assert {path.name for path in other.values()} == {path.name for path in first.values()}
+    first["SR"].unlink()  # one that is lost is made anew, with the same identifiers
+    again = grade(tmp_path, tiny_model, "--output", tmp_path / "a.csv", tmp_path / "knee.dcm")
+    assert again == first
+    first["SR"].unlink()
+    assert grade(tmp_path, tiny_model, "--output", tmp_path / "a.csv", tmp_path / "knee.dcm") == first
+
+
+def test_only_these_files_know_the_patient(tiny_model, tmp_path, capsys):
+    (tmp_path / "knee.dcm").write_bytes(knee(1))
+    draw_knee(1, "L", 1, 96).save(tmp_path / "knee.png")
+    grade(tmp_path, tiny_model, "--output", tmp_path / "grades.csv", tmp_path / "knee.dcm", tmp_path / "knee.png")
+    rows = list(csv.DictReader((tmp_path / "grades.csv").open()))
+    assert len(rows) == 2 and len(list((tmp_path / "results").iterdir())) == 2  # none of the PNG
+    told = (tmp_path / "grades.csv").read_text() + capsys.readouterr().out
+    assert not re.search("INVENTED|Invented|ACC-|19500101", told)
+
+
+def test_what_cannot_have_results_is_told_and_the_rest_goes_on(tiny_model, tmp_path, capsys):
+    (tmp_path / "a.dcm").write_bytes(knee(1, StudyInstanceUID=None))
+    (tmp_path / "b.dcm").write_bytes(b"\0" * 128 + b"DICM broken")
+    (tmp_path / "c.dcm").write_bytes(knee(2, PatientSex=None, StudyDate=None))  # empty in the results, too
+    results = grade(tmp_path, tiny_model, *(tmp_path / f"{name}.dcm" for name in "abc"), expect=1)
+    assert set(results) == {"SR", "OT"}
+    assert "a.dcm: no DICOM results, since it has no StudyInstanceUID." in capsys.readouterr().out
+    assert pydicom.dcmread(results["SR"]).PatientSex == ""
+
+
+@pytest.mark.parametrize("angle", [0, 10, -10])
+def test_the_region_is_the_knees(angle):
+    source = read_source(knee(1))
+    line = corners(source, Grade(**{**GRADE.__dict__, "angle": float(angle)}))
+    assert line.shape == (5, 2) and np.array_equal(line[0], line[4])
+    assert line[:4].mean(0) == pytest.approx([30, 40]) and line.min() >= 0 and line.max() <= 96
+    edge = line[1] - line[0]
+    assert np.degrees(np.arctan2(edge[1], edge[0])) == pytest.approx(angle)  # clockwise, as y grows downwards
+    whole = corners(source, Grade(**{**GRADE.__dict__, "box": None}))
+    assert whole.tolist() == [[0, 0], [96, 0], [96, 96], [0, 96], [0, 0]]
+    beyond = corners(source, Grade(**{**GRADE.__dict__, "box": (-20, -20, 200, 200)}))
+    assert beyond.min() == 0 and beyond.max() == 96
+
+
+def test_identifiers_depend_on_image_model_and_settings():
+    def number(source=1, **changes):
+        made_by = MadeBy(**{**MADE_BY.__dict__, **changes})
+        return build_report(read_source(knee(source)), [(GRADE, "R")], made_by, 0.9).SOPInstanceUID
+
+    assert number() == number()
+    assert len({number(), number(2), number(digest="f" * 16), number(settings="level=0.8")}) == 4
+
+
+def test_the_picture_can_be_read():
+    film = draw_knee(2, "R", 1, 300)
+    other = Grade(**{**GRADE.__dict__, "side": "L", "outside": 0.5, "box": (150, 20, 190, 60)})
+    picture = draw_picture(film, [(GRADE, "R"), (other, "L")], [film.convert("RGB")] * 2, MADE_BY, 0.9)
+    assert picture.width == WIDTH and picture.mode == "RGB"
+    pixels = np.asarray(picture)
+    scale = 620 / 300
+    column = round(scale * 10)
+    assert tuple(pixels[round(scale * 40), column]) == (92, 200, 255)  # the box's left edge
+    one = draw_picture(film, [(GRADE, "R")], [film.convert("RGB")], MADE_BY, 0.9)
+    assert one.height < picture.height
+
+
+def test_every_code_is_in_the_manual():
+    page = (ROOT / "docs" / "pacs.md").read_text()
+    for code in (*codes.OWN, *codes.STANDARD):
+        assert f"| `{code.value}` | {code.scheme_designator} | {code.meaning} |" in page, code.value
+    assert len({code.value for code in codes.OWN}) == len(codes.OWN)
+
+
+def test_a_picture_that_is_sent_in_is_no_radiograph_of_a_patient(tiny_model, tmp_path):
+    """A result among the inputs has no result of its own."""
+    (tmp_path / "knee.dcm").write_bytes(radiograph(draw_knee(1, "L", 1, 96), "own", Manufacturer="CLIP-KOA"))
+    assert grade(tmp_path, tiny_model, tmp_path / "knee.dcm") == {}

@@ -1,0 +1,179 @@
+"""Nothing that was accepted is lost, wherever the process is killed."""
+
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from clip_koa.dicom import spool as module
+from clip_koa.dicom import worker as worker_module
+from clip_koa.dicom.spool import Spool, Waiting
+from clip_koa.dicom.worker import Unsent, Worker
+from clip_koa.grading.grader import GradedXray
+from dicom.pacs import knee
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path / "spool", 0)
+    yield spool
+    spool.close()
+
+
+def reopened(spool: Spool) -> Spool:
+    """As a process that starts after the one before was killed."""
+    spool.close()
+    return Spool(spool.folder, 0)
+
+
+def test_an_image_goes_from_received_to_sent(spool):
+    assert spool.accept("1.2.3", b"image") and not spool.accept("1.2.3", b"image")
+    waiting = spool.next_received()
+    assert spool.path(waiting.digest).read_bytes() == b"image"
+    result = spool.outgoing / "a.dcm"
+    result.write_bytes(b"result")
+    spool.set_graded(waiting, [result])
+    assert spool.next_received() is None and not spool.path(waiting.digest).exists()
+    again = reopened(spool)
+    (graded, _) = again.next_graded()
+    assert graded == Waiting(waiting.digest, ("a.dcm",)) and result.exists()
+    again.set_sent(graded)
+    assert again.next_graded() is None and not result.exists()
+    assert again.counts() == {"received": 0, "graded": 0, "sent": 1, "refused": 0}
+    assert not again.accept("1.2.3", b"image")  # ever again
+    again.close()
+
+
+def test_what_was_killed_half_way_is_done_again_or_was_never_accepted(spool):
+    spool.accept("1.2.3", b"image")
+    waiting = spool.next_received()
+    (spool.outgoing / "half.dcm").write_bytes(b"result of a grading that did not end")
+    (spool.incoming / ".abc.1").write_bytes(b"an upload that did not end")
+    (spool.incoming / "abcdef.dcm").write_bytes(b"one whose row was never written")
+    again = reopened(spool)
+    assert again.next_received() == waiting and [path.name for path in again.incoming.iterdir()] == [
+        f"{waiting.digest}.dcm"
+    ]
+    assert list(again.outgoing.iterdir()) == []
+    again.close()
+
+
+def test_an_image_that_cannot_be_written_is_not_accepted(spool, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        spool.accept("1.2.3", b"image")
+    assert list(spool.incoming.iterdir()) == [] and spool.counts()["received"] == 0
+    monkeypatch.undo()
+    assert spool.accept("1.2.3", b"image")
+    assert Spool.is_full(spool) is False
+    spool.reserve = 2**60
+    assert spool.is_full()
+
+
+def test_the_same_image_of_many_senders_at_once_is_one(spool):
+    taken = []
+    threads = [threading.Thread(target=lambda: taken.append(spool.accept("1.2.3", b"image"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken.count(True) == 1 and spool.counts()["received"] == 1
+
+
+def test_it_is_closed_to_others_and_its_rows_name_nobody(spool):
+    spool.accept("1.2.826.0.1.3680043.8.498.77", b"image")
+    assert os.stat(spool.folder).st_mode & 0o077 == 0
+    rows = sqlite3.connect(spool.folder / "spool.sqlite").execute("SELECT * FROM images").fetchall()
+    assert len(rows) == 1 and "498" not in str(rows[0][0])
+
+
+class Results:
+    """Stands for the model: writes a file for each image."""
+
+    def __init__(self, spool):
+        self.spool, self.grader, self.fails = spool, self, False
+
+    def grade(self, files):
+        if self.fails:
+            raise RuntimeError("a fault")
+        return [GradedXray(files[0], error="" if Path(files[0]).stat().st_size > 1 else "no knee")]
+
+    def write(self, graded):
+        result = self.spool.outgoing / f"result-{Path(graded[0].file).name}"
+        result.write_bytes(b"result")
+        return [result]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(worker_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(worker_module, "LONGEST_PAUSE", 0.05)
+
+
+def finished(worker: Worker, seconds: float = 20) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if worker.is_idle():
+            break
+        threading.Event().wait(0.02)
+    worker.stop()
+    assert worker.is_idle()
+
+
+def test_an_archive_that_is_away_gets_its_results_later(spool, quick):
+    sent, tries = [], iter([Unsent("away")] * 5)
+
+    def send(files):
+        if error := next(tries, None):
+            raise error
+        sent.extend(file.name for file in files)
+
+    for number in range(3):
+        spool.accept(f"1.2.{number}", knee(number))
+    worker = Worker(spool, Results(spool), send)
+    worker.start()
+    finished(worker)
+    assert len(sent) == len(set(sent)) == 3 and worker.errors.last == "away"
+    assert spool.counts()["sent"] == 3 and list(spool.outgoing.iterdir()) == []
+
+
+def test_one_result_that_the_archive_does_not_like_keeps_no_other_back(spool, quick):
+    sent, dislike = [], []
+
+    def send(files):
+        dislike[:] = dislike or [files[0].name]
+        if files[0].name in dislike and len(sent) < 2:
+            raise Unsent("refused", refused=True)
+        sent.append(files[0].name)
+
+    for number in range(3):
+        spool.accept(f"1.2.{number}", knee(number))
+    worker = Worker(spool, Results(spool), send)
+    worker.start()
+    finished(worker)
+    assert len(sent) == 3 and sent[-1] == dislike[0]  # it is tried again, after the others
+
+
+def test_what_has_no_grade_is_noted_and_not_tried_again(spool, quick):
+    spool.accept("1", b"0")
+    spool.accept("2", knee(2, StudyInstanceUID=None))
+    spool.accept("3", knee(3, Manufacturer="CLIP-KOA"))
+    results = Results(spool)
+    worker = Worker(spool, results, lambda files: None)
+    worker.start()
+    for _ in range(500):
+        if worker.is_idle():
+            break
+        threading.Event().wait(0.02)
+    results.fails = True
+    spool.accept("4", knee(4))
+    worker.wake()
+    finished(worker)
+    assert spool.reasons() == {
+        worker_module.NO_STUDY: 2, worker_module.OWN_RESULT: 1, worker_module.FAILED: 1
+    }  # fmt: skip
+    assert list(spool.incoming.iterdir()) == []
