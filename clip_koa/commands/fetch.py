@@ -17,9 +17,9 @@ def fetch(
     model: Annotated[str, Option(help="Model folder or Hub id (default: the released one).")] = "",
     level: Annotated[float, Option(help="Of the confidence sets.")] = 0.9,
 ) -> int:
-    """Grade the radiographs of an archive over DICOMweb, and store the results in it.
+    """Grade the radiographs of an archive over DICOMweb.
 
-    For each image a structured report and a picture come into its own study. Images that have them already are
+    For each image a structured report and a picture are stored in its own study. Images that have them already are
     passed over. A token, where the archive asks for one, is read from CLIP_KOA_DICOMWEB_TOKEN.
     """
     model = model or released_model()

@@ -24,10 +24,11 @@ def listen(
     status_port: Annotated[int | None, Option("--status_port", help="Serve the status as JSON there.")] = None,
     reserve_megabytes: Annotated[int, Option("--reserve_megabytes", min=0, help="Of the disk, left free.")] = 500,
 ) -> None:
-    """Take radiographs from an archive or a machine by DICOM, grade them, and send the results to the archive.
+    """Grade radiographs that come by DICOM, for the archive.
 
-    For each image a structured report and a picture come into its own study. Nothing that was accepted is lost when
-    the command is killed: started again with the same spool it goes on. How it stands is in status.json of the spool.
+    A machine or an archive sends them. For each image a structured report and a picture go into its study in the
+    archive. Nothing that was accepted is lost when the command is killed: started again with the same spool it goes
+    on. How it stands is in status.json of the spool.
     """
     model = model or released_model()
     with importing():

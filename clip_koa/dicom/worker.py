@@ -10,6 +10,7 @@ from pathlib import Path
 from clip_koa.dicom.results import DicomResults
 from clip_koa.dicom.source import OwnResult, ResultError, read_source
 from clip_koa.dicom.spool import Spool, Waiting
+from modeling_clip_koa import CLIPKOAError
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries while the archive is away
 _LOG = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ NO_STUDY = "no study to put a result into"
 FAILED = "a fault of this program"
 
 
-class Unsent(Exception):
+class Unsent(CLIPKOAError):
     """The archive did not take a result, which is tried again. The message says why.
 
     Args:

@@ -52,7 +52,7 @@ def test_a_film_comes_back_into_its_study(tmp_path, released, archive, two_knees
 def test_what_is_no_knee_is_answered_and_noted(tmp_path, released, archive):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))
     files = write(
-        tmp_path / "in", noise=radiograph(noise, "noise"), cut=knee(1)[:-3000], own=knee(2, Manufacturer="CLIP-KOA")
+        tmp_path / "in", noise=radiograph(noise, "noise"), cut=knee(1, Rows=200), own=knee(2, Manufacturer="CLIP-KOA")
     )
     listener = Listener(tmp_path / "listener", released, archive.peer)
     try:
