@@ -117,6 +117,8 @@ def _grade(client: DICOMwebClient, one: _Instance, results: DicomResults) -> str
     if not graded:
         return "without a grade"
     made = results.write(graded)
+    if not made:
+        return "without a grade"
     client.store_instances([pydicom.dcmread(path) for path in made])
     for path in made:
         path.unlink()

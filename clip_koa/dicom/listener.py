@@ -5,6 +5,7 @@ import logging
 import ssl
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -79,6 +80,8 @@ def listen(settings: ListenSettings) -> None:
         InUseError: another process has this spool.
     """
     peer = Peer.parse(settings.send_to)
+    warnings.simplefilter("ignore")  # pydicom's quote what a file says of its patient
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     inward, outward = _tls(settings)
     with WriterLock(settings.spool, inside=True):
         spool = Spool(settings.spool, settings.reserve_megabytes * 2**20)

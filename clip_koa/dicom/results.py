@@ -8,8 +8,8 @@ from pydicom.dataset import Dataset
 
 from clip_koa.dicom.picture import build_picture, draw_picture
 from clip_koa.dicom.report import build_report
-from clip_koa.dicom.source import MadeBy, ResultError, identity, read_source
-from clip_koa.files import path_of, write_file
+from clip_koa.dicom.source import MadeBy, ResultError, identity, quietly, read_source
+from clip_koa.files import as_text, path_of, write_file
 from clip_koa.grading.grader import GradedXray, Grader
 from dataset_script.dicom import is_dicom
 from dataset_script.radiograph import read_radiograph
@@ -40,16 +40,27 @@ class DicomResults:
         return source is None or all(self.path(source, kind).exists() for kind in KINDS)
 
     def write(self, xrays: Sequence[GradedXray]) -> list[Path]:
-        """Writes the results of one file, given as each of its knees, and gives their paths; what is there stays."""
+        """Writes the results of one file, given as each of its knees; what is there stays.
+
+        Returns:
+            The paths of report and picture, also of what was there; none for a file that has no grade, is no DICOM
+            image, or, which is told, whose attributes no result can be made of.
+        """
         graded = [xray for xray in xrays if not xray.error]
         source = self._source(xrays[0].file) if graded else None
         if source is None:
             return []
-        for kind, made in self.build(source, graded).items():
-            content = io.BytesIO()
-            made.save_as(content, enforce_file_format=True)
-            write_file(self.path(source, kind), content.getvalue())
-        return [self.path(source, kind) for kind in KINDS]
+        try:
+            with quietly():
+                paths = {kind: self.path(source, kind) for kind in KINDS}
+                contents = {kind: _as_file(made) for kind, made in self.build(source, graded).items()}
+        except (AttributeError, KeyError, NotImplementedError, OverflowError, TypeError, ValueError):
+            # What highdicom and pydicom raise on values that DICOM does not allow; they quote these.
+            print(f"{as_text(xrays[0].file)}: no DICOM results, since one of its attributes is not as DICOM has it.")
+            return []
+        for kind, content in contents.items():
+            write_file(paths[kind], content)
+        return list(paths.values())
 
     def build(self, source: Dataset, graded: Sequence[GradedXray]) -> dict[str, Dataset]:
         """Report and picture of an image; of those that are there already, nothing."""
@@ -78,3 +89,9 @@ class DicomResults:
         except ResultError as error:
             print(error)
             return None
+
+
+def _as_file(made: Dataset) -> bytes:
+    content = io.BytesIO()
+    made.save_as(content, enforce_file_format=True)
+    return content.getvalue()

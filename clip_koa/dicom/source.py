@@ -1,6 +1,10 @@
 """The image that results are of: its patient and study, and numbers that are derived from it."""
 
 import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +60,20 @@ class MadeBy:
             return "not installed"
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps pydicom's warnings, which quote what a file says of its patient, from being printed or logged."""
+    log = logging.getLogger("pydicom")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
     """The attributes of a DICOM image, without its pixels.
 
@@ -68,11 +86,12 @@ def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
     """
     name = name or str(file)
     try:
-        source = pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, stop_before_pixels=True)
-        own = source.get("Manufacturer") == MANUFACTURER
-        missing = [keyword for keyword in _NEEDED if not source.get(keyword)]
+        with quietly():
+            source = pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, stop_before_pixels=True)
+            own = source.get("Manufacturer") == MANUFACTURER
+            missing = [keyword for keyword in _NEEDED if not source.get(keyword)]
     except Exception as error:  # pydicom raises nearly every kind there is on damaged files
-        raise ResultError(f"{name}: no DICOM results: {' '.join(str(error).split())[:200]}") from error
+        raise ResultError(f"{name}: no DICOM results, since its attributes are damaged.") from error
     if own:
         raise OwnResult(f"{name}: no DICOM results, since it is one itself.")
     if missing:

@@ -17,6 +17,7 @@ _LOG = logging.getLogger(__name__)
 OWN_RESULT = "a result of this program"
 NO_GRADE = "no grade: not a frontal knee X-ray, or it cannot be read"
 NO_STUDY = "no study to put a result into"
+NO_RESULT = "one of its attributes is not as DICOM has it"
 FAILED = "a fault of this program"
 
 
@@ -109,7 +110,10 @@ class Worker:
         graded = [xray for xray in self.results.grader.grade([str(file)]) if not xray.error]
         if not graded:
             return self.spool.set_refused(waiting, NO_GRADE)
-        self.spool.set_graded(waiting, self.results.write(graded))
+        results = self.results.write(graded)
+        if not results:
+            return self.spool.set_refused(waiting, NO_RESULT)
+        self.spool.set_graded(waiting, results)
         self._made.set()
         return None
 

@@ -10,13 +10,16 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import ROOT
+from dicom_files import Raw
 from PIL import Image
 
 from clip_koa.commands import main
 from clip_koa.dicom import codes
 from clip_koa.dicom.picture import WIDTH, draw_picture
 from clip_koa.dicom.report import build_report, corners
+from clip_koa.dicom.results import DicomResults
 from clip_koa.dicom.source import MadeBy, read_source
+from clip_koa.grading.grader import Grader
 from dataset_script.synthetic import draw_knee
 from dicom.pacs import knee, needs_dcmtk, radiograph
 from modeling_clip_koa import Grade
@@ -32,6 +35,11 @@ def grade(tmp_path, model, *files, expect=0, name="results"):
     folder = tmp_path / name
     assert main(["grade", "--model", model, "--dicom_results", folder, *files]) == expect
     return {pydicom.dcmread(path).Modality: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def tiny_grader(tiny_model):
+    return Grader(str(tiny_model))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +141,36 @@ def test_what_cannot_have_results_is_told_and_the_rest_goes_on(tiny_model, tmp_p
     assert set(results) == {"SR", "OT"}
     assert "a.dcm: no DICOM results, since it has no StudyInstanceUID." in capsys.readouterr().out
     assert pydicom.dcmread(results["SR"]).PatientSex == ""
+
+
+# Attributes that films have, and should not.
+ODD = {
+    "SpecificCharacterSet": ["ISO_IR 192", "ISO 2022 IR 87", "ISO_IR 999"], "PatientName": ["", "Äö^ß", "a" * 300],
+    "PatientBirthDate": ["", "anytime", "1950"], "PatientSex": ["female", "O"], "StudyDate": ["2020-01-02", "2020"],
+    "StudyTime": ["10:11", ""], "InstanceNumber": ["", "9" * 12, "-5"], "StudyID": ["x" * 40],
+    "PatientOrientation": ["", "L", "X\\Y", "A\\F"], "Laterality": ["R", "LR", ""], "PatientID": ["", "x" * 100],
+    "StudyInstanceUID": ["1.2.3", "a.b", "1." * 40], "SOPClassUID": ["1.2.840.10008.5.1.4.1.1.7", "1.2"],
+    "AccessionNumber": ["x" * 20, ""], "ReferringPhysicianName": ["Dr^X"], "SeriesInstanceUID": ["1.2.3.4"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("keyword, value", [(keyword, value) for keyword, values in ODD.items() for value in values])
+def test_odd_attributes_are_taken_over_or_told_without_being_quoted(
+    tiny_grader, tmp_path, capsys, recwarn, keyword, value
+):
+    content = value.encode("utf-8")
+    raw = Raw(pydicom.datadict.dictionary_VR(keyword), content + b" " * (len(content) % 2))
+    given = value if keyword == "SpecificCharacterSet" else raw  # which pydicom reads while it writes
+    (tmp_path / "knee.dcm").write_bytes(knee(1, **{keyword: given}))
+    results = DicomResults(tiny_grader, tmp_path / "results", MADE_BY)
+    made = results.write(list(tiny_grader.grade([tmp_path / "knee.dcm"])))
+    told = capsys.readouterr().out
+    assert len(made) == 2 and not told or re.fullmatch(r".*knee\.dcm: no DICOM results, since [^\n]+\n", told)
+    if keyword != "SpecificCharacterSet":  # which is of no patient
+        assert len(value) < 4 or value not in told + " ".join(str(warning.message) for warning in recwarn)
+    assert sorted(made) == sorted((tmp_path / "results").iterdir())
+    for path in made:
+        assert pydicom.dcmread(path).Manufacturer == "CLIP-KOA"
 
 
 @pytest.mark.parametrize("angle", [0, 10, -10])
