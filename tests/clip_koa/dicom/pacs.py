@@ -143,6 +143,11 @@ class Listener:
             self.process.terminate()
             assert self.process.wait(60) == 0, self.log
 
+    def peak(self) -> int:
+        """The most memory that this process has had, in bytes."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text()
