@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
 from pynetdicom import AE
 from pynetdicom.sop_class import ComprehensiveSRStorage, SecondaryCaptureImageStorage, Verification
 
 from clip_koa.dicom.worker import Unsent
 from modeling_clip_koa import CLIPKOAError
 
-_PEER = re.compile(r"(?P<title>[^@\s]{1,16})@(?P<host>\[[0-9a-fA-F:]+\]|[^:@\s]+):(?P<port>\d{1,5})")
+# An application entity's title: printable ASCII but the backslash, 16 at most, not blanks alone (PS3.5, 6.2).
+_TITLE = r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?"
+_PEER = re.compile(rf"(?P<title>{_TITLE})@(?P<host>\[[0-9a-fA-F:]+\]|[^:@\s]+):(?P<port>\d{{1,5}})", re.ASCII)
 _SECONDS = 30  # of waiting for the archive's answer
-_SUCCESS = {0x0000, 0xB000, 0xB006, 0xB007}  # the last three: stored, with a warning
+# The archive has it: stored, it had it before (PS3.7, C.5.7), or stored with a warning (PS3.4, B.2.3).
+_SUCCESS = {0x0000, 0x0111, 0xB000, 0xB006, 0xB007}
 
 
 class PacsError(CLIPKOAError, ValueError):
@@ -41,6 +43,17 @@ class Peer:
         if not match or not 0 < int(match["port"]) < 2**16:
             raise PacsError(f"--send_to {text}: write AET@HOST:PORT, such as ARCHIVE@127.0.0.1:4242.")
         return cls(match["title"], match["host"].strip("[]"), int(match["port"]))
+
+
+def check_title(option: str, title: str) -> str:
+    """The title of an application entity.
+
+    Raises:
+        PacsError: it cannot be one.
+    """
+    if not re.fullmatch(_TITLE, title):
+        raise PacsError(f"{option} {title}: a title has 1 to 16 letters, digits and signs of ASCII, and no backslash.")
+    return title
 
 
 class Archive:
@@ -72,12 +85,14 @@ class Archive:
             raise Unsent("the archive does not answer, or refuses the association")
         try:
             for file in files:
-                answer = association.send_c_store(pydicom.dcmread(file))
-                if not answer or "Status" not in answer:
-                    raise Unsent("the connection to the archive broke off")
+                answer = association.send_c_store(file)
+                if "Status" not in answer:
+                    raise Unsent("the connection to the archive broke off, or it does not answer")
                 if answer.Status not in _SUCCESS:
                     raise Unsent(f"the archive refused a result with status 0x{answer.Status:04X}", refused=True)
-        except (ValueError, RuntimeError) as error:  # a context that it did not accept
+        except ValueError as error:  # a context that it did not accept
             raise Unsent("the archive refused the kind of a result", refused=True) from error
+        except RuntimeError as error:  # it ended the association between two results
+            raise Unsent("the connection to the archive broke off, or it does not answer") from error
         finally:
             association.release()

@@ -25,7 +25,6 @@ SIDES = {"R": _known(codes.SCT.Right), "L": _known(codes.SCT.Left)}
 RADIOGRAPHY = _known(codes.SCT.PlainRadiography)
 REPORT = _known(codes.DCM.ImagingMeasurementReport)
 NO_UNITS = _known(codes.UCUM.NoUnits)
-OSTEOARTHRITIS = CodedConcept("239873007", "SCT", "Osteoarthritis of knee")
 
 KL_GRADE = _own("KL", "Kellgren-Lawrence grade")
 GRADES = tuple(_own(f"KL{grade}", f"Kellgren-Lawrence grade {label[2:]}") for grade, label in enumerate(GRADE_LABELS))
@@ -39,12 +38,16 @@ OSTEOARTHRITIS_PROBABILITY = _own("POA", "Probability of Kellgren-Lawrence grade
 ATYPICALITY = _own("ATYPICAL", "Share of knee X-rays that are more typical than this one")
 USE = _own("USE", "Intended use")
 RESEARCH = _own("RESEARCH", "Research only, not to guide care")
+WARNING = _own("WARNING", "What a reader must know before trusting the grade")
+CUT_OFF = _own("CUTOFF", "The border of the image cuts this knee off")
+UNLIKE = _own("UNLIKE", "Unlike the knee X-rays the model was trained on")
+INVERTED = _own("INVERTED", "Bone looked dark: the image was inverted to be graded")
 SIDE_SOURCE = _own("SIDE", "Source of the laterality")
 SIDE_STATED = _own("STATED", "Stated by the image")
 SIDE_ASSUMED = _own("ASSUMED", "Assumed: the right knee at the left of the image")
 
 OWN = (
     KL_GRADE, *GRADES, *PROBABILITIES, IN_SET, SET_LEVEL, EXPECTED_GRADE, OSTEOARTHRITIS_PROBABILITY, ATYPICALITY, USE,
-    RESEARCH, SIDE_SOURCE, SIDE_STATED, SIDE_ASSUMED,
+    RESEARCH, WARNING, CUT_OFF, UNLIKE, INVERTED, SIDE_SOURCE, SIDE_STATED, SIDE_ASSUMED,
 )  # fmt: skip
-STANDARD = (KNEE, *SIDES.values(), RADIOGRAPHY, REPORT, NO_UNITS, OSTEOARTHRITIS)
+STANDARD = (KNEE, *SIDES.values(), RADIOGRAPHY, REPORT, NO_UNITS)

@@ -1,15 +1,20 @@
 """`clip-koa listen`: an archive or a machine sends radiographs, and gets their grades back into the archive."""
 
+import io
 import json
 import logging
+import sqlite3
 import ssl
 import threading
 import time
 import warnings
+import weakref
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pydicom
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
     ComputedRadiographyImageStorage,
@@ -19,24 +24,27 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from clip_koa.dicom.archive import Archive, PacsError, Peer
+from clip_koa.dicom.archive import Archive, PacsError, Peer, check_title
 from clip_koa.dicom.results import DicomResults
 from clip_koa.dicom.source import MadeBy
 from clip_koa.dicom.spool import Spool
-from clip_koa.dicom.worker import Worker
+from clip_koa.dicom.worker import Worker, why
 from clip_koa.files import write_file
 from clip_koa.grading.grader import Grader
 from clip_koa.grading.run import GradeRun, made_by
 from clip_koa.locks import WriterLock
 from dataset_script.dicom_decoding import SYNTAXES
+from dataset_script.radiograph import MAX_BYTES
 
 IMAGES = (
     ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForProcessing,
     SecondaryCaptureImageStorage,
 )  # fmt: skip
-_SUCCESS, _NO_ROOM, _CANNOT = 0x0000, 0xA700, 0xC000
+# Statuses of C-STORE (PS3.4, B.2.3): kept; out of resources, so send it again later; not the image that it is called.
+_SUCCESS, _NO_ROOM, _OTHER_IMAGE = 0x0000, 0xA700, 0xA900
 # Rejected for a while, by the provider's presentation layer: a local limit is exceeded (PS3.8, 9.3.4).
 _FULL = (0x02, 0x03, 0x02)
+_DATA, _COMMAND = 0x04, 0x01  # a data unit's type, and the bit of its items that hold a command (PS3.8, 9.3.5, E.2)
 _MOST_ASSOCIATIONS = 32
 _BEAT = 1.0  # seconds between two writings of the status
 _LOG = logging.getLogger(__name__)
@@ -77,11 +85,16 @@ def listen(settings: ListenSettings) -> None:
 
     Raises:
         PacsError: a setting that cannot be.
+        SpoolError: a folder that cannot be a spool.
         InUseError: another process has this spool.
     """
     peer = Peer.parse(settings.send_to)
+    check_title("--aet", settings.title)
+    for title in settings.allow:
+        check_title("--allow", title)
     warnings.simplefilter("ignore")  # pydicom's quote what a file says of its patient
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    for library in ("pydicom", "pynetdicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     inward, outward = _tls(settings)
     with WriterLock(settings.spool, inside=True):
         spool = Spool(settings.spool, settings.reserve_megabytes * 2**20)
@@ -104,7 +117,8 @@ class _Listener:
     def __init__(self, settings: ListenSettings, spool: Spool, worker: Worker):
         self.settings, self.spool, self.worker = settings, spool, worker
         self.since = time.time()
-        self.full = threading.Event()
+        self.sizes = weakref.WeakKeyDictionary()  # bytes of the object that each association sends at present
+        self.unwritten = ""  # why the status could not be written the last time
 
     def run(self, tls: ssl.SSLContext | None) -> None:
         """Serves until the process is asked to end."""
@@ -115,8 +129,10 @@ class _Listener:
         entity.add_supported_context(Verification)
         for image in IMAGES:
             entity.add_supported_context(image, list(SYNTAXES))
-        handlers = [(evt.EVT_C_STORE, self.take), (evt.EVT_REQUESTED, self.refuse_when_full)]
-        self.worker.start()
+        handlers = [
+            (evt.EVT_C_STORE, self.take), (evt.EVT_REQUESTED, self.refuse_when_full),
+            (evt.EVT_PDU_RECV, self.refuse_endless),
+        ]  # fmt: skip
         try:
             server = entity.start_server(
                 (settings.host, settings.port), block=False, evt_handlers=handlers, ssl_context=tls
@@ -125,9 +141,11 @@ class _Listener:
             raise PacsError(
                 f"--port {settings.port}: it cannot be listened on at {settings.host}: {error.strerror}."
             ) from error
-        pages = self._serve_status()
-        print(f"{settings.title} listens at {settings.host}:{settings.port}. It ends with Ctrl+C.", flush=True)
+        pages = None
         try:
+            pages = self._serve_status()
+            self.worker.start()
+            print(f"{settings.title} listens at {settings.host}:{settings.port}. It ends with Ctrl+C.", flush=True)
             while True:
                 self.write_status("listening")
                 time.sleep(_BEAT)
@@ -145,19 +163,32 @@ class _Listener:
             event.assoc.acse.send_reject(*_FULL)
             event.assoc.kill()
 
+    def refuse_endless(self, event) -> None:
+        """Ends an association that sends one object larger than any radiograph, before it fills the memory."""
+        if event.pdu.pdu_type != _DATA:
+            return
+        for item in event.pdu.presentation_data_value_items:
+            header, *_ = item.presentation_data_value
+            size = 0 if header & _COMMAND else self.sizes.get(event.assoc, 0) + len(item.presentation_data_value)
+            self.sizes[event.assoc] = size
+            if size > MAX_BYTES:
+                self.worker.errors.note(f"an object of more than {MAX_BYTES:,} bytes was refused")
+                event.assoc.dul.socket.close()  # its own thread calls this, which an abort would wait for
+
     def take(self, event) -> int:
         """Keeps an image, and answers once it is on the disk."""
-        if self.spool.is_full():
-            self.worker.errors.note("the disk is full: an image was not accepted")
-            return _NO_ROOM
         try:
-            self.spool.accept(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset())
-        except OSError as error:
-            self.worker.errors.note(f"an image could not be kept: {error.strerror or type(error).__name__}")
+            if self.spool.is_full():
+                self.worker.errors.note("the disk is full: an image was not accepted")
+                return _NO_ROOM
+            content, identifier = event.encoded_dataset(), str(event.request.AffectedSOPInstanceUID)
+            if _names_another(content, identifier):
+                self.worker.errors.note("an image was refused: its identifier differs from the one it was sent with")
+                return _OTHER_IMAGE
+            self.spool.accept(identifier, content)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the image was not accepted and may come again
+            self.worker.errors.note(f"an image could not be kept: {why(error)}")
             return _NO_ROOM
-        except Exception as error:
-            self.worker.errors.note(f"an image could not be taken: {type(error).__name__}")
-            return _CANNOT
         self.worker.wake()
         return _SUCCESS
 
@@ -177,11 +208,14 @@ class _Listener:
         }
 
     def write_status(self, state: str) -> None:
-        """Writes the status into the spool, unless the disk is full."""
+        """Writes the status into the spool, where it can be written."""
         try:
             write_file(self.settings.spool / "status.json", (json.dumps(self.status(state), indent=1) + "\n").encode())
-        except Exception as error:  # the listener goes on
-            _LOG.warning("the status could not be written: %s", type(error).__name__)
+            self.unwritten = ""
+        except (OSError, sqlite3.Error) as error:  # the listener goes on, and says so once
+            if why(error) != self.unwritten:
+                self.unwritten = why(error)
+                _LOG.warning("the status could not be written: %s", self.unwritten)
 
     def _serve_status(self) -> ThreadingHTTPServer | None:
         if self.settings.status_port is None:
@@ -208,6 +242,15 @@ class _Listener:
         return pages
 
 
+def _names_another(content: bytes, identifier: str) -> bool:
+    """Whether an image says that it is another one than it was sent as; of one that cannot be read that is not known."""
+    try:
+        named = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        return str(named.SOPInstanceUID) != identifier
+    except Exception:  # noqa: BLE001 - pydicom raises nearly every kind there is on damaged files
+        return False
+
+
 def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
@@ -229,4 +272,7 @@ def _tls(settings: ListenSettings) -> tuple[ssl.SSLContext | None, ssl.SSLContex
             raise PacsError(f"TLS: one of {named} cannot be read: {error.strerror or error}.") from error
         context.verify_mode = ssl.CERT_REQUIRED
         contexts.append(context)
-    return tuple(contexts)
+    inward, outward = contexts
+    # A caller that is silent after it has connected is waited for in its own thread, not where others are let in.
+    inward.wrap_socket = partial(inward.wrap_socket, do_handshake_on_connect=False)
+    return inward, outward

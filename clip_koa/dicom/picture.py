@@ -70,6 +70,7 @@ def build_picture(source: Dataset, picture: Image.Image, sides: Sequence[str], m
         patient_orientation=tuple(source.get("PatientOrientation") or ("L", "F")),
         transfer_syntax_uid="1.2.840.10008.1.2.1", **identity(source, made_by, "picture"),
     )  # fmt: skip
+    capture.copy_patient_and_study_information(source)
     if "Laterality" not in capture:
         capture.Laterality = ""  # of both knees, or not known
     capture.ImageType = ["DERIVED", "SECONDARY"]

@@ -11,6 +11,7 @@ from pydicom.sr.codedict import codes
 from clip_koa.dicom import codes as own
 from clip_koa.dicom.source import MANUFACTURER, MadeBy, device_uid, identity, region_uid
 from modeling_clip_koa import Grade
+from modeling_clip_koa.localisation_clip_koa import MOST_OUTSIDE
 
 _NAME = "CLIP-KOA"
 
@@ -54,7 +55,7 @@ def _knee(source, number, grade: Grade, side: str, made_by: MadeBy, level: float
             corners(source, grade),
             sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID),
         ),
-        finding_type=own.OSTEOARTHRITIS,
+        finding_type=own.GRADES[grade.grade],
         finding_sites=[sr.FindingSite(own.KNEE, laterality=own.SIDES.get(side))],
         algorithm_id=sr.AlgorithmIdentification(
             _NAME, made_by.version, [f"model={made_by.model}", f"weights={made_by.digest}", made_by.settings]
@@ -93,5 +94,9 @@ def _evaluations(grade: Grade, side: str) -> list[sr.QualitativeEvaluation]:
     found += [(own.IN_SET, own.GRADES[number]) for number in grade.confidence_set]
     if side:
         found.append((own.SIDE_SOURCE, own.SIDE_ASSUMED if grade.side_assumed else own.SIDE_STATED))
+    if grade.warning:
+        found.append((own.WARNING, own.CUT_OFF if grade.outside > MOST_OUTSIDE else own.UNLIKE))
+    if grade.inverted:
+        found.append((own.WARNING, own.INVERTED))
     found.append((own.USE, own.RESEARCH))
     return [sr.QualitativeEvaluation(name, value) for name, value in found]

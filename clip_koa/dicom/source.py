@@ -10,10 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pydicom
+from highdicom import SpecificCharacterSetValues
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 
 from clip_koa.grading.provenance import describe, without_code
+from dataset_script.dicom import read_study
 from modeling_clip_koa import CLIPKOAError
 
 MANUFACTURER = "CLIP-KOA"
@@ -87,9 +89,13 @@ def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
     name = name or str(file)
     try:
         with quietly():
+            read_study(file)  # which refuses a file that inflates without end
             source = pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, stop_before_pixels=True)
-            own = source.get("Manufacturer") == MANUFACTURER
+            own = str(source.get("Manufacturer")).strip().upper() == MANUFACTURER
             missing = [keyword for keyword in _NEEDED if not source.get(keyword)]
+            if not _is_written(source.get("SpecificCharacterSet")):
+                source.decode()
+                source.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, in which all can be written
     except Exception as error:  # pydicom raises nearly every kind there is on damaged files
         raise ResultError(f"{name}: no DICOM results, since its attributes are damaged.") from error
     if own:
@@ -100,6 +106,11 @@ def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
         if keyword not in source:
             setattr(source, keyword, None)
     return source
+
+
+def _is_written(character_set) -> bool:
+    """Whether highdicom writes a character set: one of a single value that the standard has."""
+    return character_set in [known.value for known in SpecificCharacterSetValues]
 
 
 def identity(source: Dataset, made_by: MadeBy, kind: str) -> dict:

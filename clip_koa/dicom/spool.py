@@ -5,34 +5,56 @@ archive has them all; or `refused`, with a reason, where it has no result. Rows 
 identifier, so that the database holds nothing of a patient; the files beside it do until they are sent.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeling_clip_koa import CLIPKOAError
+
 RECEIVED, GRADED, SENT, REFUSED = "received", "graded", "sent", "refused"
 _DIGITS = 32
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS images (
-    digest TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', results TEXT NOT NULL DEFAULT '[]',
-    arrived REAL NOT NULL
+_APPLICATION = 0x4B4F4131  # of databases of this form (PRAGMA application_id)
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE images (
+    number INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, state TEXT NOT NULL, arrived REAL NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', results TEXT NOT NULL DEFAULT '[]'
 );
-CREATE INDEX IF NOT EXISTS by_state ON images (state, arrived);
+CREATE INDEX by_state ON images (state, tries, number);
+PRAGMA application_id = {_APPLICATION};
+COMMIT;
 """
+# What this program leaves in the two folders; nothing else is ever removed there.
+_OURS = re.compile(rf"[0-9a-f]{{{_DIGITS}}}\.dcm|\.[0-9a-f]{{{_DIGITS}}}\.\d+|\.?[\d.]+\.dcm(\.writing)?")
+# Where a file system cannot flush a folder.
+_NO_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+
+
+class SpoolError(CLIPKOAError, ValueError):
+    """A folder that cannot be used as a spool; the message says why."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """An image of the spool: its digest, and the files of its results that are still to be sent."""
+    """An image of the spool: its digest, its place in the queue, and what is known of it.
+
+    Attributes:
+        results: names of the files that are still to be sent.
+        tries: how often its grading was begun.
+    """
 
     digest: str
+    number: int = 0
     results: tuple[str, ...] = ()
+    tries: int = 0
 
 
 class Spool:
@@ -41,6 +63,10 @@ class Spool:
     Args:
         folder: made where it is not there, and closed to other users.
         reserve: bytes of the disk that stay free.
+
+    Raises:
+        SpoolError: a folder of something else, or whose database is damaged or in use.
+        OSError: it cannot be written.
     """
 
     def __init__(self, folder: Path, reserve: int):
@@ -49,10 +75,29 @@ class Spool:
         for place in (folder, self.incoming, self.outgoing):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
-        self._rows = sqlite3.connect(folder / "spool.sqlite", check_same_thread=False, isolation_level=None)
-        self._rows.execute("PRAGMA synchronous=FULL")
-        self._rows.executescript(_SCHEMA)
+        try:
+            self._rows = sqlite3.connect(folder / "spool.sqlite", check_same_thread=False, isolation_level=None)
+            self._open()
+        except sqlite3.Error as error:
+            raise SpoolError(
+                f"{folder / 'spool.sqlite'}: {error}. It stays as it is, and so do the images beside it: mend it, or "
+                "name another folder."
+            ) from error
         self._tidy()
+
+    def _open(self) -> None:
+        self._rows.execute("PRAGMA synchronous=EXTRA")  # what was answered is there after a power cut, too
+        (application,) = self._rows.execute("PRAGMA application_id").fetchone()
+        if application == _APPLICATION:
+            (found,) = self._rows.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError("it is damaged")
+            return
+        if self._rows.execute("SELECT name FROM sqlite_master").fetchone():
+            raise sqlite3.DatabaseError("it is not of this program")
+        if any(self.incoming.iterdir()) or any(self.outgoing.iterdir()):
+            raise sqlite3.DatabaseError("it is new, but files lie in incoming or outgoing")
+        self._rows.executescript(_SCHEMA)
 
     def close(self) -> None:
         """Closes the database."""
@@ -71,7 +116,7 @@ class Spool:
             content: the whole file.
 
         Raises:
-            OSError: it could not be written, and is not accepted.
+            OSError, sqlite3.Error: it could not be written, and is not accepted.
         """
         digest = hashlib.sha256(identifier.encode()).hexdigest()[:_DIGITS]
         if self._one("SELECT state FROM images WHERE digest = ?", digest):
@@ -84,43 +129,54 @@ class Spool:
                 os.fsync(file.fileno())
             os.replace(part, self.path(digest))
             _flush(self.incoming)
-        except OSError:
+        except BaseException:
             part.unlink(missing_ok=True)
             raise
         # Where two senders bring the same image at once, one row stands.
-        return self._write("INSERT OR IGNORE INTO images (digest, state, arrived) VALUES (?, ?, ?)",
-                           digest, RECEIVED, time.time()) == 1  # fmt: skip
+        if self._write("INSERT OR IGNORE INTO images (digest, state, arrived) VALUES (?, ?, ?)",
+                       digest, RECEIVED, time.time()):  # fmt: skip
+            return True
+        if self._one("SELECT state FROM images WHERE digest = ?", digest) != (RECEIVED,):
+            self.path(digest).unlink(missing_ok=True)  # the other sender's is graded already
+        return False
 
     def path(self, digest: str) -> Path:
         """Where an image lies until it is graded."""
         return self.incoming / f"{digest}.dcm"
 
     def next_received(self) -> Waiting | None:
-        """The image that waits longest to be graded."""
-        row = self._one("SELECT digest FROM images WHERE state = ? ORDER BY arrived LIMIT 1", RECEIVED)
-        return row and Waiting(row[0])
-
-    def next_graded(self, after: float = 0.0) -> tuple[Waiting, float] | None:
-        """The first image later than `after` whose results are to be sent, and when it arrived."""
+        """The image to be graded next: the one that was tried least, and of these the one that waits longest."""
         row = self._one(
-            "SELECT digest, results, arrived FROM images WHERE state = ? AND arrived > ? ORDER BY arrived LIMIT 1",
+            "SELECT digest, number, tries FROM images WHERE state = ? ORDER BY tries, number LIMIT 1", RECEIVED
+        )
+        return row and Waiting(row[0], row[1], tries=row[2])
+
+    def set_tried(self, waiting: Waiting) -> None:
+        """Notes that the grading of an image begins, so that one that ends the process is told by its tries."""
+        self._write("UPDATE images SET tries = tries + 1 WHERE digest = ?", waiting.digest)
+
+    def next_graded(self, after: int = 0) -> Waiting | None:
+        """The first image behind the number `after` whose results are to be sent."""
+        row = self._one(
+            "SELECT digest, number, results, tries FROM images WHERE state = ? AND number > ? ORDER BY number LIMIT 1",
             GRADED, after,
         )  # fmt: skip
-        return row and (Waiting(row[0], tuple(json.loads(row[1]))), row[2])
+        return row and Waiting(row[0], row[1], tuple(json.loads(row[2])), row[3])
 
     def set_graded(self, waiting: Waiting, results: list[Path]) -> None:
         """Notes the results of an image, which lie in `outgoing` and are flushed here; the image itself goes."""
         for result in results:
             _flush(result)
-        _flush(self.outgoing)
+        _flush(self.outgoing)  # before the image goes
         names = json.dumps([result.name for result in results])
         self._write("UPDATE images SET state = ?, results = ? WHERE digest = ?", GRADED, names, waiting.digest)
         self.path(waiting.digest).unlink(missing_ok=True)
 
     def set_refused(self, waiting: Waiting, reason: str) -> None:
-        """Notes why an image has no result; the image goes."""
+        """Notes why an image has no result; the image goes, and what there is of results."""
         self._write("UPDATE images SET state = ?, reason = ? WHERE digest = ?", REFUSED, reason, waiting.digest)
-        self.path(waiting.digest).unlink(missing_ok=True)
+        for file in (self.path(waiting.digest), *(self.outgoing / name for name in waiting.results)):
+            file.unlink(missing_ok=True)
 
     def set_sent(self, waiting: Waiting) -> None:
         """Notes that the archive has all results of an image; they go."""
@@ -144,16 +200,16 @@ class Spool:
 
     def _tidy(self) -> None:
         """Removes what a killed process left half done: none of it was accepted, or it is done again."""
-        for file in self.incoming.iterdir():
-            row = self._one("SELECT state FROM images WHERE digest = ?", file.stem)
-            if row != (RECEIVED,):
-                file.unlink()
         with self._lock:
-            rows = self._rows.execute("SELECT results FROM images WHERE state = ?", (GRADED,)).fetchall()
-        named = {name for (names,) in rows for name in json.loads(names)}
-        for file in self.outgoing.iterdir():
-            if file.name not in named:
-                file.unlink()
+            rows = self._rows.execute("SELECT digest FROM images WHERE state = ?", (RECEIVED,)).fetchall()
+            results = self._rows.execute("SELECT results FROM images WHERE state = ?", (GRADED,)).fetchall()
+        kept = {self.path(digest).name for (digest,) in rows} | {
+            name for (names,) in results for name in json.loads(names)
+        }
+        for folder in (self.incoming, self.outgoing):
+            for file in folder.iterdir():
+                if file.name not in kept and _OURS.fullmatch(file.name):
+                    file.unlink()
 
     def _one(self, question: str, *values):
         with self._lock:
@@ -167,7 +223,9 @@ class Spool:
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems cannot flush a folder
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

@@ -1,6 +1,7 @@
 """What happens to an accepted image: it is graded, and its results are sent. Each in a thread of its own."""
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ NO_GRADE = "no grade: not a frontal knee X-ray, or it cannot be read"
 NO_STUDY = "no study to put a result into"
 NO_RESULT = "one of its attributes is not as DICOM has it"
 FAILED = "a fault of this program"
+GONE = "its file is no longer in the spool"
+MOST_TRIES = 10  # to grade an image; it stands behind the others after each that ended with a fault, or the process
 
 
 class Unsent(CLIPKOAError):
@@ -46,6 +49,13 @@ class Errors:
         with self._lock:
             self.last, self.at = words, time.time()
         _LOG.warning("%s", words)
+
+
+def why(error: Exception) -> str:
+    """What the system says of an error, without the name of a file."""
+    while isinstance(error, OSError) and not error.strerror and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 class Worker:
@@ -87,22 +97,28 @@ class Worker:
 
     def _grade_all(self) -> None:
         while not self._stop.is_set():
-            waiting = self.spool.next_received()
-            if waiting is None:
-                self._news.wait(1.0)
-                self._news.clear()
-                continue
             try:
-                self._grade(waiting)
-            except OSError as error:  # a full disk, most likely: the image stays where it is
-                self.errors.note(f"a result could not be written: {error.strerror or type(error).__name__}")
+                waiting = self.spool.next_received()
+                if waiting is None:
+                    self._news.wait(1.0)
+                    self._news.clear()
+                else:
+                    self._grade(waiting)
+            except (OSError, sqlite3.Error) as error:  # a full disk, most likely: the image stays where it is
+                self.errors.note(f"a result could not be kept: {why(error)}")
                 self._stop.wait(LONGEST_PAUSE)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - any other ends this image's try, never the thread
                 self.errors.note(f"an image could not be graded: {type(error).__name__}")
-                self.spool.set_refused(waiting, FAILED)
 
     def _grade(self, waiting: Waiting) -> None:
         file = self.spool.path(waiting.digest)
+        if not file.exists():
+            return self.spool.set_refused(waiting, GONE)
+        if waiting.tries >= MOST_TRIES:
+            return self.spool.set_refused(waiting, FAILED)
+        self.spool.set_tried(waiting)
+        with file.open("rb"):  # a disk that cannot be read is told here, and the image tried again
+            pass
         try:
             read_source(file)
         except ResultError as error:
@@ -118,24 +134,41 @@ class Worker:
         return None
 
     def _send_all(self) -> None:
-        pause, after = FIRST_PAUSE, 0.0
+        pause, after = FIRST_PAUSE, 0
         while not self._stop.is_set():
-            found = self.spool.next_graded(after)
-            if found is None:
-                after = 0.0
-                self._made.wait(1.0)
-                self._made.clear()
-                continue
-            waiting, arrived = found
             try:
-                self.send([self.spool.outgoing / name for name in waiting.results])
-            except Unsent as error:
-                self.errors.note(str(error))
-                after = arrived if error.refused else 0.0  # others are tried before it is tried again
-                if not error.refused or self.spool.next_graded(after) is None:
-                    after = 0.0
+                waiting = self.spool.next_graded(after)
+                if waiting is None and not after:
+                    self._made.wait(1.0)
+                    self._made.clear()
+                elif waiting is None:  # the end of a round in which the archive refused some
+                    after = 0
                     self._stop.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                self.spool.set_sent(waiting)
-                pause = FIRST_PAUSE
+                elif self._send(waiting):
+                    pause = FIRST_PAUSE
+                else:
+                    after = waiting.number  # others are tried before it is tried again
+            except Exception as error:  # noqa: BLE001 - it is tried again, and the thread goes on
+                self.errors.note(
+                    str(error) if isinstance(error, Unsent) else f"a result could not be sent: {why(error)}"
+                )
+                after = 0
+                self._stop.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _send(self, waiting: Waiting) -> bool:
+        """Sends an image's results; False where the archive answered that it does not take them."""
+        files = [self.spool.outgoing / name for name in waiting.results]
+        if not all(file.exists() for file in files):
+            self.spool.set_refused(waiting, GONE)
+            return True
+        try:
+            self.send(files)
+        except Unsent as error:
+            if not error.refused:
+                raise
+            self.errors.note(str(error))
+            return False
+        self.spool.set_sent(waiting)
+        return True
