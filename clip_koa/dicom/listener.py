@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (
     SecondaryCaptureImageStorage,
     Verification,
 )
+from pynetdicom.transport import ThreadedAssociationServer
 
 from clip_koa.dicom.archive import Archive, PacsError, Peer, check_title
 from clip_koa.dicom.results import DicomResults
@@ -122,6 +123,25 @@ class _Listener:
 
     def run(self, tls: ssl.SSLContext | None) -> None:
         """Serves until the process is asked to end."""
+        server = pages = None
+        try:
+            server, pages = self.serve(tls), self._serve_status()
+            self.worker.start()
+            print(
+                f"{self.settings.title} listens at {self.settings.host}:{self.settings.port}. It ends with Ctrl+C.",
+                flush=True,
+            )
+            while True:
+                self.write_status("listening")
+                time.sleep(_BEAT)
+        except KeyboardInterrupt:
+            print("It has ended. What was accepted stays in the spool.", flush=True)
+        finally:
+            for serving in filter(None, (server, pages)):
+                serving.shutdown()
+
+    def serve(self, tls: ssl.SSLContext | None) -> ThreadedAssociationServer:
+        """Starts to take images, in threads of their own, until the server that it returns is shut down."""
         settings = self.settings
         entity = AE(settings.title)
         entity.maximum_associations = _MOST_ASSOCIATIONS
@@ -134,27 +154,13 @@ class _Listener:
             (evt.EVT_PDU_RECV, self.refuse_endless),
         ]  # fmt: skip
         try:
-            server = entity.start_server(
+            return entity.start_server(
                 (settings.host, settings.port), block=False, evt_handlers=handlers, ssl_context=tls
             )
         except OSError as error:
             raise PacsError(
                 f"--port {settings.port}: it cannot be listened on at {settings.host}: {error.strerror}."
             ) from error
-        pages = None
-        try:
-            pages = self._serve_status()
-            self.worker.start()
-            print(f"{settings.title} listens at {settings.host}:{settings.port}. It ends with Ctrl+C.", flush=True)
-            while True:
-                self.write_status("listening")
-                time.sleep(_BEAT)
-        except KeyboardInterrupt:
-            print("It has ended. What was accepted stays in the spool.", flush=True)
-        finally:
-            server.shutdown()
-            if pages:
-                pages.shutdown()
 
     def refuse_when_full(self, event) -> None:
         """Refuses an association while the disk is full."""
@@ -243,7 +249,7 @@ class _Listener:
 
 
 def _names_another(content: bytes, identifier: str) -> bool:
-    """Whether an image says that it is another one than it was sent as; of one that cannot be read that is not known."""
+    """Whether an image says that it is another than it was sent as; of one that cannot be read this is not known."""
     try:
         named = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
         return str(named.SOPInstanceUID) != identifier

@@ -88,7 +88,8 @@ class Worker:
         self._news.set()
         self._made.set()
         for thread in self._threads:
-            thread.join()
+            if thread.is_alive():
+                thread.join()
 
     def is_idle(self) -> bool:
         """Whether nothing waits."""

@@ -1,1 +1,1 @@
-"""Tests of the page. A package, so that its conftest.py does not hide that of the folder above."""
+"""Tests of `clip_koa.dicom`. A package, so that its conftest.py does not hide that of the folder above."""

@@ -32,13 +32,13 @@ def test_an_image_goes_from_received_to_sent(spool):
     assert spool.accept("1.2.3", b"image") and not spool.accept("1.2.3", b"image")
     waiting = spool.next_received()
     assert spool.path(waiting.digest).read_bytes() == b"image"
-    result = spool.outgoing / "a.dcm"
+    result = spool.outgoing / "1.2.dcm"
     result.write_bytes(b"result")
     spool.set_graded(waiting, [result])
     assert spool.next_received() is None and not spool.path(waiting.digest).exists()
     again = reopened(spool)
-    (graded, _) = again.next_graded()
-    assert graded == Waiting(waiting.digest, ("a.dcm",)) and result.exists()
+    graded = again.next_graded()
+    assert graded == Waiting(waiting.digest, 1, ("1.2.dcm",)) and result.exists()
     again.set_sent(graded)
     assert again.next_graded() is None and not result.exists()
     assert again.counts() == {"received": 0, "graded": 0, "sent": 1, "refused": 0}
@@ -49,9 +49,9 @@ def test_an_image_goes_from_received_to_sent(spool):
 def test_what_was_killed_half_way_is_done_again_or_was_never_accepted(spool):
     spool.accept("1.2.3", b"image")
     waiting = spool.next_received()
-    (spool.outgoing / "half.dcm").write_bytes(b"result of a grading that did not end")
-    (spool.incoming / ".abc.1").write_bytes(b"an upload that did not end")
-    (spool.incoming / "abcdef.dcm").write_bytes(b"one whose row was never written")
+    (spool.outgoing / "1.2.3.dcm").write_bytes(b"result of a grading that did not end")
+    (spool.incoming / f".{'ab' * 16}.1").write_bytes(b"an upload that did not end")
+    (spool.incoming / f"{'cd' * 16}.dcm").write_bytes(b"one whose row was never written")
     again = reopened(spool)
     assert again.next_received() == waiting and [path.name for path in again.incoming.iterdir()] == [
         f"{waiting.digest}.dcm"
