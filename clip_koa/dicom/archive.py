@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pynetdicom import AE
-from pynetdicom.sop_class import ComprehensiveSRStorage, SecondaryCaptureImageStorage, Verification
+from pynetdicom.sop_class import ComprehensiveSRStorage, SecondaryCaptureImageStorage
 
 from clip_koa.dicom.worker import Unsent
 from modeling_clip_koa import CLIPKOAError
@@ -71,7 +71,6 @@ class Archive:
         self.entity.acse_timeout = self.entity.dimse_timeout = self.entity.network_timeout = _SECONDS
         for storage in (ComprehensiveSRStorage, SecondaryCaptureImageStorage):
             self.entity.add_requested_context(storage, "1.2.840.10008.1.2.1")
-        self.entity.add_requested_context(Verification)
 
     def __call__(self, files: Sequence[Path]) -> None:
         """Sends files.
@@ -80,7 +79,11 @@ class Archive:
             Unsent: the archive is away, or did not take one.
         """
         tls = (self.tls, self.peer.host) if self.tls else None
-        association = self.entity.associate(self.peer.host, self.peer.port, ae_title=self.peer.title, tls_args=tls)
+        peer = self.peer
+        try:
+            association = self.entity.associate(peer.host, peer.port, ae_title=peer.title, tls_args=tls)
+        except OSError as error:  # a name that is not known at present, most likely
+            raise Unsent(f"the archive does not answer: {error.strerror or type(error).__name__}") from error
         if not association.is_established:
             raise Unsent("the archive does not answer, or refuses the association")
         try:

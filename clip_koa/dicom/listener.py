@@ -47,6 +47,7 @@ _SUCCESS, _NO_ROOM, _OTHER_IMAGE = 0x0000, 0xA700, 0xA900
 _FULL = (0x02, 0x03, 0x02)
 _DATA, _COMMAND = 0x04, 0x01  # a data unit's type, and the bit of its items that hold a command (PS3.8, 9.3.5, E.2)
 _MOST_ASSOCIATIONS = 32
+_LONGEST_SILENCE = 30  # seconds within one message
 _BEAT = 1.0  # seconds between two writings of the status
 _LOG = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class _Listener:
             entity.add_supported_context(image, list(SYNTAXES))
         handlers = [
             (evt.EVT_C_STORE, self.take), (evt.EVT_REQUESTED, self.refuse_when_full),
-            (evt.EVT_PDU_RECV, self.refuse_endless),
+            (evt.EVT_CONN_OPEN, _be_impatient), (evt.EVT_PDU_RECV, self.refuse_endless),
         ]  # fmt: skip
         try:
             return entity.start_server(
@@ -246,6 +247,11 @@ class _Listener:
             raise PacsError(f"--status_port {self.settings.status_port}: {error.strerror}.") from error
         threading.Thread(target=pages.serve_forever, daemon=True).start()
         return pages
+
+
+def _be_impatient(event) -> None:
+    """Ends a connection that stops in the middle of a message: its thread would wait for ever, also at the end."""
+    event.assoc.dul.socket.socket.settimeout(_LONGEST_SILENCE)
 
 
 def _names_another(content: bytes, identifier: str) -> bool:

@@ -1,15 +1,18 @@
 """Nothing that was accepted is lost, wherever the process is killed."""
 
+import multiprocessing
 import os
+import random
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from clip_koa.dicom import spool as module
 from clip_koa.dicom import worker as worker_module
-from clip_koa.dicom.spool import Spool, Waiting
+from clip_koa.dicom.spool import Spool, SpoolError, Waiting
 from clip_koa.dicom.worker import Unsent, Worker
 from clip_koa.grading.grader import GradedXray
 from dicom.pacs import knee
@@ -92,6 +95,72 @@ def test_it_is_closed_to_others_and_its_rows_name_nobody(spool):
     assert len(rows) == 1 and "498" not in str(rows[0][0])
 
 
+@pytest.mark.parametrize("content", ["damaged", "foreign", "locked", "lost"])
+def test_a_database_that_cannot_be_used_is_told_and_no_image_is_touched(spool, content):
+    spool.accept("1.2.3", b"image")
+    spool.close()
+    file, other = spool.folder / "spool.sqlite", None
+    if content == "damaged":
+        file.write_bytes(file.read_bytes()[:3000] + b"x" * 9000)
+    elif content == "foreign":
+        file.unlink()
+        sqlite3.connect(file).executescript("CREATE TABLE other (name)")
+    elif content == "locked":
+        other = sqlite3.connect(file, timeout=0)
+        other.execute("BEGIN EXCLUSIVE")
+    else:
+        file.unlink()
+    with pytest.raises(SpoolError, match="spool.sqlite: "):
+        Spool(spool.folder, 0)
+    assert len(list(spool.incoming.iterdir())) == 1
+
+
+def test_files_of_others_stay(tmp_path):
+    place = tmp_path / "data" / "incoming"
+    place.mkdir(parents=True)
+    (place / "scan.dcm").write_bytes(b"of somebody else")
+    with pytest.raises(SpoolError, match="files lie in incoming"):
+        Spool(place.parent, 0)
+    (place / "scan.dcm").rename(tmp_path / "scan.dcm")
+    spool = Spool(place.parent, 0)
+    (tmp_path / "scan.dcm").rename(place / "scan.dcm")
+    (place / "folder").mkdir()
+    spool = reopened(spool)
+    assert sorted(path.name for path in place.iterdir()) == ["folder", "scan.dcm"]
+    spool.close()
+
+
+def test_a_copy_that_comes_while_the_first_is_graded_does_not_stay(spool, monkeypatch):
+    """Between a second sender's look into the database and its row, the first sender's image may be done."""
+    write = spool._write
+
+    def graded_meanwhile(command, *values):
+        monkeypatch.undo()
+        spool.path(values[0]).rename(spool.folder / "second")
+        spool.accept("1.2.3", b"image")
+        spool.set_refused(spool.next_received(), "done")
+        (spool.folder / "second").rename(spool.path(values[0]))
+        return write(command, *values)
+
+    monkeypatch.setattr(spool, "_write", graded_meanwhile)
+    assert not spool.accept("1.2.3", b"image")
+    assert list(spool.incoming.iterdir()) == []
+
+
+def test_a_result_that_cannot_be_flushed_leaves_its_image(spool, monkeypatch):
+    spool.accept("1.2.3", b"image")
+    waiting = spool.next_received()
+    (spool.outgoing / "1.dcm").write_bytes(b"result")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        spool.set_graded(waiting, [spool.outgoing / "1.dcm"])
+    assert spool.next_received() == waiting and spool.path(waiting.digest).exists()
+
+
 class Results:
     """Stands for the model: writes a file for each image."""
 
@@ -104,7 +173,7 @@ class Results:
         return [GradedXray(files[0], error="" if Path(files[0]).stat().st_size > 1 else "no knee")]
 
     def write(self, graded):
-        result = self.spool.outgoing / f"result-{Path(graded[0].file).name}"
+        result = self.spool.outgoing / f"{int(Path(graded[0].file).stem, 16)}.dcm"
         result.write_bytes(b"result")
         return [result]
 
@@ -177,3 +246,99 @@ def test_what_has_no_grade_is_noted_and_not_tried_again(spool, quick):
         worker_module.NO_STUDY: 2, worker_module.OWN_RESULT: 1, worker_module.FAILED: 1
     }  # fmt: skip
     assert list(spool.incoming.iterdir()) == []
+
+
+def test_no_error_of_database_or_archive_ends_a_thread(spool, quick, monkeypatch):
+    def fails_first(function, *errors):
+        waiting = iter(errors)
+
+        def call(*values):
+            if error := next(waiting, None):
+                raise error
+            return function(*values)
+
+        return call
+
+    full = sqlite3.OperationalError("database or disk is full")
+    for name in ("next_received", "set_tried", "set_graded", "next_graded", "set_sent"):
+        monkeypatch.setattr(spool, name, fails_first(getattr(spool, name), full, OSError(5, "Input/output error")))
+    sent = []
+    for number in range(3):
+        spool.accept(f"1.2.{number}", knee(number))
+    send = fails_first(lambda files: sent.extend(file.name for file in files), KeyError("x"), Unsent("away"))
+    worker = Worker(spool, Results(spool), send)
+    worker.start()
+    finished(worker)
+    assert len(set(sent)) == 3 and spool.counts()["sent"] == 3 and spool.counts()["refused"] == 0
+
+
+def test_an_image_that_ends_the_process_is_given_up_behind_the_others(spool, quick):
+    for number in range(2):
+        spool.accept(f"1.2.{number}", knee(number))
+    bad = spool.next_received()
+    spool.set_tried(bad)  # and the process ended
+    again = reopened(spool)
+    assert again.next_received().digest != bad.digest
+    for _ in range(worker_module.MOST_TRIES):
+        again.set_tried(bad)
+    worker = Worker(again, Results(again), lambda files: None)
+    worker.start()
+    finished(worker)
+    assert again.reasons() == {worker_module.FAILED: 1} and again.counts()["sent"] == 1
+    again.close()
+
+
+def test_files_that_somebody_took_away_are_noted(spool, quick):
+    spool.accept("1", knee(1))
+    spool.path(spool.next_received().digest).unlink()
+    spool.accept("2", knee(2))
+    waiting = Waiting(spool._one("SELECT digest FROM images WHERE number = 2")[0])
+    (spool.outgoing / "1.dcm").write_bytes(b"result")
+    spool.set_graded(waiting, [spool.outgoing / "1.dcm"])
+    (spool.outgoing / "1.dcm").unlink()
+    worker = Worker(spool, Results(spool), lambda files: None)
+    worker.start()
+    finished(worker)
+    assert spool.reasons() == {worker_module.GONE: 2}
+
+
+def _work(folder: Path, archive: Path) -> None:
+    """A listener's process without its network: accepts, grades and sends until it is killed or all is done."""
+    spool = Spool(folder, 0)
+
+    def send(files):
+        for file in files:
+            (archive / ".part").write_bytes(file.read_bytes())
+            os.replace(archive / ".part", archive / file.name)
+
+    worker = Worker(spool, Results(spool), send)
+    worker.start()
+    for number in range(60):
+        spool.accept(f"1.2.{number}", knee(number))  # again, where the process before was killed
+        worker.wake()
+    while not worker.is_idle():
+        time.sleep(0.01)
+    worker.stop()
+    spool.close()
+
+
+def test_wherever_it_is_killed_each_image_gets_its_result(tmp_path):
+    folder, archive = tmp_path / "spool", tmp_path / "archive"
+    archive.mkdir()
+    draw, kills = random.Random(0), 0
+    context = multiprocessing.get_context("fork")
+    while True:
+        process = context.Process(target=_work, args=(folder, archive))
+        process.start()
+        process.join(draw.uniform(0.02, 0.4) if kills < 15 else 60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode is None and kills < 15
+        process.kill()
+        process.join()
+        kills += 1
+    spool = Spool(folder, 0)
+    assert spool.counts() == {"received": 0, "graded": 0, "sent": 60, "refused": 0}
+    assert len(list(archive.glob("*.dcm"))) == 60 and kills
+    assert not list(spool.incoming.iterdir()) and not list(spool.outgoing.iterdir())
+    spool.close()

@@ -193,6 +193,16 @@ def test_what_cannot_be_kept_is_to_be_sent_again(serving, spool, monkeypatch, er
     assert status_of(listener, knee(1)) == 0 and spool.counts()["received"] == 1
 
 
+def test_a_connection_that_stops_within_a_message_is_ended(serving, monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST_SILENCE", 0.5)
+    listener = serving()
+    with socket.create_connection(("127.0.0.1", listener.settings.port)) as half:
+        half.sendall(b"\x01\x00\x00\x00\x00\xff123")
+        half.settimeout(10)
+        while half.recv(100):  # what it says before it closes
+            pass
+
+
 def test_a_caller_that_says_nothing_keeps_no_other_out(serving, spool, tmp_path):
     listener = serving()
     with socket.create_connection(("127.0.0.1", listener.settings.port)):
