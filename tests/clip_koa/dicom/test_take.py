@@ -2,9 +2,9 @@
 
 import io
 import logging
+import shutil
 import socket
 import sqlite3
-import ssl
 import subprocess
 import threading
 import time
@@ -17,6 +17,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import ComprehensiveSRStorage, DigitalXRayImageStorageForPresentation
 from pynetdicom.status import code_to_category
 
+from clip_koa.commands import main
 from clip_koa.dicom import listener as module
 from clip_koa.dicom.archive import PacsError
 from clip_koa.dicom.listener import ListenSettings, _Listener, _tls, listen
@@ -25,6 +26,9 @@ from clip_koa.dicom.worker import Errors
 from dataset_script.radiograph import read_radiograph
 from dicom.pacs import free_port, knee, needs_dcmtk, send
 
+needs_openssl = pytest.mark.skipif(
+    not shutil.which("openssl") or not shutil.which("storescu"), reason="needs openssl, dcmtk"
+)
 _NO_ROOM, _OTHER_IMAGE = 0xA700, 0xA900
 
 
@@ -203,18 +207,57 @@ def test_a_connection_that_stops_within_a_message_is_ended(serving, monkeypatch)
             pass
 
 
-def test_a_caller_that_says_nothing_keeps_no_other_out(serving, spool, tmp_path):
+def test_a_full_disk_refuses_associations(serving, spool):
+    listener = serving()
+    spool.reserve = 2**60
+    association = connected(listener)
+    assert association.is_rejected and listener.worker.errors.last == "the disk is full: associations are refused"
+    spool.reserve = 0
+    assert status_of(listener, knee(1)) == 0 and spool.counts()["received"] == 1
+
+
+def test_only_who_is_allowed_is_served(serving):
+    listener = serving(allow=("WARD", "MODALITY"))
+    assert connected(listener, caller="STRANGER").is_rejected
+    association = connected(listener, caller="WARD")
+    assert association.is_established
+    association.release()
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """Of this end and of a stranger, each signed by itself: name -> options of `storescu`, and the settings."""
+    for name in ("here", "stranger"):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+             "-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.pem"], check=True, capture_output=True,
+        )  # fmt: skip
+    here, key = tmp_path / "here.pem", tmp_path / "here.key"
+    options = {
+        name: ["+tls", tmp_path / f"{name}.key", tmp_path / f"{name}.pem", "+cf", here, "-ic"]
+        for name in ("here", "stranger")
+    }
+    return options, ListenSettings("", tmp_path, "", certificate=here, key=key, authority=here)
+
+
+@needs_openssl
+def test_tls_serves_who_has_a_certificate(serving, spool, tmp_path, certificates):
+    options, settings = certificates
+    (tmp_path / "knee.dcm").write_bytes(knee(1))
+    port = serving(_tls(settings)[0]).settings.port
+    assert send(port, tmp_path / "knee.dcm") != 0  # no TLS
+    assert send(port, tmp_path / "knee.dcm", options=options["stranger"]) != 0
+    assert spool.counts()["received"] == 0
+    assert send(port, tmp_path / "knee.dcm", options=options["here"]) == 0
+    assert spool.counts()["received"] == 1
+
+
+@needs_openssl
+def test_a_caller_that_says_nothing_keeps_no_other_out(serving, tmp_path, certificates):
     listener = serving()
     with socket.create_connection(("127.0.0.1", listener.settings.port)):
         assert status_of(listener, knee(1)) == 0
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-keyout", tmp_path / "key", "-out", tmp_path / "pem"], check=True, capture_output=True,
-    )  # fmt: skip
-    settings = ListenSettings(
-        "", tmp_path, "", certificate=tmp_path / "pem", key=tmp_path / "key", authority=tmp_path / "pem"
-    )
-    inward, outward = _tls(settings)
+    inward, outward = _tls(certificates[1])
     listener = serving(inward)
     with socket.create_connection(("127.0.0.1", listener.settings.port)):
         time.sleep(0.5)  # it is let in first
@@ -226,10 +269,6 @@ def test_a_caller_that_says_nothing_keeps_no_other_out(serving, spool, tmp_path)
         )
         assert association.is_established
         association.release()
-    stranger = ssl.create_default_context()
-    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
-    association = entity.associate("127.0.0.1", listener.settings.port, tls_args=(stranger, "localhost"))
-    assert not association.is_established
 
 
 def test_a_status_that_cannot_be_written_is_told_once(serving, spool, caplog):
@@ -255,6 +294,23 @@ def test_nothing_of_a_patient_is_told(serving, spool, caplog, capfd, monkeypatch
     told = caplog.text + "".join(capfd.readouterr()) + str(listener.status())
     assert "an image could not be kept" in told
     assert not any(str(value) in told for value in (source.PatientName, source.PatientID, source.SOPInstanceUID))
+
+
+def test_settings_that_cannot_be_are_told_in_a_line(tmp_path, tiny_model, capsys):
+    begin = ["listen", "--model", tiny_model, "--spool", tmp_path / "spool", "--send_to"]
+    for options, words in (
+        (["ARCHIVE:4242"], "--send_to ARCHIVE:4242: write AET@HOST:PORT"),
+        (["A@localhost:99999"], "write AET@HOST:PORT"),
+        (["A@localhost:4242", "--tls_key", "key.pem"], "TLS needs all of"),
+        (
+            ["A@localhost:4242", *(f"--tls_{name}=nothing.pem" for name in ("key", "certificate", "authority"))],
+            "nothing",
+        ),
+        (["A@localhost:4242", "--host", "192.0.2.1"], "it cannot be listened on at 192.0.2.1"),
+    ):
+        assert main([*begin, *options]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "clip-koa" in line]
+        assert line.startswith("clip-koa listen: ") and words in line
 
 
 @pytest.mark.parametrize("change", [{"title": "A" * 17}, {"title": ""}, {"allow": ("OK", "back\\slash")}])
