@@ -46,7 +46,7 @@ class DicomResults:
             The paths of report and picture, also of what was there; none for a file that has no grade, is no DICOM
             image, or, which is told, whose attributes no result can be made of.
         """
-        graded = [xray for xray in xrays if not xray.error]
+        graded = [xray for xray in xrays if not xray.reason]
         source = self._source(xrays[0].file) if graded else None
         if source is None:
             return []

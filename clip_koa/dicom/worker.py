@@ -124,7 +124,7 @@ class Worker:
             read_source(file)
         except ResultError as error:
             return self.spool.set_refused(waiting, OWN_RESULT if isinstance(error, OwnResult) else NO_STUDY)
-        graded = [xray for xray in self.results.grader.grade([str(file)]) if not xray.error]
+        graded = [xray for xray in self.results.grader.grade([str(file)]) if not xray.reason]
         if not graded:
             return self.spool.set_refused(waiting, NO_GRADE)
         results = self.results.write(graded)
