@@ -71,7 +71,9 @@ def grade_inputs(run: GradeRun) -> int:
     for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
         if run.backend == "onnx" and folder:
             raise GradeTableError(f"{option} {folder}: an exported graph draws no heat maps; use --backend pytorch.")
-    named = find_xrays(run.inputs)
+    named = [file for file in find_xrays(run.inputs) if not _is_written(file, run)]
+    if not named:
+        raise GradeTableError("there is nothing to grade but what an earlier run wrote.")
     paired = pair_files(named) if run.pairs else PairedFiles(named)
     files = paired.files
     if run.pairs:
@@ -103,6 +105,12 @@ def grade_inputs(run: GradeRun) -> int:
     if run.output and in_parts:
         return parts_status(run.output, processes, table.about)
     return INCOMPLETE if ungraded else DONE
+
+
+def _is_written(file: str, run: GradeRun) -> bool:
+    """Whether a file lies in a folder that this run writes pictures or results into, which may lie among the inputs."""
+    folders = [folder.resolve() for folder in (run.explain, run.dicom_results) if folder]
+    return bool(folders) and not set(folders).isdisjoint(Path(file).resolve().parents)
 
 
 def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple[Grader, Attachments]:

@@ -23,6 +23,7 @@ from clip_koa.grading.grade_table import (
     COLUMNS,
     is_being_made,
     part_of,
+    read_rows,
     rows_of,
     share_of,
     table_row,
@@ -214,6 +215,15 @@ def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
     with Image.open(maps / OVERVIEW) as overview:  # of what this run drew
         assert overview.size == (240, 240)
     assert all((maps / name).stat().st_mtime_ns == times[name] for name in expected - {lost})
+
+
+def test_heat_maps_among_the_inputs_are_no_x_rays(model, tmp_path):
+    draw_knee(1, "L", 9, 48).save(tmp_path / "knee.png")
+    arguments = ["grade", "--model", model, "--framing", "as_is", "--explain", tmp_path / "maps"]
+    for _ in range(2):
+        assert main([*arguments, "--output", tmp_path / "grades.csv", tmp_path]) == 0
+        assert [row["file"] for row in read_rows(tmp_path / "grades.csv", ".csv")] == [str(tmp_path / "knee.png")]
+    assert main([*arguments, tmp_path / "maps"]) == 2  # nothing else is left
 
 
 @pytest.mark.slow
