@@ -21,7 +21,7 @@ WAYS = {
 _SIDE = 224
 # Metal: pixels within this share of the gray scale of the brightest ones, in pieces that are at least so many pixels
 # wide and that end within so many pixels in something darker by the second share.
-_BRIGHT, _WIDTH, _EDGE, _DARKER = 0.06, 3, 2, 0.3
+_BRIGHT, _WIDTH, _EDGE, _DARKER = 0.06, 3, 2, 0.25
 
 
 def measure_appearance(picture: Image.Image) -> dict[str, float]:

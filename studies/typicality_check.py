@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from clip_koa.calibration.typicality import collect_features
 from clip_koa.data.loader import sample_images
 from clip_koa.evaluation.loading import load_checkpoint, load_split, split_name
+from clip_koa.grading.precision import PRECISIONS, set_precision
 from dataset_script.exit_status import main_of
 from modeling_clip_koa import CalibrationError, XrayPreprocessor
 from modeling_clip_koa.appearance_clip_koa import measure_appearance, otherwise
@@ -97,6 +98,7 @@ def run(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--knees", type=int, default=200, help="real knees to change (default: 200)")
     parser.add_argument("--changed", type=int, default=60, help="of them, to make other images of (default: 60)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the vision tower (default: fp32)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
     model, image_processor = load_checkpoint(options.model)
@@ -106,6 +108,7 @@ def run(arguments: list[str] | None, prog: str) -> int:
             f"--model {options.model} knows no training X-rays, or was calibrated by an earlier version: "
             "calibrate it with them first."
         )
+    set_precision(model, options.precision)
     split, _ = load_split(options.data_dir, split_name(options.split), Accelerator(cpu=not torch.cuda.is_available()))
     figures = check(Judge(model, image_processor, typicality), sample_images(split, options.knees), options.changed)
     print(json.dumps(figures, indent=1) if options.json else as_tables(figures))

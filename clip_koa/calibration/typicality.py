@@ -29,7 +29,7 @@ _USUAL, _SLACK = (0.002, 0.998), 0.05
 # Fewer pixels than this share of those that the training X-rays have are told; more never are.
 _FEWER = 0.75
 # A frame of less of the area, and metal of less than this measure, are never told.
-_LEAST_FRAME, _LEAST_METAL = 0.04, 0.017
+_LEAST_FRAME, _LEAST_METAL = 0.04, 0.031
 _ANY = 1e6  # beyond every measure
 
 
@@ -77,7 +77,8 @@ def collect_features(model: CLIPKOAForImageClassification, batches: Iterable[dic
     model.eval()
     found, count = [], typicality_block(model) + 1
     for batch in batches:
-        pixel_values = batch["pixel_values"].to(model.device)
+        weight = model.visual_projection.weight
+        pixel_values = batch["pixel_values"].to(weight.device, weight.dtype)
         views = torch.cat([pixel_values, pixel_values.flip(-1)])
         image, mirror = mean_patch(model.tokens_after(views, count)).chunk(2)
         found.append(((image + mirror) / 2).cpu())

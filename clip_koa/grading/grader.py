@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from clip_koa.grading.model_loading import CheckpointError, load_checkpoint
 from clip_koa.grading.onnx_network import ExportedModel
 from clip_koa.grading.pairs import whole_pairs
-from clip_koa.grading.polarity import is_doubtful, negative, unlikeness
+from clip_koa.grading.polarity import LEAST_UNLIKE, is_doubtful, negative, unlikeness
 from clip_koa.grading.precision import set_precision
 from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
@@ -216,14 +216,15 @@ class Grader:
 
         The reader judges the polarity of an image file as that of a crop. Of a film it may be wrong: where it inverted
         one, the file's own polarity is searched first. The other polarity is searched too where no knee is found, or
-        where knees of doubtful polarity are unlike those of the training; where more are found, that is the right one.
+        one that is unlike those of the training; where more are found, or likelier ones, that is the right one.
         """
         if "as_is" in (framing or self.framing, self.framing):
             grades = self._grade_images([radiograph.image for radiograph in radiographs])
             return [(radiograph, [grade]) for radiograph, grade in zip(radiographs, grades, strict=True)]
         films = self._find_and_grade([negative(one) if is_doubtful(one) else one for one in radiographs])
         for place, (judged, (radiograph, grades)) in enumerate(zip(radiographs, films, strict=True)):
-            is_sure = grades and not (judged.inverted and unlikeness(grades) >= ATYPICAL)
+            framed = [grade.box for grade in grades] == [(0, 0, *radiograph.image.size)]
+            is_sure = framed or unlikeness(grades) < (LEAST_UNLIKE if judged.inverted else ATYPICAL)
             if is_sure or self.keep_polarity or radiograph.is_dicom:
                 continue
             ((other, found),) = self._find_and_grade([negative(radiograph)])

@@ -7,6 +7,7 @@ from PIL import ImageOps
 from dataset_script.radiograph import Radiograph
 from modeling_clip_koa import Grade
 
+LEAST_UNLIKE = 0.9  # knees of doubtful polarity that are less typical than so many others may be those of a negative
 _CROP_ASPECT = 1.1  # a crop's longer side over its shorter one
 
 

@@ -134,7 +134,11 @@ def render_pdf(report: Report) -> bytes:
     facts = report.facts()
     paper = _Paper(facts["text"], report.language)
     paper.head()
-    paper.pictures(_pictures(report), (facts["text"]["report_bare"], facts["caption"]))
+    paper.pictures(
+        _pictures(report),
+        (facts["text"]["report_bare"], facts["caption"]),
+        87.5 - 9 * max(0, len(facts["warnings"]) - 1),
+    )
     paper.answer(facts)
     paper.table(facts["facts"])
     paper.foot()
@@ -194,9 +198,9 @@ class _Paper(FPDF):
         self.write_line(f"{self.text_of['research_only']} {self.text_of['research_detail']}", 9, colour=_ALARM)
         self.ln(3)
 
-    def pictures(self, images: tuple[Image.Image, Image.Image], captions: tuple[str, str]) -> None:
-        """The bare X-ray and the one under its map, side by side."""
-        top, width, height = self.get_y(), 87.5, 87.5
+    def pictures(self, images: tuple[Image.Image, Image.Image], captions: tuple[str, str], height: float) -> None:
+        """The bare X-ray and the one under its map, side by side, lower where many warnings come below."""
+        top, width = self.get_y(), 87.5
         scale = min(width / images[0].width, height / images[0].height)
         size = images[0].width * scale, images[0].height * scale
         ends = []

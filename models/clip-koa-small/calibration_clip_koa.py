@@ -10,14 +10,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers.utils import cached_file
 
+from .appearance_clip_koa import WAYS
 from .configuration_clip_koa import CLIPKOAConfig
 from .preprocessing_clip_koa import CLIPKOAError
 from .tensors_clip_koa import all_finite
 
 CALIBRATION_FILE = "calibration.json"
 TYPICALITY_FILE = "typicality.safetensors"
-# X-rays less like the training data than this share of knees it was not trained on are warned about.
+# Images less like the training data than this share of knees that it was not trained on are taken for no knee.
 ATYPICAL = 0.99
+_OPTIONAL = ("bounds", "direction", "offset")  # of a typicality; a file has all of them or none
 # Levels of confidence for which a calibrated checkpoint keeps thresholds.
 LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
 
@@ -31,21 +33,33 @@ class Typicality:
     """How like the training X-rays an image is: Mahalanobis distance of a block's patches (Lee et al. 2018).
 
     arXiv 1807.03888. Of both views, so that X-ray and mirror image are equally typical.
+
+    Mean, covariance and distances are of X-rays that were varied as other machines and archives vary them, `bounds` of
+    X-rays as they are. Along `direction` knees are told from such as no frontal X-ray shows, upside down or on their
+    side: there distances grow. A file of an earlier version has none of these, and nothing in it was varied: so it
+    cannot tell another machine's knee from what is no knee.
     """
 
     block: int  # of the vision tower, from 0, whose patch tokens are averaged
     mean: torch.Tensor  # (D,), over training X-rays
     precision: torch.Tensor  # (D, D), inverse of their covariance
     distances: torch.Tensor  # sorted distances of X-rays the model was not trained on
+    bounds: torch.Tensor | None = None  # (W, 2), for each of `WAYS` the lowest and the highest that is usual
+    direction: torch.Tensor | None = None  # (D,)
+    offset: torch.Tensor | None = None  # (1,): along the direction, from here on distances grow
 
     def shares(self, features: torch.Tensor) -> list[float]:
         """For features (N, D) the share of the unseen X-rays that are more typical, each in 0..1."""
         return (torch.searchsorted(self.distances, self.measure(features)) / len(self.distances)).tolist()
 
     def measure(self, features: torch.Tensor) -> torch.Tensor:
-        """Squared distances (N,) of features (N, D)."""
-        centred = features.double() - self.mean.double()
-        return (centred @ self.precision.double() * centred).sum(-1).float()
+        """Squared distances (N,) of features (N, D), times how far they lie on the other side of the direction."""
+        features = features.double()
+        centred = features - self.mean.double()
+        distances = (centred @ self.precision.double() * centred).sum(-1)
+        if self.direction is not None:
+            distances = distances * (1 + (features @ self.direction.double() - self.offset.double()).clamp(min=0))
+        return distances.float()
 
 
 def mean_patch(tokens: torch.Tensor) -> torch.Tensor:
@@ -141,6 +155,8 @@ def read_typicality(name: str, config: CLIPKOAConfig | None = None, **hub_argume
     try:
         with safe_open(found, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in ("mean", "precision", "distances")}
+            if "bounds" in file.keys():  # noqa: SIM118
+                tensors |= {key: file.get_tensor(key) for key in _OPTIONAL}
             typicality = Typicality(block=int(file.metadata()["block"]), **tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run clip-koa calibrate anew.") from error
@@ -155,10 +171,17 @@ def _fault(typicality: Typicality, config: CLIPKOAConfig | None) -> str:
     width = len(mean) if mean.ndim == 1 else 0
     if not width or precision.shape != (width, width) or distances.ndim != 1 or not len(distances):
         return "its tensors do not fit each other"
-    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in (mean, precision, distances)):
+    shapes = {"bounds": (len(WAYS), 2), "direction": (width,), "offset": (1,)}
+    optional = {key: found for key in _OPTIONAL if (found := getattr(typicality, key)) is not None}
+    if any(found.shape != shapes[key] for key, found in optional.items()):
+        return "its tensors are not those that this version writes"
+    tensors = (mean, precision, distances, *optional.values())
+    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in tensors):
         return "it holds values that are no finite numbers"
     if (distances.diff() < 0).any():
         return "its distances are not sorted"
+    if "bounds" in optional and (typicality.bounds.diff() < 0).any():
+        return "its bounds are crossed"
     if config is None:
         return ""
     vision = config.vision_config
@@ -169,7 +192,8 @@ def _fault(typicality: Typicality, config: CLIPKOAConfig | None) -> str:
 
 def typicality_file(typicality: Typicality) -> bytes:
     """The content of `TYPICALITY_FILE`."""
-    tensors = {name: getattr(typicality, name).contiguous() for name in ("mean", "precision", "distances")}
+    tensors = {name: getattr(typicality, name) for name in ("mean", "precision", "distances", *_OPTIONAL)}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
     return save(tensors, metadata={"block": str(typicality.block)})
 
 

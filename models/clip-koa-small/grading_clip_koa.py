@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from .appearance_clip_koa import WAYS, measure_appearance, otherwise
 from .calibration_clip_koa import (
     ATYPICAL,
     CALIBRATION_FILE,
@@ -68,15 +69,40 @@ class Grade:
     box: tuple[int, int, int, int] | None = None  # of a knee that was found: left, top, right, bottom, in pixels
     angle: float = 0.0  # degrees by which that knee leaned clockwise, where it was set upright
     outside: float = 0.0  # share of the box that lies outside of the image, 0..1
+    ways: tuple[str, ...] = ()  # of `WAYS`: how the X-ray was taken or stored otherwise than those of training
+    tells_knees: bool = True  # False: the checkpoint takes another machine's knee for no knee too, and only warns
+
+    @property
+    def refusal(self) -> str:
+        """Why this image has no KL grade, in a sentence; empty where it has one.
+
+        The other fields say all the same what the model would give it. Whoever shows a grade leaves it out here.
+        """
+        if "metal" in self.ways:
+            return "This knee has metal in it, such as an implant: it has no KL grade."
+        if self.tells_knees and self._is_atypical:
+            return "This is no frontal knee X-ray as the model was trained on: it has no KL grade."
+        return ""
 
     @property
     def warning(self) -> str:
-        """Says so where the image is unlike the X-rays the model was trained on, or cuts the knee off; else empty."""
+        """What a reader must know before he trusts the grade; empty where there is nothing."""
+        warnings = []
         if self.outside > MOST_OUTSIDE:
-            return "The border of the image cuts this knee off: the grade may mean nothing."
-        if self.atypicality is None or self.atypicality < ATYPICAL:
-            return ""
-        return "Unlike the knee X-rays the model was trained on: the grade may mean nothing."
+            warnings.append("The border of the image cuts this knee off: the grade may mean nothing.")
+        if self._is_atypical:
+            warnings.append("Unlike the knee X-rays the model was trained on: the grade may mean nothing.")
+        if self.ways:
+            ways = ", ".join(WAYS[way] for way in self.ways)
+            warnings.append(
+                f"Taken or stored otherwise than the knee X-rays the model was trained on ({ways}): the grade may be "
+                "less sure."
+            )
+        return " ".join(warnings)
+
+    @property
+    def _is_atypical(self) -> bool:
+        return self.atypicality is not None and self.atypicality >= ATYPICAL
 
     @property
     def expected_grade(self) -> float:
@@ -415,15 +441,21 @@ class GradesXrays:
         threshold, typicality = self.calibration_at(level)
         logits, flipped_logits, features = self.grade_pixels(self.beside.preprocess(pictures))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
-        sets, atypicality = [()] * len(pictures), [None] * len(pictures)
+        sets, atypicality, ways = [()] * len(pictures), [None] * len(pictures), [()] * len(pictures)
         if threshold is not None:
             sets = confidence_sets(averaged, threshold)
         if typicality is not None and features is not None:
             atypicality = typicality.shares(features)
+        if tells_knees := typicality is not None and typicality.bounds is not None:
+            bounds = typicality.bounds.tolist()
+            ways = [otherwise(measure_appearance(picture), bounds) for picture in pictures]
         views = (averaged, logits.softmax(-1), flipped_logits.softmax(-1))
         grades = averaged.argmax(-1).tolist()
-        rows = zip(grades, *(view.tolist() for view in views), sets, atypicality, strict=True)
+        rows = zip(grades, *(view.tolist() for view in views), sets, atypicality, ways, strict=True)
         return [
-            Grade(grade, labels[grade], GRADE_MEANINGS[grade], *map(tuple, shares), found, atypical)
-            for grade, *shares, found, atypical in rows
-        ]
+            Grade(
+                grade, labels[grade], GRADE_MEANINGS[grade], *map(tuple, shares), found, atypical,
+                ways=how, tells_knees=tells_knees,
+            )
+            for grade, *shares, found, atypical, how in rows
+        ]  # fmt: skip

@@ -252,4 +252,6 @@ function lay(mark, [left, top, right, bottom], { film_size: [width, height], ang
     width: `${(100 * (right - left)) / width}%`, height: `${(100 * (bottom - top)) / height}%`,
     transform: angle ? `rotate(${angle}deg)` : "",
   });
+  const letter = mark.querySelector(".letter"); // in the part of the box that is seen
+  if (letter) Object.assign(letter.style, { left: `${(100 * Math.max(0, -left)) / (right - left)}%`, top: `${(100 * Math.max(0, -top)) / (bottom - top)}%` });
 }

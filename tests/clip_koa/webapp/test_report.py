@@ -3,11 +3,16 @@
 import hashlib
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clip_koa.webapp.report import model_facts
+from clip_koa.grading.grader import GradedXray, Grader
+from clip_koa.webapp.readings import Film, Reading
+from clip_koa.webapp.report import ModelFacts, Report, _Paper, model_facts, render_html, render_pdf
+from dataset_script.radiograph import Radiograph
+from dataset_script.synthetic import draw_knee
 from webapp.conftest import upload
 
 
@@ -58,8 +63,6 @@ def test_a_report_says_which_knee_of_a_film_it_is(film_visitor, film):
 @pytest.mark.parametrize("language", ["en", "de", "fr", "es"])
 @pytest.mark.parametrize("size", [(120, 120), (60, 300), (300, 60)])
 def test_it_fills_one_a4_page(browser, film_visitor, tmp_path, language, size):
-    from dataset_script.synthetic import draw_knee
-
     draw_knee(4, "L", 3, 120).resize(size).save(tmp_path / "knee.png")
     told = film_visitor.grade((tmp_path / "knee.png").read_bytes(), "a name of some length, as films have.png")
     (tmp_path / "report.html").write_text(film_visitor.get(f"xrays/{told['id']}/report.html", lang=language).text)
@@ -72,6 +75,30 @@ def test_it_fills_one_a4_page(browser, film_visitor, tmp_path, language, size):
     foot = printed.locator("footer").bounding_box()
     assert 0.93 < (foot["y"] + foot["height"]) / 1017 <= 1.0
     printed.close()
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "es"])
+def test_it_fills_one_page_with_every_warning(browser, model_folder, tmp_path, language, monkeypatch):
+    grader, image = Grader(str(model_folder)), draw_knee(3, "L", 0, 120)
+    grade = replace(
+        grader.model.grade(image), box=(-20, 0, 80, 100), side="R", side_assumed=True, outside=0.2,
+        ways=("contrast", "brightness", "sharpness", "resolution", "frame"), atypicality=1.0, tells_knees=False,
+    )  # fmt: skip
+    film = Film(Radiograph(image, "knee.png", inverted=True))
+    reading = Reading(GradedXray("a name of some length, as films have.png", grade, "R"), film, "auto")
+    explanation = grader.explain_picture(reading.image, grade.grade)
+    facts = ModelFacts("a model of some name", "", 64 * "0", 0.9, "fp32")
+    report = Report(reading, explanation, facts, language, "R")
+    assert len(report.facts()["warnings"]) == 4
+    (tmp_path / "report.html").write_text(render_html(report))
+    printed = browser.new_page()
+    printed.goto(f"file://{tmp_path}/report.html")
+    assert len(re.findall(rb"/Type /Page\b", printed.pdf(prefer_css_page_size=True))) == 1
+    printed.close()
+    ends = []  # of what stands above the foot
+    foot = _Paper.foot
+    monkeypatch.setattr(_Paper, "foot", lambda paper: (ends.append(paper.get_y()), foot(paper)))
+    assert len(re.findall(rb"/Type /Page\b", render_pdf(report))) == 1 and ends[0] < _Paper.FOOT
 
 
 def test_both_reports_are_downloaded(page, knee):
