@@ -180,11 +180,14 @@ def _set_group_length_right(content: bytes) -> bytes:
 
 def _refuse_bomb(content: bytes) -> None:
     """Inflates a deflated file in pieces up to a limit, which pydicom itself would not keep."""
-    inflater, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), content[_end_of_meta(content) :], 0
-    while piece := inflater.decompress(rest, _PIECE):
-        rest, size = inflater.unconsumed_tail, size + len(piece)
-        if size > _MOST_INFLATED:
-            raise Refusal(f"inflates to more than {_MOST_INFLATED:,} bytes: no radiograph is so large.")
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for start in range(_end_of_meta(content), len(content), _PIECE):
+        rest = content[start : start + _PIECE]
+        while rest and not inflater.eof:
+            size += len(inflater.decompress(rest, _PIECE))
+            rest = inflater.unconsumed_tail
+            if size > _MOST_INFLATED:
+                raise Refusal(f"inflates to more than {_MOST_INFLATED:,} bytes: no radiograph is so large.")
 
 
 def _to_gray(dataset, cells: np.ndarray, pixels: PixelFormat) -> Image.Image:
