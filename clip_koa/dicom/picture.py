@@ -8,6 +8,7 @@ from highdicom.sc import SCImage
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pydicom.dataset import Dataset
 
+from clip_koa.dicom.report import corners
 from clip_koa.dicom.source import MadeBy, identity
 from modeling_clip_koa import Grade
 
@@ -51,8 +52,9 @@ def draw_picture(
         draw.rectangle((WIDTH - _MAP, top, WIDTH - 1, top + _MAP - 1), outline=colour, width=3)
         _write(draw, (WIDTH - _MAP + 8, top + 6), _title(grade, side), font)
         if grade.box:
-            draw.rectangle([scale * value for value in grade.box], outline=colour, width=3)
-            _write(draw, (scale * grade.box[0] + 6, scale * grade.box[1] + 4), _title(grade, side), font)
+            line = scale * corners(film.size, grade)
+            draw.line([tuple(place) for place in line], fill=colour, width=3, joint="curve")
+            _write(draw, tuple(line[0] + (6, 4)), _title(grade, side), font)
     for number, line in enumerate(lines):
         draw.text((_EDGE, height + _EDGE + number * _LINE), line, fill=_INK if number else _ALARM, font=font)
     return picture

@@ -52,7 +52,7 @@ def _knee(source, number, grade: Grade, side: str, made_by: MadeBy, level: float
         ),
         referenced_region=sr.ImageRegion(
             sr.GraphicTypeValues.POLYLINE,
-            corners(source, grade),
+            corners((source.Columns, source.Rows), grade),
             sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID),
         ),
         finding_type=own.GRADES[grade.grade],
@@ -65,9 +65,12 @@ def _knee(source, number, grade: Grade, side: str, made_by: MadeBy, level: float
     )
 
 
-def corners(source: Dataset, grade: Grade) -> np.ndarray:
-    """The knee's region as a closed line, (5, 2) of x and y in the image's pixels; without a box the whole image."""
-    size = np.array([source.Columns, source.Rows], float)
+def corners(size: tuple[int, int], grade: Grade) -> np.ndarray:
+    """The knee's region as a closed line, (5, 2) of x and y in the image's pixels; without a box the whole image.
+
+    Args:
+        size: columns and rows of the image.
+    """
     left, top, right, bottom = grade.box or (0, 0, *size)
     line = np.array([(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], float)
     turn = math.radians(grade.angle)  # clockwise, as y grows downwards

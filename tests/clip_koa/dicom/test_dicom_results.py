@@ -10,16 +10,16 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import ROOT
-from dicom_files import Raw
+from dicom_files import Raw, write_dicom
 from PIL import Image
 
 from clip_koa.commands import main
 from clip_koa.dicom import codes
-from clip_koa.dicom.picture import WIDTH, draw_picture
+from clip_koa.dicom.picture import WIDTH, build_picture, draw_picture
 from clip_koa.dicom.report import build_report, corners
 from clip_koa.dicom.results import DicomResults
-from clip_koa.dicom.source import MadeBy, read_source
-from clip_koa.grading.grader import Grader
+from clip_koa.dicom.source import MadeBy, ResultError, read_source
+from clip_koa.grading.grader import GradedXray, Grader
 from dataset_script.synthetic import draw_knee
 from dicom.pacs import knee, needs_dcmtk, radiograph
 from modeling_clip_koa import Grade
@@ -174,15 +174,14 @@ def test_odd_attributes_are_taken_over_or_told_without_being_quoted(
 
 @pytest.mark.parametrize("angle", [0, 10, -10])
 def test_the_region_is_the_knees(angle):
-    source = read_source(knee(1))
-    line = corners(source, Grade(**{**GRADE.__dict__, "angle": float(angle)}))
+    line = corners((96, 96), Grade(**{**GRADE.__dict__, "angle": float(angle)}))
     assert line.shape == (5, 2) and np.array_equal(line[0], line[4])
     assert line[:4].mean(0) == pytest.approx([30, 40]) and line.min() >= 0 and line.max() <= 96
     edge = line[1] - line[0]
     assert np.degrees(np.arctan2(edge[1], edge[0])) == pytest.approx(angle)  # clockwise, as y grows downwards
-    whole = corners(source, Grade(**{**GRADE.__dict__, "box": None}))
+    whole = corners((96, 96), Grade(**{**GRADE.__dict__, "box": None}))
     assert whole.tolist() == [[0, 0], [96, 0], [96, 96], [0, 96], [0, 0]]
-    beyond = corners(source, Grade(**{**GRADE.__dict__, "box": (-20, -20, 200, 200)}))
+    beyond = corners((96, 96), Grade(**{**GRADE.__dict__, "box": (-20, -20, 200, 200)}))
     assert beyond.min() == 0 and beyond.max() == 96
 
 
@@ -215,7 +214,102 @@ def test_every_code_is_in_the_manual():
     assert len({code.value for code in codes.OWN}) == len(codes.OWN)
 
 
-def test_a_picture_that_is_sent_in_is_no_radiograph_of_a_patient(tiny_model, tmp_path):
+@pytest.mark.parametrize("maker", ["CLIP-KOA", "CLIP-KOA ", "CLIP-KOA   ", "Clip-Koa"])
+def test_a_picture_that_is_sent_in_is_no_radiograph_of_a_patient(tiny_model, tmp_path, maker):
     """A result among the inputs has no result of its own."""
-    (tmp_path / "knee.dcm").write_bytes(radiograph(draw_knee(1, "L", 1, 96), "own", Manufacturer="CLIP-KOA"))
+    (tmp_path / "knee.dcm").write_bytes(radiograph(draw_knee(1, "L", 1, 96), "own", Manufacturer=maker))
     assert grade(tmp_path, tiny_model, tmp_path / "knee.dcm") == {}
+
+
+_CLASSES = {"CR": "1.2.840.10008.5.1.4.1.1.1", "DX": "1.2.840.10008.5.1.4.1.1.1.1", "OT": "1.2.840.10008.5.1.4.1.1.7"}
+LEFT = Grade(**{
+    **GRADE.__dict__, "grade": 0, "confidence_set": (), "atypicality": None, "box": None, "outside": 0.5, "side": "L",
+    "inverted": True,
+})  # fmt: skip
+
+
+def made_of(content: bytes, knees, folder) -> dict:
+    """The files of report and picture of an image, without a model."""
+    source = read_source(content, "knee.dcm")
+    film = Image.new("L", (source.Columns, source.Rows), 90)
+    picture = draw_picture(film, knees, [film.convert("RGB")] * len(knees), MADE_BY, 0.9)
+    objects = {
+        "SR": build_report(source, knees, MADE_BY, 0.9),
+        "OT": build_picture(source, picture, [side for _, side in knees], MADE_BY),
+    }
+    for kind, made in objects.items():
+        made.save_as(folder / f"{kind}.dcm", enforce_file_format=True)
+    return {kind: folder / f"{kind}.dcm" for kind in objects}
+
+
+@pytest.mark.parametrize("polarity, size", [("MONOCHROME1", (301, 77)), ("MONOCHROME2", (31, 500))])
+@pytest.mark.parametrize("kind", _CLASSES)
+@pytest.mark.parametrize("knees", [[(GRADE, "R")], [(GRADE, "R"), (LEFT, "L")], [(LEFT, "")]], ids=["R", "R+L", "?"])
+def test_they_are_sound_whatever_they_are_of(tmp_path, kind, size, polarity, knees):
+    content = radiograph(
+        draw_knee(2, "R", 1, 96).resize(size), "any", SOPClassUID=_CLASSES[kind], Modality=kind,
+        PhotometricInterpretation=polarity,
+    )  # fmt: skip
+    files = made_of(content, knees, tmp_path)
+    groups = hd.sr.srread(files["SR"]).content.get_planar_roi_measurement_groups()
+    for group, (grade, side) in zip(groups, knees, strict=True):
+        assert group.finding_type == codes.GRADES[grade.grade]
+        assert group.finding_sites[0].laterality == codes.SIDES.get(side)
+        assert group.roi.value.max(0).tolist() == ([min(50, size[0]), 60] if grade.box else list(size))
+        (image,) = [item for item in group.roi.ContentSequence if item.ValueType == "IMAGE"]
+        assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == read_source(content).SOPInstanceUID
+        assert bool(group.get_measurements(codes.ATYPICALITY)) == (grade is GRADE)
+    picture = pydicom.dcmread(files["OT"])
+    assert picture.Columns == WIDTH and picture.pixel_array.shape == (picture.Rows, WIDTH, 3)
+    if shutil.which("dciodvfy"):
+        for file in files.values():
+            said = subprocess.run(["dciodvfy", file], capture_output=True, text=True)
+            assert "Error" not in said.stderr + said.stdout, said.stderr
+
+
+def test_what_a_reader_must_know_is_in_the_report(tmp_path):
+    unlike = Grade(**{**GRADE.__dict__, "atypicality": 1.0})
+    files = made_of(knee(1), [(GRADE, "R"), (LEFT, "L"), (unlike, "")], tmp_path)
+    groups = hd.sr.srread(files["SR"]).content.get_planar_roi_measurement_groups()
+    found = [[item.value for item in group.get_qualitative_evaluations(codes.WARNING)] for group in groups]
+    assert found == [[], [codes.CUT_OFF, codes.INVERTED], [codes.UNLIKE]]
+    assert all(group.get_qualitative_evaluations(codes.USE)[0].value == codes.RESEARCH for group in groups)
+
+
+@pytest.mark.parametrize(
+    "character_set, name",
+    [
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("ISO_IR 192", "Иванов^Пётр"),
+        ("ISO_IR 126", "Διονυσιος"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        (None, Raw("PN", "Müller^Jörg".encode("latin-1"))),  # as many machines write it
+    ],
+)
+def test_names_in_every_character_set_are_the_same_in_both(tmp_path, character_set, name):
+    content = knee(1, SpecificCharacterSet=character_set, PatientName=name, StudyDescription="Knie")
+    files = made_of(content, [(GRADE, "R")], tmp_path)
+    for file in files.values():
+        made = pydicom.dcmread(file)
+        assert made.PatientName == ("Müller^Jörg" if isinstance(name, Raw) else name)
+        assert made.StudyDescription == "Knie" and made.PatientID == "INVENTED-knee1"
+
+
+def test_a_film_of_which_one_knee_has_a_grade_has_results_of_it(tiny_grader, tmp_path):
+    (tmp_path / "knee.dcm").write_bytes(knee(1))
+    (graded,) = tiny_grader.grade([tmp_path / "knee.dcm"])
+    results = DicomResults(tiny_grader, tmp_path / "results", MADE_BY)
+    made = results.write([GradedXray(graded.file, error="no grade"), graded])
+    assert len(made) == 2
+    (report,) = [path for path in made if pydicom.dcmread(path).Modality == "SR"]
+    assert len(hd.sr.srread(report).content.get_planar_roi_measurement_groups()) == 1
+    assert results.write([GradedXray(graded.file, error="no grade")]) == []
+
+
+def test_a_file_that_inflates_without_end_is_refused(tmp_path, monkeypatch):
+    plain = write_dicom(np.zeros((400, 400), np.uint16), syntax="1.2.840.10008.1.2.1.99", SOPInstanceUID="1.2")
+    monkeypatch.setattr("dataset_script.dicom.MAX_PIXELS", 1000)
+    with pytest.raises(ResultError, match="its attributes are damaged"):
+        read_source(plain, "bomb.dcm")
