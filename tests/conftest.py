@@ -119,6 +119,14 @@ def run_python():
     return run
 
 
+@pytest.fixture(autouse=True)
+def no_accelerator_is_left_behind():
+    """A command that runs in the tests' own process leaves one, of a precision that another may not have."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_start():
     """The `tiny` starting point of train.py."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from clip_koa.calibration.pairs import pairs_entry
+from clip_koa.calibration.pairs import describe_pairs, pairs_entry
 from clip_koa.calibration.temperatures import (
     cross_fitted,
+    describe,
     fit_temperature,
     fold_temperatures,
     thresholds_by_level,
@@ -18,7 +19,7 @@ from clip_koa.calibration.temperatures import (
 from clip_koa.calibration.typicality import fit_on_xrays
 from clip_koa.data.loader import XrayDataset
 from clip_koa.evaluation.heads import Predictions, predict
-from clip_koa.evaluation.loading import load_checkpoint, load_split, load_tokenizer
+from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_split, load_tokenizer
 from clip_koa.evaluation.predictions import pseudonyms
 from clip_koa.files import write_file
 from dataset_script.knee_xray import CorpusError
@@ -54,6 +55,25 @@ class Calibrated:
     tokenizer: object
     files: dict[str, bytes]  # beside the weights, by name
     report: dict
+
+
+def folder_to_write(model: str, output: Path | None, keep_weights: bool) -> Path:
+    """The model folder that is written.
+
+    Raises:
+        CheckpointError: a Hub id that is to be written to.
+        CalibrationError: another folder for what is to be left as it is.
+    """
+    if not output and not Path(model).is_dir():
+        raise CheckpointError(f"--model {model} is no folder to write to: name one by --output.")
+    if keep_weights and output:
+        raise CalibrationError(f"--output {output}: --keep_weights writes into the model's own folder; leave one out.")
+    return output or Path(model)
+
+
+def describe_calibration(report: dict) -> str:
+    """The report as lines to print."""
+    return "\n".join([describe(report), *([describe_pairs(report["pairs"])] if "pairs" in report else [])])
 
 
 def calibrate_checkpoint(request: CalibrationRequest, accelerator) -> Calibrated:

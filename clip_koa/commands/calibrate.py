@@ -37,30 +37,21 @@ def calibrate(
     with importing():
         from accelerate import Accelerator
 
-        from clip_koa.calibration.checkpoint import CalibrationRequest, calibrate_checkpoint, refit_typicality
-        from clip_koa.calibration.pairs import describe_pairs
-        from clip_koa.calibration.temperatures import describe
-        from clip_koa.evaluation.loading import CheckpointError, split_name
+        from clip_koa.calibration import checkpoint
+        from clip_koa.evaluation.loading import split_name
         from clip_koa.locks import WriterLock, only_writer
         from clip_koa.training.checkpoints import save_model_folder
-        from modeling_clip_koa import CalibrationError
 
-    request = CalibrationRequest(model, data_dir, split_name(split), level, typical_xrays)
-    if not output and not Path(model).is_dir():
-        raise CheckpointError(f"--model {model} is no folder to write to: name one by --output.")
-    if keep_weights and output:
-        raise CalibrationError(f"--output {output}: --keep_weights writes into the model's own folder; leave one out.")
+    request = checkpoint.CalibrationRequest(model, data_dir, split_name(split), level, typical_xrays)
+    folder = checkpoint.folder_to_write(model, output, keep_weights)
     keep_freed_memory()
-    accelerator, folder = Accelerator(mixed_precision="no"), output or Path(model)
+    accelerator = Accelerator(mixed_precision="no")
     with only_writer(accelerator, WriterLock(folder)):
         if keep_weights:
-            if written := refit_typicality(request, accelerator):
+            if written := checkpoint.refit_typicality(request, accelerator):
                 print(f"Typicality: {written}")
             return
-        done = calibrate_checkpoint(request, accelerator)
+        done = checkpoint.calibrate_checkpoint(request, accelerator)
         if accelerator.is_main_process:
             save_model_folder(folder, done.model, done.image_processor, done.tokenizer, done.files)
-            print(describe(done.report))
-            if "pairs" in done.report:
-                print(describe_pairs(done.report["pairs"]))
-            print(f"Model:  {folder}")
+            print(f"{checkpoint.describe_calibration(done.report)}\nModel:  {folder}")

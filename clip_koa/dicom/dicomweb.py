@@ -23,6 +23,7 @@ from clip_koa.grading.grader import Grader
 from clip_koa.grading.run import GradeRun, made_by
 from dataset_script.dicom import MODALITIES
 from dataset_script.exit_status import DONE, INCOMPLETE
+from modeling_clip_koa import CLIPKOAError
 
 TOKEN = "CLIP_KOA_DICOMWEB_TOKEN"
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -81,7 +82,7 @@ def fetch(settings: FetchSettings) -> int:
     return INCOMPLETE if counts["without a grade"] or counts["not stored"] else DONE
 
 
-class _BadAnswer(Exception):
+class _BadAnswer(CLIPKOAError):
     """The archive's answer is none that can be used; the message says why, and nothing of a patient.
 
     Args:

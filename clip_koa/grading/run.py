@@ -108,7 +108,7 @@ def grade_inputs(run: GradeRun) -> int:
 
 
 def _is_written(file: str, run: GradeRun) -> bool:
-    """Whether a file lies in a folder that this run writes pictures or results into, which may lie among the inputs."""
+    """Whether a file lies in a folder that this run writes pictures or results into."""
     folders = [folder.resolve() for folder in (run.explain, run.dicom_results) if folder]
     return bool(folders) and not set(folders).isdisjoint(Path(file).resolve().parents)
 

@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 from .appearance_clip_koa import WAYS
 from .configuration_clip_koa import CLIPKOAConfig
 from .preprocessing_clip_koa import CLIPKOAError
+from .prompts_clip_koa import GRADE_MEANINGS
 from .tensors_clip_koa import all_finite
 
 CALIBRATION_FILE = "calibration.json"
@@ -20,6 +21,12 @@ TYPICALITY_FILE = "typicality.safetensors"
 # Images less like the training data than this share of knees that it was not trained on are taken for no knee.
 ATYPICAL = 0.99
 _OPTIONAL = ("bounds", "direction", "offset")  # of a typicality; a file has all of them or none
+NO_PAIRS = (
+    "This checkpoint keeps no pair prior: calibrate it anew (clip-koa calibrate --model FOLDER --data_dir XRAYS) with "
+    "both knees of people in the train split and in the one that it is calibrated on."
+)
+_LARGEST_WEIGHT = 2.0
+_SUM_TOLERANCE = 1e-3
 # Levels of confidence for which a calibrated checkpoint keeps thresholds.
 LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
 
@@ -67,6 +74,65 @@ def mean_patch(tokens: torch.Tensor) -> torch.Tensor:
     return tokens[:, 1:].float().mean(1)
 
 
+@dataclass(frozen=True)
+class PairPrior:
+    """How the grades of a person's two knees go together, as counted on training people, and how far to trust it.
+
+    Attributes:
+        joint: (K, K), share of people whose two knees have grades a and b; symmetric, all above 0, adds up to 1.
+        weight: 0 leaves each knee alone; 1 takes what the X-rays show for independent, given the two grades.
+    """
+
+    joint: torch.Tensor
+    weight: float
+
+    def __post_init__(self):
+        joint = self.joint
+        if joint.ndim != 2 or joint.shape[0] != joint.shape[1] or not bool((joint > 0).all()):
+            raise ValueError(f"joint is of shape {tuple(joint.shape)}: it must be (K, K), each share above 0.")
+        if abs(joint.sum().item() - 1) > _SUM_TOLERANCE or not torch.allclose(joint, joint.T, atol=1e-6):
+            raise ValueError("joint must be symmetric and add up to 1.")
+        if not 0 <= self.weight <= _LARGEST_WEIGHT:
+            raise ValueError(f"weight={self.weight}: it must lie between 0 and {_LARGEST_WEIGHT:g}.")
+
+    def combine(self, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities of each knee's grades, given the X-rays of both.
+
+        p(a, b) is proportional to p(a | x) p(b | y) (J(a, b) / (J(a) J(b)))^weight, and each knee's probabilities are
+        its marginals. Which knee comes first makes no difference.
+
+        Args:
+            one, other: probabilities (..., K) of the two knees, each seen alone.
+
+        Returns:
+            The same, each seen with the other: (..., K) in double precision, adding up to 1.
+        """
+        joint = self.joint.double()
+        share = joint.sum(0)
+        lift = (joint / (share[:, None] * share)).pow(self.weight)
+        one, other = one.double(), other.double()
+        # By one formula for both, so that swapping the knees swaps the results to the bit.
+        first, second = one * (other @ lift), other * (one @ lift)
+        return first / first.sum(-1, keepdim=True), second / second.sum(-1, keepdim=True)
+
+
+def pair_prior(calibration: dict | None) -> PairPrior:
+    """The pair prior that a checkpoint keeps in its calibration, under `pairs`.
+
+    Args:
+        calibration: as `read_calibration` gives it.
+
+    Raises:
+        CalibrationError: it keeps none, as when it was calibrated before there were any.
+    """
+    if not calibration or "pairs" not in calibration:
+        raise CalibrationError(NO_PAIRS)
+    pairs = calibration["pairs"]
+    if len(pairs["joint"]) != len(GRADE_MEANINGS):
+        raise ValueError(f"joint is of {len(pairs['joint'])} grades: it must be of {len(GRADE_MEANINGS)}.")
+    return PairPrior(torch.tensor(pairs["joint"], dtype=torch.float64), float(pairs["weight"]))
+
+
 def grown_intervals(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each X-ray the nested intervals of grades that grow from the likeliest to its likelier neighbour.
 
@@ -100,6 +166,9 @@ def confidence_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple
 def read_calibration(name: str, **hub_arguments) -> dict | None:
     """What `CALIBRATION_FILE` of a checkpoint holds, its `thresholds` among it; None where there is none.
 
+    One that was calibrated with people of two knees keeps `pairs` besides: `pair_prior` reads their `joint` and
+    `weight`, and `threshold_at` their `thresholds`.
+
     Args:
         name: model folder or Hub id.
         **hub_arguments: for a Hub id, such as `revision`.
@@ -113,6 +182,9 @@ def read_calibration(name: str, **hub_arguments) -> dict | None:
     try:
         calibration = json.loads(found.read_text(encoding="utf-8"))
         thresholds = {key: float(value) for key, value in calibration["thresholds"].items()}
+        if "pairs" in calibration:
+            pair_prior(calibration)
+            thresholds |= {f"pairs, {key}": float(value) for key, value in calibration["pairs"]["thresholds"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run clip-koa calibrate anew.") from error
     for key, value in thresholds.items():

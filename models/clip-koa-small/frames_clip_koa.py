@@ -22,25 +22,27 @@ def inside_of_frames(picture: Image.Image) -> tuple[int, int, int, int]:
         for edge, line in enumerate((part[:, 0], part[0], part[:, -1], part[-1])):
             if _is_flat(line):
                 box[edge] += 1 if edge < 2 else -1
-    values = np.asarray(picture)
     return tuple(
-        _edge(values, box, edge, lines) if box[edge] != (0, 0, *lines)[edge] else (0, 0, *size)[edge]
+        _edge(picture, box, edge, lines) if box[edge] != (0, 0, *lines)[edge] else (0, 0, *size)[edge]
         for edge in range(4)
     )
 
 
-def _edge(values: np.ndarray, box: list[int], edge: int, lines: tuple[int, int]) -> int:
-    """Where in the pixels (H, W) a frame ends that ends near a line of the coarse box."""
-    axis, length = edge % 2, values.shape[1 - edge % 2]
-    step, across = length / lines[axis], values.shape[axis] / lines[1 - axis]
-    other = slice(math.ceil(box[1 - axis] * across), math.floor(box[3 - axis] * across))
+def _edge(picture: Image.Image, box: list[int], edge: int, lines: tuple[int, int]) -> int:
+    """Where in the pixels a frame ends that ends near a line of the coarse box."""
+    axis, length = edge % 2, picture.size[edge % 2]
+    step, across = length / lines[axis], picture.size[1 - axis] / lines[1 - axis]
+    other = math.ceil(box[1 - axis] * across), math.floor(box[3 - axis] * across)
     low, high = (
         min(length, max(0, round((box[edge] + more) * step))) for more in (-2, 2)
     )  # a shrunken line has grays of its neighbours
     places = range(low, high) if edge < 2 else range(high - 1, low - 1, -1)
     for place in places:
-        line = values[other, place] if axis == 0 else values[place, other]
-        if not _is_flat(line.astype(np.int16)):
+        if axis == 0:
+            line = picture.crop((place, other[0], place + 1, other[1]))
+        else:
+            line = picture.crop((other[0], place, other[1], place + 1))
+        if not _is_flat(np.asarray(line, np.int16).ravel()):
             return place if edge < 2 else place + 1
     return high if edge < 2 else low
 

@@ -20,6 +20,7 @@ from .calibration_clip_koa import (
     Typicality,
     confidence_sets,
     file_beside,
+    pair_prior,
     read_calibration,
     read_typicality,
     threshold_at,
@@ -71,6 +72,12 @@ class Grade:
     outside: float = 0.0  # share of the box that lies outside of the image, 0..1
     ways: tuple[str, ...] = ()  # of `WAYS`: how the X-ray was taken or stored otherwise than those of training
     tells_knees: bool = True  # False: the checkpoint takes another machine's knee for no knee too, and only warns
+    single_probabilities: tuple[float, ...] = ()  # of this knee alone, where `combine_knees` combined it; else empty
+
+    @property
+    def combined(self) -> bool:
+        """Whether the grade is read from both knees of a person together."""
+        return bool(self.single_probabilities)
 
     @property
     def refusal(self) -> str:
@@ -336,6 +343,36 @@ class GradesXrays:
             grades += [replace(grade, inverted=inverted) for grade, (_, inverted) in zip(batch, read, strict=True)]
         return grades
 
+    def combine_knees(self, one: Grade, other: Grade, level: float = 0.9) -> tuple[Grade, Grade]:
+        """The grades of a person's two knees, each with what the other shows; which comes first makes no difference.
+
+        Grade, probabilities and confidence set become those of `PairPrior.combine`; `single_probabilities` keeps the
+        knee's own. What is of the two views alone, and of the image, stays. A knee that the border cuts off, or that
+        has no grade (`refusal`), tells nothing of the other: such two stay as they are.
+
+        Args:
+            one, other: as `grade` or `grade_film` gives them.
+            level: how often the confidence sets are to hold the true grade.
+
+        Raises:
+            CalibrationError: a checkpoint that keeps no pair prior, or a level for which it keeps no threshold.
+        """
+        calibration, knees = self.beside.calibration, (one, other)
+        prior, threshold = pair_prior(calibration), threshold_at(calibration["pairs"], level)
+        if any(knee.refusal or knee.outside > MOST_OUTSIDE for knee in knees):
+            return knees
+        alone = [knee.single_probabilities or knee.probabilities for knee in knees]
+        together = torch.stack(prior.combine(*(torch.tensor(own, dtype=torch.float64) for own in alone)))
+        rows = zip(knees, alone, together.argmax(-1).tolist(), together.tolist(),
+                   confidence_sets(together, threshold), strict=True)  # fmt: skip
+        return tuple(
+            replace(
+                knee, grade=grade, name=self.config.id2label[grade], meaning=GRADE_MEANINGS[grade],
+                probabilities=tuple(shares), confidence_set=found, single_probabilities=own,
+            )
+            for knee, own, grade, shares, found in rows
+        )  # fmt: skip
+
     def find_knees(self, image: Image.Image, keep_polarity: bool = False, sides: str = "") -> list[Knee]:
         """The knees in an X-ray of any size, with frames, of one knee or of both; right knee first.
 
@@ -352,10 +389,15 @@ class GradesXrays:
             ValueError: an image that `grade` refuses, or other sides.
             LocalisationError: a checkpoint to which no locator was fitted, or a damaged one.
         """
-        return self._read_film(image, keep_polarity, sides)[1]
+        return self._read_films([image], keep_polarity, [sides])[0][1]
 
     def grade_film(
-        self, image: Image.Image, keep_polarity: bool = False, level: float = 0.9, sides: str = ""
+        self,
+        image: Image.Image,
+        keep_polarity: bool = False,
+        level: float = 0.9,
+        sides: str = "",
+        pairs: bool = False,
     ) -> list[Grade]:
         """Grades each knee of an X-ray that need not be cropped: one `Grade` a knee, with side and box, right first.
 
@@ -364,15 +406,16 @@ class GradesXrays:
         Args:
             image, keep_polarity, level: see `grade`.
             sides: see `find_knees`.
+            pairs: combine the grades of two knees, as `combine_knees` does.
 
         Returns:
             Nothing where there is no frontal knee.
 
         Raises:
-            ValueError, CalibrationError: as in `grade`.
+            ValueError, CalibrationError: as in `grade`, and in `combine_knees`.
             LocalisationError: as in `find_knees`.
         """
-        return self.grade_films([image], keep_polarity, level, [sides])[0]
+        return self.grade_films([image], keep_polarity, level, [sides], pairs)[0]
 
     def grade_films(
         self,
@@ -380,30 +423,40 @@ class GradesXrays:
         keep_polarity: bool = False,
         level: float = 0.9,
         sides: Sequence[str] | None = None,
+        pairs: bool = False,
     ) -> list[list[Grade]]:
         """`grade_film` of each image, in batches; `sides` (one text for each image) is nowhere known by default."""
         sides = [""] * len(images) if sides is None else sides
-        films = [self._read_film(image, keep_polarity, known) for image, known in zip(images, sides, strict=True)]
+        films = self._read_films(images, keep_polarity, sides)
         pictures = [cut_knee(picture, knee) for picture, knees, _ in films for knee in knees]
         grades = []
         for start in range(0, len(pictures), _BATCH_SIZE):
             grades += self._grade_pictures(pictures[start : start + _BATCH_SIZE], level)
         rest = iter(grades)
-        return [[_of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
+        graded = [[_of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
+        if pairs:
+            return [list(self.combine_knees(*two, level)) if len(two) == 2 else two for two in graded]
+        return graded
 
-    def _read_film(self, image: Image.Image, keep_polarity: bool, sides: str):
-        """The picture of an X-ray, the knees in it, and whether it was inverted."""
-        if sides not in KNOWN_SIDES:
-            raise ValueError(f"sides={sides!r}: use one of {', '.join(map(repr, KNOWN_SIDES))}.")
+    def _read_films(self, images: Sequence[Image.Image], keep_polarity: bool, sides: Sequence[str]):
+        """For each X-ray its picture, the knees in it, and whether it was inverted."""
+        for known in sides:
+            if known not in KNOWN_SIDES:
+                raise ValueError(f"sides={known!r}: use one of {', '.join(map(repr, KNOWN_SIDES))}.")
         locator = self.beside.locator
-        picture, inverted = read_picture(image, keep_polarity=keep_polarity)
-        (knees,) = find_knees(self, locator, [picture])
-        if not knees and not keep_polarity:  # which polarity a film has, only its knees tell
-            other = ImageOps.invert(picture)
-            (knees,) = find_knees(self, locator, [other])
+        read = [read_picture(image, keep_polarity=keep_polarity) for image in images]
+        found = find_knees(self, locator, (picture for picture, _ in read))
+        # Which polarity a film has, only its knees tell.
+        unclear = [] if keep_polarity else [number for number, knees in enumerate(found) if not knees]
+        others = find_knees(self, locator, (ImageOps.invert(read[number][0]) for number in unclear))
+        for number, knees in zip(unclear, others, strict=True):
             if knees:
-                picture, inverted = other, not inverted
-        return picture, name_sides(knees, sides), inverted
+                picture, inverted = read[number]
+                read[number], found[number] = (ImageOps.invert(picture), not inverted), knees
+        return [
+            (picture, name_sides(knees, known), inverted)
+            for (picture, inverted), knees, known in zip(read, found, sides, strict=True)
+        ]
 
     def explain(
         self, image: Image.Image, grade: int | None = None, against: int | None = None, keep_polarity: bool = False

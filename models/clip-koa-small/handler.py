@@ -30,28 +30,66 @@ class EndpointHandler:
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
-        """Grades one X-ray.
+        """Grades the knee of an X-ray, or both knees of a film.
 
         Args:
             data: `inputs`, the file's bytes, their base64 (also in lines, or as a data: address), a dictionary of
-                one of these under any name, or a PIL image.
+                one of these under any name, or a PIL image; and `parameters`, which may have `framing`: "auto" finds
+                the knees, "as_is" takes the X-ray as one that is cropped to a knee.
 
         Returns:
-            For each grade its `label` and `score`, the likeliest first, both views averaged.
+            For each grade its `label` and `score`, the likeliest first, both views averaged. Where a knee was cut out
+            of the X-ray, each entry also has its `side` ("R", "L" or ""), `side_assumed` and `box` (left, top, right,
+            bottom in pixels); where something limits the grade, a `warning`. Of two knees the right one's grades come
+            first, then the left one's. A knee of two that has no grade has one entry, whose label says why.
 
         Raises:
-            ValueError: no X-ray, or one that cannot be read.
+            ValueError: no X-ray, one that cannot be read, other parameters, or an X-ray in which no knee has a grade.
         """
         if not isinstance(data, dict):
             raise ValueError('The request must be an object, {"inputs": X-RAY}.')
-        picture = _read(data.get("inputs"))  # upright, and bone bright
-        scores = self.model.grade(picture, keep_polarity=True).probabilities
-        grades = [{"label": self.model.config.id2label[grade], "score": score} for grade, score in enumerate(scores)]
+        framing = _framing(data.get("parameters"))
+        picture, laterality, keep_polarity = _read(data.get("inputs"))  # upright, and bone bright
+        if framing == "as_is" or not self.model.can_find_knees:
+            knees = [self.model.grade(picture, keep_polarity=True)]
+        else:
+            sides = laterality if laterality in ("L", "R") else ""
+            knees = self.model.grade_film(picture, keep_polarity=keep_polarity, sides=sides)
+        if not knees:
+            raise ValueError(
+                "No knee seen from the front was found in the X-ray. One that is cropped to a knee is graded as it is "
+                'with "parameters": {"framing": "as_is"}.'
+            )
+        if all(knee.refusal for knee in knees):
+            raise ValueError(knees[0].refusal)
+        return [entry for knee in knees for entry in self._entries(knee, picture.size)]
+
+    def _entries(self, knee, size: tuple[int, int]) -> list[dict[str, Any]]:
+        """A knee's part of the answer."""
+        known = {}
+        if knee.box and knee.box != (0, 0, *size):
+            known = {"side": knee.side, "side_assumed": knee.side_assumed, "box": list(knee.box)}
+        if knee.refusal:
+            return [{"label": f"not graded: {knee.refusal}", "score": 1.0, **known}]
+        if knee.warning:
+            known["warning"] = knee.warning
+        labels = self.model.config.id2label
+        grades = [{"label": labels[grade], "score": score, **known} for grade, score in enumerate(knee.probabilities)]
         return sorted(grades, key=lambda grade: -grade["score"])
 
 
-def _read(inputs) -> Image.Image:
-    """The picture (mode L) of what was sent."""
+def _framing(parameters) -> str:
+    """The one parameter that is read; clients send others."""
+    if not isinstance(parameters, dict | None):
+        raise ValueError('parameters must be an object: {"framing": "auto"} or {"framing": "as_is"}.')
+    framing = (parameters or {}).get("framing", "auto")
+    if framing not in ("auto", "as_is"):
+        raise ValueError(f'framing={framing!r}: use "auto" or "as_is".')
+    return framing
+
+
+def _read(inputs) -> tuple[Image.Image, str | None, bool]:
+    """The picture (mode L) of what was sent, the side that its file tells, whether the file states its polarity."""
     # Beside this file, known once the handler has started.
     from dataset_script.pixels import read_picture
     from dataset_script.radiograph import read_radiograph
@@ -64,12 +102,13 @@ def _read(inputs) -> Image.Image:
             raise ValueError(
                 'The X-ray is white all over, as 16 bits sent as image/* are: send JSON, {"inputs": {"xray": BASE64}}.'
             )
-        return picture
+        return picture, None, False
     if isinstance(inputs, str):
         inputs = _decode(inputs)
     if not isinstance(inputs, (bytes, bytearray)) or not inputs:
         raise ValueError("inputs must be the bytes of an X-ray file.")
-    return read_radiograph(bytes(inputs), name="the X-ray").image
+    radiograph = read_radiograph(bytes(inputs), name="the X-ray")
+    return radiograph.image, radiograph.laterality, radiograph.is_dicom
 
 
 def _decode(text: str) -> bytes:

@@ -1,7 +1,7 @@
 """Where the knees lie in a picture, and whether there are any: a small head on the lower half of the vision tower."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ UNIT_DEGREES = 15.0  # of the angles that a locator gives
 _STEP = math.sqrt(2)
 TYPICAL_AXES = 64  # directions in which framed knees differ most
 _BATCH_SIZE = 32
+_MOST_PIXELS = 16_000_000  # of the pictures in which knees are looked for together
 
 # A picture is framed already where the box that is found is the picture itself to within these: shares of its side,
 # and the logarithm of the scale. Nearer than that a box is not known (docs/framing.md).
@@ -234,19 +235,39 @@ class _Guess:
         return shared / (self.side**2 + other.side**2 - shared)
 
 
-def find_knees(model, locator: KneeLocator, pictures: Sequence[Image.Image]) -> list[list[Knee]]:
+def find_knees(model, locator: KneeLocator, pictures: Iterable[Image.Image]) -> list[list[Knee]]:
     """The knees in each picture, at most two, the one at the left of the picture first.
 
-    The mirror image gives the mirrored boxes.
+    The mirror image gives the mirrored boxes. The windows of several pictures are looked at together, which is faster;
+    a picture has the same knees by itself.
 
     Args:
         model: in evaluation mode.
         locator: fitted to this model.
-        pictures: upright, mode L, bone bright, as `read_picture` gives them.
+        pictures: upright, mode L, bone bright, as `read_picture` gives them. They are taken as they are needed.
 
     Returns:
         For each picture a list: empty where there is no frontal knee. `name_sides` says which knee is which.
     """
+    return [knees for group in group_pictures(pictures) for knees in _find_together(model, locator, group)]
+
+
+def group_pictures(pictures: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
+    """Pictures in groups of so few pixels that memory can hold each of them in several sizes."""
+    group, pixels = [], 0
+    for picture in pictures:
+        area = picture.width * picture.height
+        if group and (pixels + area > _MOST_PIXELS or len(group) == _BATCH_SIZE):
+            yield group
+            group, pixels = [], 0
+        group.append(picture)
+        pixels += area
+    if group:
+        yield group
+
+
+def _find_together(model, locator: KneeLocator, pictures: list[Image.Image]) -> list[list[Knee]]:
+    """`find_knees` of pictures that memory holds at once."""
     pyramids = [Pyramid(picture) for picture in pictures]
     insides = [inside_of_frames(picture) for picture in pictures]
     starts = [

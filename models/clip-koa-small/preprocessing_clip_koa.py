@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "MAX_DEEP_PIXELS",
     "MAX_PIXELS",
     "MIN_COLOUR_LEVELS",
     "MIN_SIDE",
@@ -25,6 +26,7 @@ __all__ = [
     "count_values",
     "is_inverted",
     "look_up",
+    "most_pixels",
     "read_picture",
     "to_gray",
     "to_picture",
@@ -33,7 +35,9 @@ __all__ = [
     "window_table",
 ]
 
-MIN_SIDE, MAX_PIXELS = 32, 50_000_000
+MIN_SIDE, MAX_PIXELS = 32, 120_000_000
+# Of images that take four bytes a pixel while they are decoded: of colour, with transparency, or deeper than 16 bits.
+MAX_DEEP_PIXELS = 50_000_000
 # Values outside these percentiles are taken for markers and dead pixels, and saturate.
 WINDOW_PERCENTILES = (0.5, 99.5)
 # Pillow reads the high byte alone of 16-bit colour. Fewer gray levels than this are too few to open a window on.
@@ -71,16 +75,26 @@ class Refusal(ValueError):
     """Why an image is refused, without its name; `read_radiograph` puts the name before it."""
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
     """Refuses images too large to be decoded safely, and those too small to be radiographs.
 
+    Args:
+        most: pixels that an image of its kind may have, as `most_pixels` gives them.
+
     Raises:
-        Refusal: more than `MAX_PIXELS` pixels, or a side under `MIN_SIDE`.
+        Refusal: more pixels than that, or a side under `MIN_SIDE`.
     """
-    if width * height > MAX_PIXELS:
-        raise Refusal(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}: no radiograph is so large.")
+    if width * height > most:
+        kind = "" if most == MAX_PIXELS else " of its kind"
+        raise Refusal(f"has {width}x{height} pixels, more than {most:,}: no radiograph{kind} is so large.")
     if min(width, height) < MIN_SIDE:
         raise Refusal(f"has {width}x{height} pixels: a radiograph has at least {MIN_SIDE} on each side.")
+
+
+def most_pixels(image: Image.Image) -> int:
+    """How many pixels an image may have, that is loaded or only opened."""
+    is_plain = image.mode in ("1", "L", "P") or image.mode.startswith("I;16")
+    return MAX_DEEP_PIXELS if not is_plain or "transparency" in image.info else MAX_PIXELS
 
 
 def read_picture(
@@ -111,7 +125,7 @@ def read_picture(
 
 
 def to_picture(
-    image: Image.Image, *, keep_polarity: bool = False, first_frame: bool = False
+    image: Image.Image, *, keep_polarity: bool = False, first_frame: bool = False, close: bool = False
 ) -> tuple[Image.Image, bool]:
     """From an image, loaded or only opened, to the upright 8-bit gray picture that is graded: every step there is.
 
@@ -123,6 +137,7 @@ def to_picture(
         image: in any of Pillow's modes.
         keep_polarity: leave an X-ray that shows bone dark as it is.
         first_frame: take the first of several frames; otherwise such an image is refused.
+        close: free the image's own pixels as soon as they are not needed.
 
     Returns:
         The picture (mode L, no metadata), and whether the X-ray had to be inverted.
@@ -130,7 +145,7 @@ def to_picture(
     Raises:
         Refusal: several frames, an absurd size, or values that are not finite. Damage raises what Pillow raises.
     """
-    check_size(*image.size)
+    check_size(*image.size, most_pixels(image))
     if not first_frame and _has_more_frames(image):
         raise Refusal(
             "holds several frames: a radiograph has one; read_radiograph(first_frame=True) takes the first of a "
@@ -147,7 +162,10 @@ def to_picture(
     turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     if turn is not None:
         gray = gray.transpose(turn)
-    gray.info = {}  # what a file says beside its pixels ends here
+    if gray is not image:
+        gray.info = {}  # what a file says beside its pixels ends here
+        if close:
+            image.close()
     inverted = not keep_polarity and is_inverted(gray)
     return (ImageOps.invert(gray) if inverted else gray), inverted
 
@@ -195,8 +213,12 @@ def to_gray(image: Image.Image) -> Image.Image:
     Raises:
         Refusal: values that are not finite.
     """
+    if image.mode.startswith("I;16"):
+        return _window_strips(image)
     if image.mode[0] in "IF":
         return Image.fromarray(window(np.asarray(image)))
+    if image.mode == "L" and type(image) is Image.Image and not image.info:
+        return image  # as it is: a film may fill much of the memory
     if image.mode in ("La", "RGBa"):  # multiplied by their alpha already, which is what lying on black is
         colours = image.split()[:-1]
         return colours[0] if len(colours) == 1 else Image.merge("RGB", colours).convert("L")
@@ -207,6 +229,23 @@ def to_gray(image: Image.Image) -> Image.Image:
     if image.mode in ("LAB", "HSV"):
         image = image.convert("RGB")
     return image.convert("L")
+
+
+def _window_strips(image: Image.Image) -> Image.Image:
+    """`window` of a 16-bit image, of which some rows at a time are an array."""
+    width, height = image.size
+    rows = max(1, (1 << 21) // width)
+    boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    found = [count_values(np.asarray(image.crop(box))) for box in boxes]
+    first = min(start for start, _ in found)
+    counts = np.zeros(max(start + part.size for start, part in found) - first, np.int64)
+    for start, part in found:
+        counts[start - first : start - first + part.size] += part
+    table = window_table(np.arange(first, first + counts.size), counts)
+    gray = np.empty((height, width), np.uint8)
+    for box in boxes:
+        gray[box[1] : box[3]] = look_up(np.asarray(image.crop(box)), first, table)
+    return Image.fromarray(gray)
 
 
 def widen_deep_colour(gray: Image.Image) -> Image.Image:
@@ -320,6 +359,8 @@ def is_inverted(gray: Image.Image) -> bool:
     70, all of which are inverted, and misses none: of these the difference is -0.75 at most, of all others 0.08 at
     least but for one, whose joint space is far too dark.
     """
+    if gray.width * gray.height > MAX_DEEP_PIXELS:
+        gray = gray.reduce(4)  # views of it are copies, which would fill the memory
     return all(
         _shows_bone_dark(view, share)
         for share in (_FRAME_SHARE, _UNCLEAR_SHARE)

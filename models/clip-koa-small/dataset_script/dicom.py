@@ -7,6 +7,7 @@ import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,10 @@ from dataset_script.pixels import MAX_PIXELS, Refusal, count_values, look_up, to
 
 # What a radiograph may be called: computed, digital, film, fluoroscopic, or a picture taken over from elsewhere.
 MODALITIES = ("CR", "DX", "DR", "RG", "XR", "RF", "OT", "SC")
+# Bytes of a deflated file: two a pixel, and what comes before the pixels.
+_MOST_INFLATED = 2 * MAX_PIXELS + (16 << 20)
+_PIECE = 1 << 20
+_HEAD = 1024  # bytes, which hold the transfer syntax
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,11 @@ def is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM"
 
 
-def read_dicom(content: bytes, first_frame: bool = False) -> DicomRadiograph:
+def read_dicom(source: bytes | BinaryIO, first_frame: bool = False) -> DicomRadiograph:
     """Decodes a DICOM file.
 
     Args:
-        content: the whole file.
+        source: the whole file, or it opened, which takes less memory.
         first_frame: take the first frame of a multi-frame file, which is refused otherwise.
 
     Raises:
@@ -52,7 +57,11 @@ def read_dicom(content: bytes, first_frame: bool = False) -> DicomRadiograph:
             not read here, an attribute that cannot be, or a gray scale that leaves nothing to see. A file that is
             damaged before its pixels raises whatever pydicom raises.
     """
-    dataset = _parse(content)
+    if not isinstance(source, bytes) and _is_odd(head := source.read(_HEAD)):
+        source = head + source.read()
+    elif not isinstance(source, bytes):
+        source.seek(0)
+    dataset = _parse(source)
     modality = read_code(dataset, "Modality")
     if modality is not None and modality not in MODALITIES:
         raise Refusal(f"is a DICOM file of modality {modality}, not a radiograph.")
@@ -87,6 +96,21 @@ def read_identity(source: str | Path | bytes) -> tuple[str | None, str | None]:
     return (read_text(dataset, "PatientID"), _laterality(dataset)) if dataset else (None, None)
 
 
+def read_study(source: str | Path | bytes) -> tuple[str | None, str | None, str | None]:
+    """The patient id, the study's UID and the side ("L", "R" or "B") of a DICOM file, without reading its pixels.
+
+    Args:
+        source: as of `read_identity`.
+
+    Raises:
+        Refusal: as `read_identity`.
+    """
+    dataset = _parse_header(source, ["PatientID", "StudyInstanceUID", "ImageLaterality", "Laterality"])
+    if not dataset:
+        return None, None, None
+    return read_text(dataset, "PatientID"), read_text(dataset, "StudyInstanceUID"), _laterality(dataset)
+
+
 def count_pixels(source: str | Path | bytes) -> int:
     """How many pixels a DICOM file says that it has, without reading them; 0 where it does not say.
 
@@ -103,9 +127,9 @@ def _parse_header(source: str | Path | bytes, keywords: list[str]):
     if isinstance(source, bytes):
         return _parse(source, **options) if is_dicom(source[:132]) else None
     with open(source, "rb") as file:
-        if not is_dicom(head := file.read(1024)):
+        if not is_dicom(head := file.read(_HEAD)):
             return None
-        if DEFLATED.encode() in head or _set_group_length_right(head) != head:
+        if _is_odd(head):
             return _parse(head + file.read(), **options)
     dataset = _parse(source, defer_size=1 << 16, **options)
     for keyword in keywords:
@@ -115,8 +139,13 @@ def _parse_header(source: str | Path | bytes, keywords: list[str]):
     return dataset
 
 
+def _is_odd(head: bytes) -> bool:
+    """Whether a file that begins so is deflated or lies of its meta information, which pydicom would believe."""
+    return DEFLATED.encode() in head or _set_group_length_right(head) != head
+
+
 def _parse(source, **options):
-    """The pydicom dataset of a path, or of a file's bytes."""
+    """The pydicom dataset of a path, an open file, or a file's bytes."""
     try:
         import pydicom
     except ImportError:
@@ -124,7 +153,7 @@ def _parse(source, **options):
     if not isinstance(source, bytes):
         return pydicom.dcmread(source, **options)
     source = _set_group_length_right(source)
-    if DEFLATED.encode() in source[:1024]:
+    if DEFLATED.encode() in source[:_HEAD]:
         _refuse_bomb(source)
     return pydicom.dcmread(io.BytesIO(source), **options)
 
@@ -150,11 +179,15 @@ def _set_group_length_right(content: bytes) -> bytes:
 
 
 def _refuse_bomb(content: bytes) -> None:
-    """Inflates a deflated file up to a limit, which pydicom itself would not keep."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(content[_end_of_meta(content) :], 4 * MAX_PIXELS)
-    if inflater.unconsumed_tail:
-        raise Refusal(f"inflates to more than {4 * MAX_PIXELS:,} bytes: no radiograph is so large.")
+    """Inflates a deflated file in pieces up to a limit, which pydicom itself would not keep."""
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for start in range(_end_of_meta(content), len(content), _PIECE):
+        rest = content[start : start + _PIECE]
+        while rest and not inflater.eof:
+            size += len(inflater.decompress(rest, _PIECE))
+            rest = inflater.unconsumed_tail
+            if size > _MOST_INFLATED:
+                raise Refusal(f"inflates to more than {_MOST_INFLATED:,} bytes: no radiograph is so large.")
 
 
 def _to_gray(dataset, cells: np.ndarray, pixels: PixelFormat) -> Image.Image:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dataset_script.dicom_elements import need_integer, read_code, read_integer, read_type
-from dataset_script.pixels import Refusal, check_size
+from dataset_script.pixels import MAX_DEEP_PIXELS, MAX_PIXELS, Refusal, check_size
 
 MISSING_EXTRA = "is DICOM, which needs the extra `dicom`: pip install 'clip-koa[dicom]'."
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -20,6 +20,8 @@ _JPEG = "1.2.840.10008.1.2.4."
 # Of the retired JPEG processes those that libjpeg reads are read as JPEG Extended: its marker tells what it is.
 _RETIRED_JPEG = tuple(f"{_JPEG}{process}" for process in (52, 53, 54, 55, 56))
 _JPEG_FAMILY = tuple(f"{_JPEG}{process}" for process in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203))
+# All that are read.
+SYNTAXES = (*_NATIVE, _ENCAPSULATED_UNCOMPRESSED, _DEFLATED_FRAMES, _RLE, *_JPEG_FAMILY, *_RETIRED_JPEG)
 # Names that pydicom's dictionary lacks.
 _NAMES = {
     _DEFLATED_FRAMES: "Deflated Image Frame Compression",
@@ -81,7 +83,7 @@ def read_pixel_format(dataset) -> PixelFormat:
     if photometric not in _SAMPLES:
         raise Refusal(f"has the photometric interpretation {photometric}, which is unknown here.")
     rows, columns = need_integer(dataset, "Rows"), need_integer(dataset, "Columns")
-    check_size(columns, rows)
+    check_size(columns, rows, MAX_PIXELS if _SAMPLES[photometric] == 1 else MAX_DEEP_PIXELS)
     allocated, bits = need_integer(dataset, "BitsAllocated"), need_integer(dataset, "BitsStored")
     if allocated not in (1, 8, 16):
         raise Refusal(f"stores {allocated} bits a pixel: radiographs have 8 to 16.")
@@ -120,7 +122,7 @@ def decode_frame(dataset, pixels: PixelFormat) -> tuple[np.ndarray, PixelFormat]
             raise Refusal(f"names the transfer syntax {_name(syntax)}, but its pixels are compressed by another.")
         _check_length(value, pixels)
         return _run_decoder(syntax, value, pixels, read_type(dataset, "PixelData")), pixels
-    if syntax not in (_ENCAPSULATED_UNCOMPRESSED, _DEFLATED_FRAMES, _RLE, *_JPEG_FAMILY, *_RETIRED_JPEG):
+    if syntax not in SYNTAXES:
         raise Refusal(f"has the transfer syntax {_name(syntax)}, which is not read here: {_WHAT_TO_DO}")
     frame = _first_frame(value, pixels, syntax)
     pixels = replace(pixels, frames=1)

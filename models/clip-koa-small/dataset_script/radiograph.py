@@ -6,11 +6,12 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
 from dataset_script import dicom
-from dataset_script.pixels import MAX_PIXELS, CLIPKOAError, Refusal, check_size, to_picture
+from dataset_script.pixels import MAX_PIXELS, CLIPKOAError, Refusal, check_size, most_pixels, to_picture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -24,6 +25,11 @@ MAX_JPEG_WORK = 10 * MAX_PIXELS
 # Names of the Osteoarthritis Initiative's crops: a person's seven digits and the side, as in 9001234L.png.
 # An eighth digit makes it another kind of number, and a letter after the side another kind of word.
 _NAME = re.compile(r"(?P<person_id>[0-9]{7})(?![0-9])(?P<laterality>[LR](?![A-Za-z0-9]))?")
+
+
+# Pillow warns of images that are larger than this, and refuses those of twice the size; ours are checked one by one.
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
 class RadiographError(CLIPKOAError, ValueError):
@@ -82,10 +88,15 @@ def read_radiograph(
     """
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     try:
-        content = source if isinstance(source, bytes) else _read_file(source)
-        if dicom.is_dicom(content[:132]):
-            return _from_dicom(content, name, first_frame)
-        image, inverted = _read_image(content, name, first_frame, keep_polarity)
+        # A file is read out of its place: beside its pixels, its bytes would take as much memory again.
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", opener=_open_regular) as file:
+            head = file.read(132)
+            file.seek(0)
+            if dicom.is_dicom(head):
+                return _from_dicom(file, name, first_frame)
+            if not head:
+                raise Refusal("is empty.")
+            image, inverted = _read_image(file, name, first_frame, keep_polarity)
     except Refusal as refusal:
         raise RadiographError(f"{name} {refusal}") from refusal
     except FileNotFoundError as error:
@@ -107,11 +118,6 @@ def parse_name(name: str) -> tuple[str | None, str | None]:
     return (match["person_id"], match["laterality"]) if match else (None, None)
 
 
-def _read_file(path: str | Path) -> bytes:
-    with open(path, "rb", opener=_open_regular) as file:
-        return file.read()
-
-
 def _open_regular(path: str, flags: int) -> int:
     """Opens a regular file: reading a pipe or a device might never end."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -129,32 +135,33 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _read_image(content: bytes, name: str, first_frame: bool, keep_polarity: bool) -> tuple[Image.Image, bool]:
+def _read_image(file: BinaryIO, name: str, first_frame: bool, keep_polarity: bool) -> tuple[Image.Image, bool]:
     """The picture of an image file of `FORMATS`, and whether it had to be inverted."""
-    if not content:
-        raise Refusal("is empty.")
-    with _open_image(content, name) as opened:
-        check_size(*opened.size)
+    with _open_image(file, name) as opened:
+        check_size(*opened.size, most_pixels(opened))
         if opened.format in ("JPEG", "MPO") and opened.info.get("progressive"):
-            scans = content.count(b"\xff\xda")
+            place = file.tell()
+            file.seek(0)
+            scans = file.read().count(b"\xff\xda")
+            file.seek(place)
             if scans * opened.width * opened.height > MAX_JPEG_WORK:
                 raise Refusal(
                     f"has {scans} progressive scans of {opened.width}x{opened.height} pixels: no JPEG needs so many."
                 )
-        return to_picture(opened, first_frame=first_frame, keep_polarity=keep_polarity)
+        return to_picture(opened, first_frame=first_frame, keep_polarity=keep_polarity, close=True)
 
 
-def _open_image(content: bytes, name: str) -> Image.Image:
+def _open_image(file: BinaryIO, name: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         if name.lower().endswith(DICOM_SUFFIXES):
             raise Refusal("is not a DICOM file: it lacks the DICM prefix at byte 128.") from None
         raise
 
 
-def _from_dicom(content: bytes, name: str, first_frame: bool) -> Radiograph:
-    read = dicom.read_dicom(content, first_frame)
+def _from_dicom(file: BinaryIO, name: str, first_frame: bool) -> Radiograph:
+    read = dicom.read_dicom(file, first_frame)
     person_id, laterality = parse_name(os.path.basename(name))
     return Radiograph(
         read.image,
