@@ -56,7 +56,7 @@ class Reading:
         grade = self.xray.grade
         if grade is None or grade.box is None:
             return None
-        framed = grade.box == (0, 0, *self.film.image.size) and not grade.angle
+        framed = grade.box == self.found == (0, 0, *self.film.image.size) and not grade.angle
         return Knee(grade.box, grade.side, 1.0, grade.side_assumed, grade.angle, framed, grade.outside)
 
     @property

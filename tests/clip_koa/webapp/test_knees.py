@@ -68,6 +68,14 @@ def test_a_moved_box_keeps_side_place_and_angle():
     assert not back.by_hand
 
 
+def test_a_box_that_a_reader_drew_over_the_whole_film_can_be_moved_back():
+    grader = MadeGrader(grade(box=(20, 50, 120, 150)))
+    (reading,) = read_film(grader, film())
+    assert grade_box(grader, reading.film, (0, 0, *SIZE), reading).is_cut
+    (framed,) = read_film(MadeGrader(grade(box=(0, 0, *SIZE))), film())
+    assert not framed.is_cut and framed.image is framed.film.image
+
+
 def test_a_box_beside_another_tells_the_sides_anew():
     grader = MadeGrader(grade(box=(200, 50, 300, 150)))
     readings = read_film(grader, film())
