@@ -1,6 +1,7 @@
 """`clip-koa grade --dicom-results`: for each DICOM image that was graded a report and a picture, in a folder."""
 
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class DicomResults:
             with quietly():
                 paths = {kind: self.path(source, kind) for kind in KINDS}
                 contents = {kind: _as_file(made) for kind, made in self.build(source, graded).items()}
-        except (AttributeError, KeyError, NotImplementedError, OverflowError, TypeError, ValueError):
+        except (AttributeError, LookupError, NotImplementedError, OverflowError, TypeError, ValueError, struct.error):
             # What highdicom and pydicom raise on values that DICOM does not allow; they quote these.
             print(f"{as_text(xrays[0].file)}: no DICOM results, since one of its attributes is not as DICOM has it.")
             return []

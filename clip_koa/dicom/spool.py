@@ -151,9 +151,13 @@ class Spool:
         )
         return row and Waiting(row[0], row[1], tries=row[2])
 
-    def set_tried(self, waiting: Waiting) -> None:
-        """Notes that the grading of an image begins, so that one that ends the process is told by its tries."""
-        self._write("UPDATE images SET tries = tries + 1 WHERE digest = ?", waiting.digest)
+    def set_tried(self, waiting: Waiting, times: int = 1) -> None:
+        """Notes that the grading of an image begins, so that one that ends the process is told by its tries.
+
+        Args:
+            times: -1 takes a try back that was not the image's fault.
+        """
+        self._write("UPDATE images SET tries = tries + ? WHERE digest = ?", times, waiting.digest)
 
     def next_graded(self, after: int = 0) -> Waiting | None:
         """The first image behind the number `after` whose results are to be sent."""

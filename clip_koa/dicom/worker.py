@@ -114,10 +114,19 @@ class Worker:
     def _grade(self, waiting: Waiting) -> None:
         file = self.spool.path(waiting.digest)
         if not file.exists():
-            return self.spool.set_refused(waiting, GONE)
+            self.spool.set_refused(waiting, GONE)
+            return
         if waiting.tries >= MOST_TRIES:
-            return self.spool.set_refused(waiting, FAILED)
+            self.spool.set_refused(waiting, FAILED)
+            return
         self.spool.set_tried(waiting)
+        try:
+            self._grade_file(waiting, file)
+        except (OSError, sqlite3.Error):  # of the disk, which may be full for days
+            self.spool.set_tried(waiting, times=-1)
+            raise
+
+    def _grade_file(self, waiting: Waiting, file: Path) -> None:
         with file.open("rb"):  # a disk that cannot be read is told here, and the image tried again
             pass
         try:

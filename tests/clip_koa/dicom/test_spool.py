@@ -288,6 +288,24 @@ def test_an_image_that_ends_the_process_is_given_up_behind_the_others(spool, qui
     again.close()
 
 
+def test_a_disk_that_is_full_for_long_costs_no_image(spool, quick):
+    class Full(Results):
+        tries = 0
+
+        def write(self, graded):
+            self.tries += 1
+            if self.tries < worker_module.MOST_TRIES + 5:
+                raise OSError(28, "No space left on device")
+            return super().write(graded)
+
+    spool.accept("1.2.3", knee(1))
+    worker = Worker(spool, Full(spool), lambda files: None)
+    worker.start()
+    finished(worker)
+    assert spool.counts()["sent"] == 1
+    assert worker.errors.last == "a result could not be kept: No space left on device"
+
+
 def test_files_that_somebody_took_away_are_noted(spool, quick):
     spool.accept("1", knee(1))
     spool.path(spool.next_received().digest).unlink()
