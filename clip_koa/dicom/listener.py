@@ -193,7 +193,7 @@ class _Listener:
                 self.worker.errors.note("an image was refused: its identifier differs from the one it was sent with")
                 return _OTHER_IMAGE
             self.spool.accept(identifier, content)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the image was not accepted and may come again
+        except Exception as error:  # whatever it is, the image was not accepted and may come again
             self.worker.errors.note(f"an image could not be kept: {why(error)}")
             return _NO_ROOM
         self.worker.wake()
@@ -259,7 +259,7 @@ def _names_another(content: bytes, identifier: str) -> bool:
     try:
         named = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
         return str(named.SOPInstanceUID) != identifier
-    except Exception:  # noqa: BLE001 - pydicom raises nearly every kind there is on damaged files
+    except Exception:  # pydicom raises nearly every kind there is on damaged files
         return False
 
 

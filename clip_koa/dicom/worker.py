@@ -108,7 +108,7 @@ class Worker:
             except (OSError, sqlite3.Error) as error:  # a full disk, most likely: the image stays where it is
                 self.errors.note(f"a result could not be kept: {why(error)}")
                 self._stop.wait(LONGEST_PAUSE)
-            except Exception as error:  # noqa: BLE001 - any other ends this image's try, never the thread
+            except Exception as error:  # any other ends this image's try, never the thread
                 self.errors.note(f"an image could not be graded: {type(error).__name__}")
 
     def _grade(self, waiting: Waiting) -> None:
@@ -159,7 +159,7 @@ class Worker:
                     pause = FIRST_PAUSE
                 else:
                     after = waiting.number  # others are tried before it is tried again
-            except Exception as error:  # noqa: BLE001 - it is tried again, and the thread goes on
+            except Exception as error:  # it is tried again, and the thread goes on
                 self.errors.note(
                     str(error) if isinstance(error, Unsent) else f"a result could not be sent: {why(error)}"
                 )
