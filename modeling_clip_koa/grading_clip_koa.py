@@ -272,6 +272,13 @@ def _of_knee(grade: Grade, knee: Knee, inverted: bool) -> Grade:
     return replace(grade, inverted=inverted, **places)
 
 
+def _ways(picture: Image.Image, typicality: Typicality, atypical: float | None) -> tuple[str, ...]:
+    """How a picture was taken otherwise than the training X-rays; bright areas of what is no knee are no metal."""
+    ways = otherwise(measure_appearance(picture), typicality.bounds.tolist())
+    is_knee = atypical is None or atypical < ATYPICAL
+    return ways if is_knee else tuple(way for way in ways if way != "metal")
+
+
 class GradesXrays:
     """`grade` and `explain` for X-rays that are images already; `dataset_script.radiograph` reads them from any file.
 
@@ -500,8 +507,9 @@ class GradesXrays:
         if typicality is not None and features is not None:
             atypicality = typicality.shares(features)
         if tells_knees := typicality is not None and typicality.bounds is not None:
-            bounds = typicality.bounds.tolist()
-            ways = [otherwise(measure_appearance(picture), bounds) for picture in pictures]
+            ways = [
+                _ways(picture, typicality, atypical) for picture, atypical in zip(pictures, atypicality, strict=True)
+            ]
         views = (averaged, logits.softmax(-1), flipped_logits.softmax(-1))
         grades = averaged.argmax(-1).tolist()
         rows = zip(grades, *(view.tolist() for view in views), sets, atypicality, ways, strict=True)

@@ -49,7 +49,8 @@ class Judge:
         shares = np.array(self.typicality.shares(collect_features(self.model, batches)))
         bounds = self.typicality.bounds.tolist()
         ways = [otherwise(measure_appearance(picture), bounds) for picture in pictures]
-        no_knee, metal = shares >= ATYPICAL, np.array(["metal" in found for found in ways])
+        no_knee = shares >= ATYPICAL
+        metal = np.array(["metal" in found for found in ways]) & ~no_knee  # as `model.grade` has it
         refused, some = no_knee | metal, np.array([bool(found) for found in ways])
         return {
             "images": len(pictures),

@@ -29,7 +29,7 @@ _USUAL, _SLACK = (0.002, 0.998), 0.05
 # Fewer pixels than this share of those that the training X-rays have are told; more never are.
 _FEWER = 0.75
 # A frame of less of the area, and metal of less than this measure, are never told.
-_LEAST_FRAME, _LEAST_METAL = 0.04, 0.031
+_LEAST_FRAME, _LEAST_METAL = 0.04, 0.033
 _ANY = 1e6  # beyond every measure
 
 
