@@ -97,8 +97,10 @@ def _evaluations(grade: Grade, side: str) -> list[sr.QualitativeEvaluation]:
     found += [(own.IN_SET, own.GRADES[number]) for number in grade.confidence_set]
     if side:
         found.append((own.SIDE_SOURCE, own.SIDE_ASSUMED if grade.side_assumed else own.SIDE_STATED))
-    if grade.warning:
-        found.append((own.WARNING, own.CUT_OFF if grade.outside > MOST_OUTSIDE else own.UNLIKE))
+    if grade.outside > MOST_OUTSIDE:
+        found.append((own.WARNING, own.CUT_OFF))
+    if grade.ways or (grade.warning and grade.outside <= MOST_OUTSIDE):
+        found.append((own.WARNING, own.UNLIKE))
     if grade.inverted:
         found.append((own.WARNING, own.INVERTED))
     found.append((own.USE, own.RESEARCH))
