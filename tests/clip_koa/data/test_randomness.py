@@ -43,7 +43,8 @@ def test_what_has_no_stream_is_refused(key):
 
 def test_every_draw_of_a_training_comes_from_there_and_every_purpose_is_used():
     used = set()
-    for path in [*(ROOT / "clip_koa/data").glob("*.py"), *(ROOT / "clip_koa/training").glob("*.py")]:
+    files = [path for folder in ("data", "training") for path in (ROOT / "clip_koa" / folder).glob("*.py")]
+    for path in [*files, ROOT / "clip_koa" / "calibration" / "variations.py"]:
         code = path.read_text()
         used |= set(re.findall(r'stream\("([\w ]+)"', code))
         if path.name != "randomness.py":
