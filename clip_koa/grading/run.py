@@ -29,7 +29,8 @@ from clip_koa.grading.grader import BATCH_SIZE, Grader, find_xrays
 from clip_koa.grading.growing_table import GrowingTable
 from clip_koa.grading.heat_maps import HeatMaps
 from clip_koa.grading.lines import print_grades
-from clip_koa.grading.pairs import PairedFiles, pair_files
+from clip_koa.grading.pairing import pair_files
+from clip_koa.grading.pairs import PairedFiles
 from clip_koa.interruption import work_is_kept
 from dataset_script.exit_status import DONE, INCOMPLETE
 
@@ -180,7 +181,7 @@ def _device(processes: int) -> str | None:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
-def write_table(grader: Grader, table: GrowingTable, attachments: Attachments) -> int:
+def write_table(grader: Grader, table: GrowingTable, attachments: Attachments | None = None) -> int:
     """Grades what the table has no row of, and puts it in its place; returns how many X-rays were not graded."""
     if table.gone:
         named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
@@ -196,7 +197,7 @@ def write_table(grader: Grader, table: GrowingTable, attachments: Attachments) -
         return ungraded
     with tqdm(total=len(table.share), initial=table.kept, desc="grading", unit="X-ray") as bar:
         for waiting in table.batches(BATCH_SIZE):
-            graded = attachments.passing(grader.grade([xray.file for xray in waiting]))
+            graded = (attachments or Attachments()).passing(grader.grade([xray.file for xray in waiting]))
             # One row an X-ray, or one for each knee of a film.
             entries = groupby(map(table_row, graded), key=lambda row: row["file"])
             table.add(waiting, [list(entry) for _, entry in entries])

@@ -310,6 +310,6 @@ def test_a_film_of_which_one_knee_has_a_grade_has_results_of_it(tiny_grader, tmp
 
 def test_a_file_that_inflates_without_end_is_refused(tmp_path, monkeypatch):
     plain = write_dicom(np.zeros((400, 400), np.uint16), syntax="1.2.840.10008.1.2.1.99", SOPInstanceUID="1.2")
-    monkeypatch.setattr("dataset_script.dicom.MAX_PIXELS", 1000)
+    monkeypatch.setattr("dataset_script.dicom._MOST_INFLATED", 1000)
     with pytest.raises(ResultError, match="its attributes are damaged"):
         read_source(plain, "bomb.dcm")

@@ -13,7 +13,8 @@ from PIL import Image
 from clip_koa.commands import main
 from clip_koa.grading.grade_table import list_parts, read_rows
 from clip_koa.grading.grader import Grader
-from clip_koa.grading.pairs import PairedFiles, pair_files
+from clip_koa.grading.pairing import pair_files
+from clip_koa.grading.pairs import PairedFiles
 from dataset_script.names import CorpusError
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import grading_clip_koa
