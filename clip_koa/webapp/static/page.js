@@ -148,8 +148,16 @@ function ask(item, path) {
   });
   page.asked.set(film, asked);
   const isHere = () => page.items.includes(item);
-  return asked.then((answer) => (isHere() ? answer : undefined), (error) => (isHere() ? Promise.reject(error) : undefined));
+  return asked.then((answer) => (isHere() ? answer : dropOrphans(answer)), (error) => (isHere() ? Promise.reject(error) : undefined));
 }
+
+// A knee that was forgotten while it was graded anew is there again, under another number.
+function dropOrphans(answer) {
+  const known = page.items.map((other) => other.facts?.id);
+  for (const { id } of answer?.knees ?? []) if (!known.includes(id)) drop(id);
+}
+
+const drop = (id) => fetch(`visit/${page.token}/xrays/${id}`, { method: "DELETE" });
 
 function arrived(item) {
   const better = page.chosen && !isShown(page.chosen) && isShown(item);
@@ -214,7 +222,7 @@ function trouble(words) {
 async function forget(item) {
   const name = labelOf(item, page.items);
   page.items = page.items.filter((other) => other !== item);
-  if (item.facts) fetch(`visit/${page.token}/xrays/${item.facts.id}`, { method: "DELETE" });
+  if (item.facts) drop(item.facts.id);
   const next = page.items.find((other) => other.facts) ?? page.items.find((other) => !pending(other));
   if (next) show(next);
   else find("#card").replaceChildren();

@@ -176,10 +176,16 @@ def test_forgetting_one_knee_keeps_the_other(film_page, film):
     assert film_page.locator("#list tbody tr").count() == 0
 
 
-def test_a_knee_that_is_forgotten_while_it_is_graded_anew_does_no_harm(browser, films, film):
+@pytest.mark.parametrize("first", ["graded", "forgotten"])
+def test_a_knee_that_is_forgotten_while_it_is_graded_anew_does_no_harm(browser, films, film, first):
+    """Whichever of the two the server hears of first, the knee is gone."""
     with visiting(browser, films.url) as page:
-        held = []
+        held, forgetting = [], []
         page.route("**/box?*", lambda route: held.append(route))
+        page.route(
+            "**/xrays/*",
+            lambda route: forgetting.append(route) if route.request.method == "DELETE" else route.continue_(),
+        )
         upload(page, film())
         page.get_by_role("button", name="Move the box up").click()
         page.locator("#card .stale").wait_for()
@@ -187,9 +193,20 @@ def test_a_knee_that_is_forgotten_while_it_is_graded_anew_does_no_harm(browser, 
         assert page.locator("#card .stale").count() == 0  # the other knee's answer stands
         page.get_by_role("radio", name="Show both.png, right knee").check()
         page.get_by_role("button", name="Forget this X-ray").click()
-        with page.expect_response("**/box?*") as answer:
-            held[0].continue_()
-        assert answer.value.status == 410
+        order = [(held[0], "**/box?*"), (forgetting[0], lambda response: response.request.method == "DELETE")]
+        page.unroute("**/xrays/*")
+        answers = []
+        for route, which in order if first == "graded" else order[::-1]:
+            with page.expect_response(which) as answer:
+                route.continue_()
+            answers.append(answer.value.status)
+        assert answers == ([200, 204] if first == "graded" else [204, 410])
+        table = page.locator("#csv").evaluate("link => link.href")
+        for _ in range(50):
+            if len(page.request.get(table).text().splitlines()) == 2:  # its head, and the other knee
+                break
+            page.wait_for_timeout(100)
+        assert len(page.request.get(table).text().splitlines()) == 2
         page.get_by_role("button", name="Move the box up").wait_for()
         assert page.locator("#card .card").get_attribute("aria-label") == "both.png"
         assert page.locator(".ended").count() == 0  # the visit goes on
