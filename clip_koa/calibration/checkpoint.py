@@ -1,10 +1,10 @@
 """Calibrates a checkpoint on a split that it was not trained on: temperatures, confidence sets, typicality."""
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -93,8 +93,9 @@ def calibrate_checkpoint(request: CalibrationRequest, accelerator) -> Calibrated
     report = calibrate(model.to("cpu"), predictions, people, request.level)
     report = {"split": request.split, "data_digest": digest, **report}
     calibrated = predictions.of_head("text_flip_averaged")[0].double() / report["heads"]["text"]["temperature"]
-    report |= _fit_pairs(request, split, calibrated.softmax(-1).numpy(), people, accelerator)
-    typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, split, accelerator)
+    training = _load_training_xrays(request, accelerator)
+    report |= _fit_pairs(training, split, calibrated.softmax(-1).numpy(), people)
+    typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, training, split)
     files = {CALIBRATION_FILE: json.dumps(report, indent=1).encode()}
     if typicality:
         files[TYPICALITY_FILE] = typicality_file(typicality)
@@ -133,7 +134,8 @@ def refit_typicality(request: CalibrationRequest, accelerator) -> Path | None:
     """
     split, _ = load_split(request.data_dir, request.split, accelerator)
     model, image_processor = load_checkpoint(request.model)
-    typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, split, accelerator)
+    training = _load_training_xrays(request, accelerator)
+    typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, training, split)
     if typicality is None:
         raise CalibrationError("--keep_weights: without training X-rays nothing is left to fit (--data_dir, train).")
     if not accelerator.is_main_process:
@@ -141,27 +143,32 @@ def refit_typicality(request: CalibrationRequest, accelerator) -> Path | None:
     return write_file(Path(request.model, TYPICALITY_FILE), typicality_file(typicality))
 
 
-def _fit_pairs(request, split, probabilities, people: list[str], accelerator) -> dict:
+def _load_training_xrays(request, accelerator) -> Dataset | CorpusError:
+    """The train split, or why there is none."""
+    try:
+        return load_split(request.data_dir, "train", accelerator)[0]
+    except CorpusError as error:
+        return error
+
+
+def _fit_pairs(training, split, probabilities, people: list[str]) -> dict:
     """`pairs` of calibration.json; nothing, with a line that says so, where people of two knees are not given.
 
     Args:
         probabilities: (N, K) of the split's X-rays, calibrated.
     """
     try:
-        training, _ = load_split(request.data_dir, "train", accelerator)
+        if isinstance(training, CorpusError):
+            raise training
         return {"pairs": pairs_entry(training, split, probabilities, people)}
     except (CalibrationError, CorpusError) as error:
         print(f"Both knees of a person will not be graded together (--pairs): {error}")
         return {}
 
 
-def _fit_on_training_xrays(request, model, image_processor, split, accelerator) -> Typicality | None:
+def _fit_on_training_xrays(request, model, image_processor, training, split) -> Typicality | None:
     """What the checkpoint keeps of its training X-rays; None, with a line that says so, where none are given."""
-    training = None
-    if request.typical_xrays:
-        with suppress(CorpusError):
-            training, _ = load_split(request.data_dir, "train", accelerator)
-    if training is None:
+    if not request.typical_xrays or isinstance(training, CorpusError):
         print("X-rays unlike the training data will not be told: no training X-rays were given.")
         return None
     return fit_on_xrays(model, image_processor, training, split, request.typical_xrays)

@@ -1,4 +1,4 @@
-"""Sending results to an archive: by C-STORE (PS3.4, annex B) or by STOW-RS (PS3.18)."""
+"""Sending results to an archive: by C-STORE (PS3.4, annex B)."""
 
 import re
 import ssl

@@ -19,8 +19,6 @@ from tqdm.auto import tqdm
 from clip_koa.dicom.archive import PacsError
 from clip_koa.dicom.results import KINDS, DicomResults
 from clip_koa.dicom.source import MANUFACTURER, MadeBy, OwnResult, ResultError, identity, quietly, read_source
-from clip_koa.grading.grader import Grader
-from clip_koa.grading.run import GradeRun, made_by
 from dataset_script.dicom import MODALITIES
 from dataset_script.exit_status import DONE, INCOMPLETE
 from modeling_clip_koa import CLIPKOAError
@@ -66,11 +64,9 @@ def fetch(settings: FetchSettings) -> int:
     for library in ("dicomweb_client", "retrying", "urllib3"):  # which quote what is asked for, and answered
         logging.getLogger(library).setLevel(logging.CRITICAL)
     client = _client(settings)
-    run = GradeRun([], settings.model, level=settings.level)
-    grader = Grader(settings.model, settings.level, framing=run.framing)
     counts = dict.fromkeys(("graded", "graded before", "without a grade", "not stored"), 0)
     with tempfile.TemporaryDirectory(prefix="clip-koa-") as place, quietly():
-        results = DicomResults(grader, Path(place), MadeBy.of(settings.model, made_by(run, grader)))
+        results = DicomResults.of_model(settings.model, settings.level, Path(place))
         try:
             found = list(_radiographs(client, settings))
             for one in tqdm(found, desc="grading", unit="image"):

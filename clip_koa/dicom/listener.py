@@ -27,12 +27,9 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from clip_koa.dicom.archive import Archive, PacsError, Peer, check_title
 from clip_koa.dicom.results import DicomResults
-from clip_koa.dicom.source import MadeBy
 from clip_koa.dicom.spool import Spool
 from clip_koa.dicom.worker import Worker, why
 from clip_koa.files import write_file
-from clip_koa.grading.grader import Grader
-from clip_koa.grading.run import GradeRun, made_by
 from clip_koa.locks import WriterLock
 from dataset_script.dicom_decoding import SYNTAXES
 from dataset_script.radiograph import MAX_BYTES
@@ -100,9 +97,7 @@ def listen(settings: ListenSettings) -> None:
     inward, outward = _tls(settings)
     with WriterLock(settings.spool, inside=True):
         spool = Spool(settings.spool, settings.reserve_megabytes * 2**20)
-        run = GradeRun([], settings.model, level=settings.level)
-        grader = Grader(settings.model, settings.level, framing=run.framing)
-        results = DicomResults(grader, spool.outgoing, MadeBy.of(settings.model, made_by(run, grader)))
+        results = DicomResults.of_model(settings.model, settings.level, spool.outgoing)
         worker = Worker(spool, results, Archive(peer, settings.title, outward))
         listener = _Listener(settings, spool, worker)
         try:

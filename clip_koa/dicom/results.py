@@ -12,6 +12,7 @@ from clip_koa.dicom.report import build_report
 from clip_koa.dicom.source import MadeBy, ResultError, identity, quietly, read_source
 from clip_koa.files import as_text, path_of, write_file
 from clip_koa.grading.grader import GradedXray, Grader
+from clip_koa.grading.run import GradeRun, made_by
 from dataset_script.dicom import is_dicom
 from dataset_script.radiograph import read_radiograph
 
@@ -30,6 +31,17 @@ class DicomResults:
     def __init__(self, grader: Grader, folder: Path, made_by: MadeBy):
         self.grader, self.folder, self.made_by = grader, folder, made_by
         folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def of_model(cls, model: str, level: float, folder: Path) -> "DicomResults":
+        """With a grader of its own, which finds the knees of films, as `clip-koa grade` does by default.
+
+        Args:
+            model, level: see `Grader`.
+        """
+        run = GradeRun([], model, level=level)
+        grader = Grader(model, level, framing=run.framing)
+        return cls(grader, folder, MadeBy.of(model, made_by(run, grader)))
 
     def path(self, source: Dataset, kind: str) -> Path:
         """Where a result lies: its file is called after its own identifier."""

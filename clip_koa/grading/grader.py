@@ -21,6 +21,7 @@ from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read
 from dataset_script.sniffing import is_hidden, read_head, why_left_out
 from modeling_clip_koa import CLIPKOAError, Explanation, Grade
 from modeling_clip_koa.calibration_clip_koa import ATYPICAL, pair_prior
+from modeling_clip_koa.grading_clip_koa import of_knee
 from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 
 BATCH_SIZE = 16
@@ -185,8 +186,7 @@ class Grader:
     def grade_knee(self, radiograph: Radiograph, knee: Knee) -> GradedXray:
         """Grades the knee in a box that a reader placed in an X-ray that is read already."""
         (grade,) = self._grade_images([cut_knee(radiograph.image, knee)])
-        places = {name: getattr(knee, name) for name in ("side", "side_assumed", "box", "angle", "outside")}
-        return self._graded(radiograph.source, radiograph, replace(grade, **places))
+        return self._graded(radiograph.source, radiograph, of_knee(grade, knee, radiograph.inverted))
 
     def explain_picture(self, picture: Image.Image, grade: int, against: int | None = None) -> Explanation:
         """The heat map of a picture that `read_radiograph` gave; raises as `explain`."""

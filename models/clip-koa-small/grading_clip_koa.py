@@ -267,7 +267,8 @@ def _read_image_processor(name: str, **hub_arguments) -> BaseImageProcessor:
         logging.set_verbosity(verbosity)
 
 
-def _of_knee(grade: Grade, knee: Knee, inverted: bool) -> Grade:
+def of_knee(grade: Grade, knee: Knee, inverted: bool) -> Grade:
+    """The grade of what was cut out of a picture, with what is known of the knee and its place there."""
     places = {name: getattr(knee, name) for name in ("side", "side_assumed", "box", "angle", "outside")}
     return replace(grade, inverted=inverted, **places)
 
@@ -440,7 +441,7 @@ class GradesXrays:
         for start in range(0, len(pictures), _BATCH_SIZE):
             grades += self._grade_pictures(pictures[start : start + _BATCH_SIZE], level)
         rest = iter(grades)
-        graded = [[_of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
+        graded = [[of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
         if pairs:
             return [list(self.combine_knees(*two, level)) if len(two) == 2 else two for two in graded]
         return graded
