@@ -166,6 +166,14 @@ def upload(page, *files) -> None:
     page.locator("#progress").wait_for(state="hidden")
 
 
+def until(page, holds) -> None:
+    """Waits until `holds()`, and lets the handlers of the page's events run meanwhile."""
+    end = time.monotonic() + WAIT / 1000
+    while not holds():
+        assert time.monotonic() < end, "it never came to be"
+        page.wait_for_timeout(50)
+
+
 @pytest.fixture
 def knee(tmp_path):
     """Writes a drawn knee."""

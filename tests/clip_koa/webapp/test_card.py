@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from webapp.conftest import upload, visiting
+from webapp.conftest import until, upload, visiting
 
 
 def _lengths(page):
@@ -112,6 +112,7 @@ def test_drops_beside_the_box_and_during_grading_are_graded(page, knee):
     _drop(page, "header", knee("beside.png", 1))
     _drop(page, "#results", knee("again.png", 2), knee("third", 3))
     page.locator("#list .tag").nth(2).wait_for()
+    until(page, lambda: held)
     held[0].continue_()
     page.locator("#list .tag").nth(3).wait_for()
     names = page.locator("#list tbody th").all_inner_texts()

@@ -11,7 +11,7 @@ from dataset_script.radiograph import read_radiograph
 from modeling_clip_koa import grading_clip_koa
 from modeling_clip_koa.grading_clip_koa import Beside
 from modeling_clip_koa.localisation_clip_koa import Knee
-from webapp.conftest import upload, visiting
+from webapp.conftest import until, upload, visiting
 from webapp.film_page import FILMS, find_made
 
 RIGHT, LEFT = FILMS["both"][1]
@@ -188,11 +188,12 @@ def test_a_knee_that_is_forgotten_while_it_is_graded_anew_does_no_harm(browser, 
         )
         upload(page, film())
         page.get_by_role("button", name="Move the box up").click()
-        page.locator("#card .stale").wait_for()
+        until(page, lambda: held)
         page.get_by_role("button", name="Show the other knee").click()
         assert page.locator("#card .stale").count() == 0  # the other knee's answer stands
         page.get_by_role("radio", name="Show both.png, right knee").check()
         page.get_by_role("button", name="Forget this X-ray").click()
+        until(page, lambda: forgetting)
         order = [(held[0], "**/box?*"), (forgetting[0], lambda response: response.request.method == "DELETE")]
         page.unroute("**/xrays/*")
         answers = []
@@ -202,11 +203,7 @@ def test_a_knee_that_is_forgotten_while_it_is_graded_anew_does_no_harm(browser, 
             answers.append(answer.value.status)
         assert answers == ([200, 204] if first == "graded" else [204, 410])
         table = page.locator("#csv").evaluate("link => link.href")
-        for _ in range(50):
-            if len(page.request.get(table).text().splitlines()) == 2:  # its head, and the other knee
-                break
-            page.wait_for_timeout(100)
-        assert len(page.request.get(table).text().splitlines()) == 2
+        until(page, lambda: len(page.request.get(table).text().splitlines()) == 2)  # its head, and the other knee
         page.get_by_role("button", name="Move the box up").wait_for()
         assert page.locator("#card .card").get_attribute("aria-label") == "both.png"
         assert page.locator(".ended").count() == 0  # the visit goes on

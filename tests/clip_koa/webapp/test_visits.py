@@ -14,7 +14,7 @@ from clip_koa.grading.grader import GradedXray
 from clip_koa.webapp.readings import Film, Reading
 from clip_koa.webapp.visits import Limits, Refusal, Visits
 from dataset_script.radiograph import Radiograph
-from webapp.conftest import Visitor, upload, visiting
+from webapp.conftest import Visitor, until, upload, visiting
 
 
 def _on_disk(served):
@@ -52,7 +52,7 @@ def test_closing_the_page_empties_the_visit_at_once(browser, served, knee):
     with visiting(browser, served.url) as page:
         page.on("request", lambda request: "/xray.png" in request.url and seen.append(request.url))
         upload(page, knee())
-        page.locator(".stage").wait_for()
+        until(page, lambda: seen)
         other = Visitor(served.url)
         assert other.http.get(seen[0]).status_code == 200  # whoever knows the path, while the page is open
         left = time.monotonic()
@@ -70,7 +70,7 @@ def test_a_page_that_is_cut_off_is_emptied_within_seconds(browser, served, knee)
         page.route("**/leave", lambda route: route.abort())
         page.evaluate("() => { navigator.sendBeacon = () => true; }")  # a browser that crashes sends nothing
         upload(page, knee())
-        page.locator(".stage").wait_for()
+        until(page, lambda: seen)
     other = Visitor(served.url)
     start = time.monotonic()
     while other.http.get(seen[0]).status_code == 200 and time.monotonic() - start < 20:
