@@ -1,4 +1,4 @@
-"""Calibrates a checkpoint on a split that it was not trained on: temperatures, confidence sets, typicality."""
+"""Calibrates a checkpoint on a split that it was not trained on: temperatures, confidence sets, pairs, typicality."""
 
 import json
 from dataclasses import dataclass
@@ -14,17 +14,16 @@ from clip_koa.calibration.temperatures import (
     describe,
     fit_temperature,
     fold_temperatures,
-    thresholds_by_level,
+    least_by_level,
 )
 from clip_koa.calibration.typicality import fit_on_xrays
 from clip_koa.data.loader import XrayDataset
 from clip_koa.evaluation.heads import Predictions, predict
 from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_split, load_tokenizer
 from clip_koa.evaluation.predictions import pseudonyms
-from clip_koa.files import write_file
 from dataset_script.knee_xray import CorpusError
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CalibrationError, CLIPKOAForImageClassification
-from modeling_clip_koa.calibration_clip_koa import Typicality, typicality_file
+from modeling_clip_koa.calibration_clip_koa import Typicality, read_calibration, typicality_file
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class CalibrationRequest:
     split: str = "validation"
     level: float = 0.9  # of the sets that are reported on
     typical_xrays: int = 2000  # training X-rays that images are told from as unlike; 0: none
+    keep_weights: bool = False  # fit only what is kept beside them
 
     def __post_init__(self):
         if not 0.5 <= self.level < 1:
@@ -57,18 +57,20 @@ class Calibrated:
     report: dict
 
 
-def folder_to_write(model: str, output: Path | None, keep_weights: bool) -> Path:
+def folder_to_write(request: CalibrationRequest, output: Path | None) -> Path:
     """The model folder that is written.
 
     Raises:
         CheckpointError: a Hub id that is to be written to.
-        CalibrationError: another folder for what is to be left as it is.
+        CalibrationError: another folder for weights that are to be left as they are, or weights never calibrated.
     """
-    if not output and not Path(model).is_dir():
-        raise CheckpointError(f"--model {model} is no folder to write to: name one by --output.")
-    if keep_weights and output:
+    if not output and not Path(request.model).is_dir():
+        raise CheckpointError(f"--model {request.model} is no folder to write to: name one by --output.")
+    if request.keep_weights and output:
         raise CalibrationError(f"--output {output}: --keep_weights writes into the model's own folder; leave one out.")
-    return output or Path(model)
+    if request.keep_weights and not read_calibration(request.model):
+        raise CalibrationError(f"--model {request.model} was never calibrated: leave --keep_weights out.")
+    return output or Path(request.model)
 
 
 def describe_calibration(report: dict) -> str:
@@ -90,11 +92,16 @@ def calibrate_checkpoint(request: CalibrationRequest, accelerator) -> Calibrated
     batches = accelerator.prepare(DataLoader(XrayDataset(split, image_processor), batch_size=16))
     predictions = predict(model, tqdm(batches, desc=request.split, unit="batch"), accelerator)
     people = pseudonyms(list(split["file"]), list(split["person_id"]))
-    report = calibrate(model.to("cpu"), predictions, people, request.level)
+    kept = read_calibration(request.model) if request.keep_weights else None
+    report = calibrate(model.to("cpu"), predictions, people, request.level, kept)
     report = {"split": request.split, "data_digest": digest, **report}
-    calibrated = predictions.of_head("text_flip_averaged")[0].double() / report["heads"]["text"]["temperature"]
+    calibrated = predictions.of_head("text_flip_averaged")[0].double()
+    if not kept:
+        calibrated /= report["heads"]["text"]["temperature"]
+    probabilities, labels = calibrated.softmax(-1).numpy(), predictions.labels.numpy()
+    report["least_probabilities"] = least_by_level(probabilities, labels)
     training = _load_training_xrays(request, accelerator)
-    report |= _fit_pairs(training, split, calibrated.softmax(-1).numpy(), people)
+    report |= _fit_pairs(training, split, probabilities, people)
     typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, training, split)
     files = {CALIBRATION_FILE: json.dumps(report, indent=1).encode()}
     if typicality:
@@ -102,45 +109,26 @@ def calibrate_checkpoint(request: CalibrationRequest, accelerator) -> Calibrated
     return Calibrated(model, image_processor, tokenizer, files, report)
 
 
-def calibrate(model, predictions: Predictions, people: list[str], level: float) -> dict:
-    """Folds both heads' temperatures into the model; returns what calibration.json holds.
+def calibrate(model, predictions: Predictions, people: list[str], level: float, kept: dict | None = None) -> dict:
+    """Folds both heads' temperatures into the model; returns what calibration.json says of them and of the sets.
 
     The text head is fitted as it is read, averaged over both views, and the linear head as stock pipelines run it.
+
+    Args:
+        kept: the calibration of weights that stay as they are; their temperatures and what they gave stay too.
     """
     heads, temperatures = {}, {}
     for name, head in {"text": "text_flip_averaged", "linear": "linear"}.items():
         logits = predictions.of_head(head)[0]
-        temperatures[name] = fit_temperature(logits, predictions.labels)
-        fitted = cross_fitted(logits, predictions.labels, people, level)
+        temperatures[name] = 1.0 if kept else fit_temperature(logits, predictions.labels)
+        fitted = cross_fitted(logits, predictions.labels, people, level, 1.0 if kept else None)
         del fitted["probabilities"]
         heads[name] = {"read_by": head, "temperature": temperatures[name], **fitted}
-    fold_temperatures(model, **temperatures)
-    calibrated = predictions.of_head("text_flip_averaged")[0] / temperatures["text"]
-    return {
-        "num_xrays": len(people),
-        "num_people": len(set(people)),
-        "heads": heads,
-        "thresholds": thresholds_by_level(calibrated, predictions.labels),
-    }
-
-
-def refit_typicality(request: CalibrationRequest, accelerator) -> Path | None:
-    """Fits anew what a model folder keeps of its training X-rays, and nothing else; returns the file, if it wrote it.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-        CalibrationError: no training X-rays are given.
-        CorpusError, RadiographError, WriteError: no such split, an X-ray that cannot be read, a full disk.
-    """
-    split, _ = load_split(request.data_dir, request.split, accelerator)
-    model, image_processor = load_checkpoint(request.model)
-    training = _load_training_xrays(request, accelerator)
-    typicality = _fit_on_training_xrays(request, model.to(accelerator.device), image_processor, training, split)
-    if typicality is None:
-        raise CalibrationError("--keep_weights: without training X-rays nothing is left to fit (--data_dir, train).")
-    if not accelerator.is_main_process:
-        return None
-    return write_file(Path(request.model, TYPICALITY_FILE), typicality_file(typicality))
+        own = (kept or {}).get("heads", {}).get(name, {})
+        heads[name] |= {figure: own[figure] for figure in ("temperature", "before", "after") if figure in own}
+    if not kept:
+        fold_temperatures(model, **temperatures)
+    return {"num_xrays": len(people), "num_people": len(set(people)), "heads": heads}
 
 
 def _load_training_xrays(request, accelerator) -> Dataset | CorpusError:
@@ -169,6 +157,7 @@ def _fit_pairs(training, split, probabilities, people: list[str]) -> dict:
 def _fit_on_training_xrays(request, model, image_processor, training, split) -> Typicality | None:
     """What the checkpoint keeps of its training X-rays; None, with a line that says so, where none are given."""
     if not request.typical_xrays or isinstance(training, CorpusError):
-        print("X-rays unlike the training data will not be told: no training X-rays were given.")
+        told = "will be told as before" if request.keep_weights else "will not be told"
+        print(f"X-rays unlike the training data {told}: no training X-rays were given.")
         return None
     return fit_on_xrays(model, image_processor, training, split, request.typical_xrays)

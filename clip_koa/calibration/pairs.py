@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
 
-from clip_koa.calibration.temperatures import FOLDS, assign_folds, thresholds_of
+from clip_koa.calibration.temperatures import FOLDS, assign_folds, least_by_level
 from clip_koa.evaluation.pairs import combine_pairs, compare_pairs, find_pairs
 from modeling_clip_koa import CalibrationError
 from modeling_clip_koa.calibration_clip_koa import PairPrior
@@ -95,7 +95,7 @@ def pairs_entry(training: Dataset, split: Dataset, probabilities: np.ndarray, pe
         people: N pseudonyms of `split`.
 
     Returns:
-        `num_training_pairs`, `joint`, `weight`, `thresholds` of the combined probabilities' confidence sets, and
+        `num_training_pairs`, `joint`, `weight`, `least_probabilities` of the combined sets, and
         `cross_fitted`, the comparison of `fit_pair_prior`. Nothing in it names a person.
 
     Raises:
@@ -111,7 +111,7 @@ def pairs_entry(training: Dataset, split: Dataset, probabilities: np.ndarray, pe
         "num_training_pairs": len(counted),
         "joint": joint.tolist(),
         "weight": prior.weight,
-        "thresholds": thresholds_of(combined, labels[pairs.ravel()]),
+        "least_probabilities": least_by_level(combined, labels[pairs.ravel()]),
         "cross_fitted": compared,
     }
 

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics, person_numbers
 from modeling_clip_koa import GRADE_LABELS, CalibrationError, CLIPKOAForImageClassification
-from modeling_clip_koa.calibration_clip_koa import LEVELS, confidence_sets, grown_intervals
+from modeling_clip_koa.calibration_clip_koa import LEVELS, likely_sets
 from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
 
 FOLDS = 10
@@ -52,24 +52,31 @@ def fold_temperatures(model: CLIPKOAForImageClassification, text: float, linear:
     }
 
 
-def conformal_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each X-ray the mass of the smallest grown interval that holds its true grade, (N,), in 0..1.
+def least_probabilities(probabilities: np.ndarray, labels: np.ndarray, level: float) -> list[float]:
+    """What each grade's probability must at least be, so that X-rays of that grade are held as often as `level` says.
 
-    Adaptive prediction sets (Romano et al. 2020) with the order of inclusion replaced by neighbourhood, as grades are
-    ordered and a reader understands "2 to 3".
+    Split conformal prediction (Vovk et al. 2005), label-conditional (Vovk 2012, arXiv 1209.2673): for a grade with N
+    X-rays the largest value that ceil((N + 1) level) of them reach. Where N is too small for that, no such promise can
+    be made: the lowest of its X-rays then counts, or the value of all X-rays together, whichever is lower.
+
+    Args:
+        probabilities: (N, K). labels: (N,).
     """
-    order, mass = (part.numpy() for part in grown_intervals(torch.from_numpy(probabilities)))
-    return mass[order == np.asarray(labels)[:, None]]
+    own = probabilities[np.arange(len(labels)), labels]
+    of_all = _reached(own, level)
+    of_all = 0.0 if of_all is None else of_all
+    least = []
+    for grade in range(probabilities.shape[1]):
+        of_grade = own[labels == grade]
+        reached = _reached(of_grade, level)
+        least.append(float(min([of_all, *of_grade])) if reached is None else reached)
+    return least
 
 
-def conformal_threshold(scores: np.ndarray, level: float) -> float:
-    """The mass up to which intervals are taken, so that they hold the true grade with probability `level` or more.
-
-    Split conformal prediction (Vovk et al. 2005): the smallest score that ceil((N + 1) level) of the N do not exceed;
-    above 1, hence every grade, where N is too small for the level.
-    """
-    rank = math.ceil((len(scores) + 1) * level - 1e-9)
-    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else 1.1
+def _reached(values: np.ndarray, level: float) -> float | None:
+    """The largest value that ceil((N + 1) level) of the N reach; None where N is too small."""
+    rank = math.ceil((len(values) + 1) * level - 1e-9)
+    return float(np.sort(values)[len(values) - rank]) if rank <= len(values) else None
 
 
 def assign_folds(people: list[str]) -> np.ndarray:
@@ -87,12 +94,15 @@ def assign_folds(people: list[str]) -> np.ndarray:
     return fold_of[person]
 
 
-def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], level: float) -> dict:
+def cross_fitted(
+    logits: torch.Tensor, labels: torch.Tensor, people: list[str], level: float, temperature: float | None = None
+) -> dict:
     """What calibration gives on people it was not fitted on: each tenth of the people by a fit on the others.
 
     Args:
         logits: (N, K). labels: (N,). people: N names; X-rays of equal name are one person's, and each unknown one is a
             person of its own.
+        temperature: what logits are divided by; None: what each fit gives.
 
     Returns:
         `probabilities` (N, K); `before` and `after` with `expected_calibration_error` (15 bins), `log_loss` and
@@ -107,14 +117,13 @@ def cross_fitted(logits: torch.Tensor, labels: torch.Tensor, people: list[str], 
     for fold in range(FOLDS):
         held = folds == fold
         rest = torch.from_numpy(~held)
-        temperature = fit_temperature(logits[rest], labels[rest])
-        calibrated = (logits.double() / temperature).softmax(-1).numpy()
+        fitted = temperature or fit_temperature(logits[rest], labels[rest])
+        calibrated = (logits.double() / fitted).softmax(-1).numpy()
         probabilities[held] = calibrated[held]
-        threshold = conformal_threshold(conformal_scores(calibrated[~held], labels[rest].numpy()), level)
-        for place, found in zip(
-            np.flatnonzero(held), confidence_sets(torch.from_numpy(calibrated[held]), threshold), strict=True
-        ):
-            sets[place] = found
+        least = least_probabilities(calibrated[~held], labels[rest].numpy(), level)
+        found = likely_sets(torch.from_numpy(calibrated[held]), least)
+        for place, grades_of_set in zip(np.flatnonzero(held), found, strict=True):
+            sets[place] = grades_of_set
     grades = labels.tolist()
     covered = np.array([grade in found for grade, found in zip(grades, sets, strict=True)])
     return {
@@ -137,15 +146,9 @@ def _figures(probabilities: np.ndarray, grades: list[int], people: list[str]) ->
     return {name: {"value": measured[name], "interval": measured["intervals"][name]} for name in names}
 
 
-def thresholds_by_level(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """For each of `LEVELS` the threshold of its sets, from calibrated logits (N, K)."""
-    return thresholds_of(logits.double().softmax(-1).numpy(), labels.numpy())
-
-
-def thresholds_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """For each of `LEVELS` the threshold of its sets, from calibrated probabilities (N, K)."""
-    scores = conformal_scores(probabilities, labels)
-    return {f"{level:.2f}": conformal_threshold(scores, level) for level in LEVELS}
+def least_by_level(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """For each of `LEVELS` the `least_probabilities` of its sets, from calibrated probabilities (N, K)."""
+    return {f"{level:.2f}": least_probabilities(probabilities, labels, level) for level in LEVELS}
 
 
 def describe(report: dict) -> str:

@@ -23,35 +23,35 @@ def calibrate(
     ] = 2000,
     keep_weights: Annotated[
         bool,
-        Option("--keep_weights", help="Learn only what training X-rays look like; leave the rest of the model."),
+        Option("--keep_weights", help="Leave the weights; fit anew what is kept beside them."),
     ] = False,
     output: Annotated[Path | None, Option(help="Folder to write to (default: the model's own).")] = None,
 ) -> None:  # fmt: skip
     """Calibrate a model on another split.
 
     The split is one that the model was not trained on. The command divides a temperature into the weights of each
-    head, and keeps beside them thresholds of the confidence sets, how the grades of a person's two knees go together,
-    and what training X-rays look like. The model is replaced whole; with --keep_weights it gets a new
-    typicality.safetensors and stays as it is otherwise.
+    head, and keeps beside them what the confidence sets need, how the grades of a person's two knees go together, and
+    what training X-rays look like. The model is replaced whole; with --keep_weights only the files beside its weights.
     """
     with importing():
         from accelerate import Accelerator
 
         from clip_koa.calibration import checkpoint
         from clip_koa.evaluation.loading import split_name
+        from clip_koa.files import write_file
         from clip_koa.locks import WriterLock, only_writer
         from clip_koa.training.checkpoints import save_model_folder
 
-    request = checkpoint.CalibrationRequest(model, data_dir, split_name(split), level, typical_xrays)
-    folder = checkpoint.folder_to_write(model, output, keep_weights)
+    request = checkpoint.CalibrationRequest(model, data_dir, split_name(split), level, typical_xrays, keep_weights)
+    folder = checkpoint.folder_to_write(request, output)
     keep_freed_memory()
     accelerator = Accelerator(mixed_precision="no")
     with only_writer(accelerator, WriterLock(folder)):
-        if keep_weights:
-            if written := checkpoint.refit_typicality(request, accelerator):
-                print(f"Typicality: {written}")
-            return
         done = checkpoint.calibrate_checkpoint(request, accelerator)
         if accelerator.is_main_process:
-            save_model_folder(folder, done.model, done.image_processor, done.tokenizer, done.files)
+            if keep_weights:
+                for name, content in done.files.items():
+                    write_file(folder / name, content)
+            else:
+                save_model_folder(folder, done.model, done.image_processor, done.tokenizer, done.files)
             print(f"{checkpoint.describe_calibration(done.report)}\nModel:  {folder}")

@@ -93,7 +93,7 @@ class Grader:
 
     Raises:
         CheckpointError: no such model, a damaged one, one that cannot grade, or a precision for an exported graph.
-        CalibrationError: a level for which the checkpoint keeps no threshold, a damaged file, or, with `pairs`, a
+        CalibrationError: a level for which the checkpoint keeps no rule, a damaged file, or, with `pairs`, a
             checkpoint that keeps no pair prior.
         ImportError: the backend is not installed.
     """
@@ -118,10 +118,10 @@ class Grader:
             self.model, _ = load_checkpoint(name, dtype=torch.float32)
             self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             set_precision(self.model, precision)
-        threshold, _ = self.model.calibration_at(level)
+        set_rule, _ = self.model.calibration_at(level)
         if pairs is not None:
             pair_prior(self.model.beside.calibration)  # raises where there is none
-        self.is_calibrated = threshold is not None  # it then gives confidence sets
+        self.is_calibrated = set_rule is not None  # it then gives confidence sets
         self.framing = framing if self.model.can_find_knees else "as_is"
 
     @property

@@ -11,16 +11,15 @@ from hypothesis.extra.numpy import arrays
 from transformers import AutoModelForImageClassification
 
 from clip_koa.calibration.temperatures import (
-    conformal_scores,
-    conformal_threshold,
     cross_fitted,
     fit_temperature,
     fold_temperatures,
+    least_probabilities,
 )
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import write_corpus
 from modeling_clip_koa import CalibrationError, CLIPKOAForImageClassification
-from modeling_clip_koa.calibration_clip_koa import confidence_sets, grown_intervals, read_calibration
+from modeling_clip_koa.calibration_clip_koa import LEVELS, grown_sets, likely_sets, read_calibration, set_rule
 
 
 def _drawn(count: int, seed: int, sharpness: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,35 +67,75 @@ def test_unknown_people_are_drawn_into_folds_one_by_one():
 _PROBABILITIES = arrays(np.float64, (7, 5), elements=st.floats(0.001, 1)).map(lambda a: a / a.sum(1, keepdims=True))
 
 
-@given(_PROBABILITIES, st.floats(0.0, 1.1))
-def test_sets_are_neighbours_that_hold_the_likeliest_grade(probabilities, threshold):
-    order, mass = (part.numpy() for part in grown_intervals(torch.from_numpy(probabilities)))
-    assert (np.sort(order, axis=1) == np.arange(5)).all()
-    np.testing.assert_allclose(mass[:, -1], 1)
-    for row, found in zip(probabilities, confidence_sets(torch.from_numpy(probabilities), threshold), strict=True):
+def _are_neighbours_with_the_likeliest(probabilities, sets):
+    for row, found in zip(probabilities, sets, strict=True):
         assert list(found) == list(range(found[0], found[-1] + 1))
         assert row.argmax() in found
+
+
+@given(_PROBABILITIES, st.lists(st.floats(0, 1.1), min_size=5, max_size=5))
+def test_sets_are_neighbours_that_hold_every_likely_grade(probabilities, least):
+    sets = likely_sets(torch.from_numpy(probabilities), least)
+    _are_neighbours_with_the_likeliest(probabilities, sets)
+    for row, found in zip(probabilities, sets, strict=True):
+        likely = [grade for grade in range(5) if row[grade] >= least[grade]] + [int(row.argmax())]
+        assert set(likely) <= set(found) and {min(likely), max(likely)} <= set(likely) & set(found)
+        assert (found[0], found[-1]) == (min(likely), max(likely))
+
+
+@given(_PROBABILITIES, st.floats(0.0, 1.1))
+def test_sets_of_earlier_calibrations_grow_while_their_probability_is_small_enough(probabilities, threshold):
+    sets = grown_sets(torch.from_numpy(probabilities), threshold)
+    _are_neighbours_with_the_likeliest(probabilities, sets)
+    for row, found in zip(probabilities, sets, strict=True):
         assert len(found) == 1 or row[list(found)].sum() <= threshold + 1e-6
+        neighbours = [grade for grade in (found[0] - 1, found[-1] + 1) if 0 <= grade < 5]
+        assert not neighbours or row[list(found)].sum() + max(row[neighbours]) > threshold - 1e-6
 
 
-@given(_PROBABILITIES, st.lists(st.integers(0, 4), min_size=7, max_size=7))
-def test_a_threshold_at_an_xrays_score_lets_its_grade_in(probabilities, labels):
-    scores = conformal_scores(probabilities, np.array(labels))
-    for row, label, score in zip(probabilities, labels, scores, strict=True):
-        assert label in confidence_sets(torch.from_numpy(row[None]), score)[0]
+@given(_PROBABILITIES, st.lists(st.integers(0, 4), min_size=7, max_size=7), st.sampled_from(LEVELS))
+def test_sets_hold_the_xrays_they_were_fitted_on_as_often_as_promised(probabilities, labels, level):
+    labels = np.array(labels)
+    sets = likely_sets(torch.from_numpy(probabilities), least_probabilities(probabilities, labels, level))
+    held = np.array([label in found for label, found in zip(labels, sets, strict=True)])
+    assert all(held[labels == grade].mean() >= level for grade in set(labels.tolist()))
 
 
-def test_sets_cover_as_often_as_promised_on_new_xrays():
-    shares = []
+def test_sets_cover_each_grade_as_often_as_promised_on_new_xrays():
+    shares, own_shares = [], []
     for seed in range(40):
-        logits, labels = _drawn(400, seed)
-        probabilities = (logits * 0.5).softmax(-1).numpy()  # a wrong model's sets must hold all the same
-        threshold = conformal_threshold(conformal_scores(probabilities[:200], labels[:200].numpy()), 0.8)
-        sets = confidence_sets(torch.from_numpy(probabilities[200:]), threshold)
-        shares.append(np.mean([label in found for label, found in zip(labels[200:].tolist(), sets, strict=True)]))
-    assert 0.8 - 0.015 < np.mean(shares) < 0.87
-    assert conformal_threshold(np.linspace(0, 1, 5), 0.9) > 1  # five X-rays cannot promise 90 %
-    assert conformal_threshold(np.linspace(0.1, 0.9, 9), 0.9) == pytest.approx(0.9)
+        logits, labels = _drawn(1000, seed)
+        logits[:, 1] -= 2.0  # a wrong model that misses one grade often: its sets must hold all the same
+        probabilities, labels = (logits * 0.5).softmax(-1), labels.numpy()
+        least = least_probabilities(probabilities[:500].numpy(), labels[:500], 0.8)
+        sets = likely_sets(probabilities[500:], least)
+        held = np.array([label in found for label, found in zip(labels[500:].tolist(), sets, strict=True)])
+        own_shares.append([held[labels[500:] == grade].mean() for grade in range(5)])
+        shares.append(held.mean())
+    assert 0.8 - 0.01 < np.mean(shares) < 0.87
+    assert 0.8 - 0.015 < np.mean(own_shares, axis=0).min() and np.mean(own_shares, axis=0).max() < 0.87
+
+
+def test_a_grade_of_too_few_xrays_gets_the_most_that_can_be_said():
+    own = np.array([0.9] * 30 + [0.3] * 2 + [0.6] * 3)  # KL0, KL1 and KL2; none of KL3 and KL4
+    labels = np.array([0] * 30 + [1] * 2 + [2] * 3)
+    probabilities = np.full((35, 5), 0.01)
+    probabilities[np.arange(35), labels] = own
+    least = least_probabilities(probabilities, labels, 0.9)
+    of_all = 0.6  # 33 of the 35 reach it
+    assert least == [0.9, 0.3, of_all, of_all, of_all]
+    assert least_probabilities(probabilities[:5], labels[:5], 0.9) == [0.0] * 5  # five X-rays cannot promise 90 %
+
+
+def test_a_rule_is_kept_for_each_level():
+    least = {"0.80": [0.5] * 5, "0.90": [0.3, 0.1, 0.2, 0.3, 0.3]}
+    probabilities = torch.tensor([[0.15, 0.15, 0.25, 0.4, 0.05], [0.45, 0.05, 0.1, 0.1, 0.3]])
+    assert set_rule({"least_probabilities": least}, 0.9)(probabilities) == [(1, 2, 3), (0, 1, 2, 3, 4)]
+    assert set_rule({"least_probabilities": least}, 0.8)(probabilities) == [(3,), (0,)]
+    assert set_rule({"thresholds": {"0.90": 0.66}}, 0.9)(probabilities) == [(2, 3), (0, 1, 2)]
+    for level in (0.7, 0.85, 0.801):
+        with pytest.raises(CalibrationError, match=f"level {level}: use one of 0.50"):
+            set_rule({"least_probabilities": least}, level)
 
 
 def test_temperatures_go_into_the_weights_of_both_heads(make_model, pixel_values, tokenizer, tmp_path):
@@ -136,7 +175,7 @@ def test_calibrate_and_predict_as_a_user_does(make_model, tiny_start, tokenizer,
     printed = run_python("-m", "clip_koa", "calibrate", "--model", folder, "--data_dir", knees).stdout
     assert "text    temperature" in printed and "sets at 90%" in printed
     report = json.loads((folder / "calibration.json").read_text())
-    assert report["num_xrays"] == 24 and report["num_people"] == 12 and len(report["thresholds"]) == 50
+    assert report["num_xrays"] == 24 and report["num_people"] == 12 and len(report["least_probabilities"]) == 50
     assert str(knees) not in (folder / "calibration.json").read_text() and xray.name not in printed
     after = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     size = after.config.vision_config.image_size

@@ -184,7 +184,7 @@ def test_calibrate_keeps_the_bond(calibrated, corpus):
         counts[other, one] += 0.5
     np.testing.assert_allclose(kept["joint"], counts / counts.sum())
     assert kept["num_training_pairs"] == 10 and kept["cross_fitted"]["num_pairs"] == 13
-    assert len(kept["thresholds"]) == 50 and 0 <= kept["weight"] <= 2
+    assert len(kept["least_probabilities"]) == 50 and 0 <= kept["weight"] <= 2
     assert "mcnemar_p" in kept["cross_fitted"] and kept["cross_fitted"]["num_people"] == 14
     assert not any(xray.person_id in text for split in xrays.values() for xray in split)
     prior = pair_prior(read_calibration(str(calibrated)))

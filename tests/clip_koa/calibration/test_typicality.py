@@ -13,7 +13,7 @@ from clip_koa.calibration.typicality import fit_typicality
 from clip_koa.calibration.variations import SMALLEST_SIDE, vary
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee, write_corpus
-from modeling_clip_koa import TYPICALITY_FILE, WAYS, CalibrationError, CLIPKOAGrader
+from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, WAYS, CalibrationError, CLIPKOAGrader
 from modeling_clip_koa.calibration_clip_koa import read_typicality, typicality_file
 
 
@@ -112,21 +112,38 @@ def test_the_file_of_an_earlier_version_warns_and_does_not_refuse(calibrated):
     assert typicality_file(read_typicality(str(calibrated))) == before  # and it stays one where it is copied
 
 
-def test_typicality_is_fitted_anew_and_nothing_else(calibrated, corpus, run_python):
+def test_weights_are_kept_and_what_lies_beside_them_is_fitted_anew(calibrated, corpus, run_python):
     def contents():
         return {file.name: file.read_bytes() for file in calibrated.iterdir() if file.is_file()}
 
-    before = contents()
+    def changed(before, after):
+        assert before.keys() == after.keys()
+        return {name for name in before if before[name] != after[name]}
+
+    first = contents()
     command = ("-m", "clip_koa", "calibrate", "--model", calibrated, "--data_dir", corpus, "--keep_weights")
     assert "--output" in run_python(*command, "--output", calibrated.parent / "other", expect=2).stderr
-    assert "nothing is left to fit" in run_python(*command, "--typical_xrays", 0, expect=2).stderr
-    assert contents() == before
+    assert contents() == first
+    kept = json.loads(first[CALIBRATION_FILE])
+    stale = {**kept, "least_probabilities": {"0.90": [0.5] * 5}}
+    (calibrated / CALIBRATION_FILE).write_text(json.dumps(stale))
+    before = contents()
+    assert "told as before" in run_python(*command, "--typical_xrays", 0).stdout
+    sets = contents()
+    assert changed(before, sets) == {CALIBRATION_FILE}
+    again = json.loads(sets[CALIBRATION_FILE])
+    for head in ("text", "linear"):
+        for figure in ("temperature", "before", "after"):
+            assert again["heads"][head][figure] == kept["heads"][head][figure]
+    for level, least in kept["least_probabilities"].items():
+        assert again["least_probabilities"][level] == pytest.approx(least, abs=1e-4)
     run_python(*command, "--typical_xrays", 20)
     after = contents()
-    assert before.keys() == after.keys()
-    assert [name for name in before if before[name] != after[name]] == [TYPICALITY_FILE]
+    assert changed(sets, after) == {TYPICALITY_FILE}
     run_python(*command, "--typical_xrays", 20)
     assert contents() == after  # every draw is seeded
+    (calibrated / CALIBRATION_FILE).unlink()
+    assert "was never calibrated" in run_python(*command, expect=2).stderr
 
 
 def test_variations_are_seeded_and_keep_a_knee_a_knee():
