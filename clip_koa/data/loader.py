@@ -14,11 +14,15 @@ from modeling_clip_koa import XrayPreprocessor
 class XrayDataset(Dataset):
     """The X-rays of one split, decoded on access.
 
-    An item is `pixel_values` (3, H, W) fp32, normalised; `labels`, the grade; `index`, its place in the split.
+    An item is `pixel_values` (3, H, W) fp32, normalised; `labels`, the grade, or with `soft_labels` (N, K) its row of
+    them; `index`, its place in the split.
     """
 
-    def __init__(self, split: ArrowDataset, image_processor: BaseImageProcessor):
+    def __init__(
+        self, split: ArrowDataset, image_processor: BaseImageProcessor, soft_labels: torch.Tensor | None = None
+    ):
         self.split = split.cast_column("image", Image(decode=False))
+        self.soft_labels = soft_labels
         self.preprocess = XrayPreprocessor(image_processor)
 
     def __len__(self) -> int:
@@ -27,7 +31,8 @@ class XrayDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.split[index]
         image = read_stored_image(row["image"])
-        return {"pixel_values": self.preprocess([image])[0], "labels": row["label"], "index": index}
+        labels = row["label"] if self.soft_labels is None else self.soft_labels[index]
+        return {"pixel_values": self.preprocess([image])[0], "labels": labels, "index": index}
 
 
 def sample_images(split: ArrowDataset, count: int) -> list:

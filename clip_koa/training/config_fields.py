@@ -40,7 +40,6 @@ class RunOptions:
     checkpoint_steps: int = _field(
         0, "optimizer steps between checkpoints; 0: one each epoch", recipe=False, at_least=0
     )
-    evaluation_epochs: int = _field(1, "epochs between evaluations; the end is evaluated always", at_least=1)
     best_metric: str = _field(
         "text_flip_averaged.quadratic_weighted_kappa",
         "head.metric on validation that chooses best/, such as linear.accuracy (of mae the lowest is best); "
@@ -59,6 +58,9 @@ class DataOptions:
         "knee X-rays: a folder {split}/{grade}/{file}, .zip, .csv or Parquet; synthetic:40 draws those of 40 people; "
         "empty: what the environment's KNEE_XRAY_DIR names",
         recipe=False,
+    )
+    soft_labels: str = _field(
+        "", "Parquet file of a teacher's shares of the grades for each X-ray, by its pixels; empty: the grades"
     )
     class_balance: float = _field(
         0.0, "0: X-rays as they come; 1: every grade as often as any other", at_least=0, at_most=1
@@ -171,6 +173,11 @@ class RunConfig:
             raise RunConfigError(
                 f"losses.one_view_until={losses.one_view_until}: losses.symmetry and losses.consistency_weight are "
                 "off, so no step sees the mirror image. Leave it at 0."
+            )
+        if self.data.soft_labels and losses.ordinal_smoothing:
+            raise RunConfigError(
+                f"data.soft_labels={self.data.soft_labels} gives labels that are shared already: leave "
+                "losses.ordinal_smoothing at 0."
             )
         if batch % parts:
             raise RunConfigError(

@@ -34,6 +34,8 @@ _GONE = {
     "log_steps": None,
     "trackers": None,
     "evaluate_test": None,
+    "evaluation_epochs": None,
+    "run.evaluation_epochs": None,
 }
 
 

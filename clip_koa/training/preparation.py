@@ -12,6 +12,7 @@ from clip_koa.data.augmentation import Augmentation
 from clip_koa.data.corpus import load_corpus
 from clip_koa.data.loader import XrayDataset, build_loader, sample_images
 from clip_koa.data.sampling import EpochSampler
+from clip_koa.data.soft_labels import read_soft_labels
 from clip_koa.grading.precision import bf16_is_fast
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.checkpoints import TrainState, find_checkpoint, restore_previous
@@ -95,6 +96,7 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
     Raises:
         RunConfigError: a batch that processes can't share, a train split smaller than it, an output folder that holds
             another run, or a resume that changes what is learned.
+        SoftLabelsError: soft labels that are none, or that do not hold the train split.
     """
     _check(config, len(corpus["train"]), accelerator)
     seed, optimisation = config.run.seed, config.optimisation
@@ -104,7 +106,7 @@ def prepare_run(config: RunConfig, corpus: DatasetDict, accelerator: Accelerator
     drop_path = DropPath(tower.encoder.layers, config.model.drop_path, config.model.freeze_layers, seed)
     patch_dropout = PatchDropout(tower.embeddings, config.model.patch_dropout, seed)
     optimizer = build_optimizer(start.model, optimisation, start.new_parameters)
-    train_loader, validation_loader = _build_loaders(config, corpus, start)
+    train_loader, validation_loader = _build_loaders(config, corpus, start, accelerator)
     total_steps = len(corpus["train"]) // optimisation.batch_size * optimisation.epochs
     if optimisation.max_steps:
         total_steps = min(total_steps, optimisation.max_steps)
@@ -149,8 +151,12 @@ def _build_start(config: RunConfig, corpus: DatasetDict, accelerator: Accelerato
     return start
 
 
-def _build_loaders(config: RunConfig, corpus: DatasetDict, start: StartingPoint):
-    train, validation = (XrayDataset(corpus[split], start.image_processor) for split in ("train", "validation"))
+def _build_loaders(config: RunConfig, corpus: DatasetDict, start: StartingPoint, accelerator: Accelerator):
+    soft_labels = None
+    if config.data.soft_labels:
+        soft_labels = read_soft_labels(config.data.soft_labels, corpus["train"], accelerator.is_local_main_process)
+    train = XrayDataset(corpus["train"], start.image_processor, soft_labels)
+    validation = XrayDataset(corpus["validation"], start.image_processor)
     whole, workers = config.optimisation.batch_size, config.compute.num_workers
     part = whole // config.compute.gradient_accumulation_steps
     # Whole batches only, so that no step weighs an X-ray more than another.

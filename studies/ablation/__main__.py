@@ -19,7 +19,7 @@ from clip_koa.locks import WriterLock
 from clip_koa.training.preparation import load_run_corpus
 from clip_koa.training.run_config import read_run_config
 from dataset_script.exit_status import main_of
-from studies.ablation.grid import Cell, cell_config, find_cells
+from studies.ablation.grid import EQUALS, Cell, cell_config, find_cells
 from studies.ablation.runner import Job, check_jobs, run_jobs
 from studies.ablation.summary import load_results, write_summary
 
@@ -35,6 +35,10 @@ def parse_options(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser.add_argument(
         "--cells", nargs="+", default=["corners"], metavar="CELL",
         help="corners (default): the four corners and random flips; all; or names of cells",
+    )  # fmt: skip
+    parser.add_argument(
+        "--equal", choices=EQUALS, default=EQUALS[0],
+        help="compute (default): a cell with one view has twice the epochs; epochs: all have as many",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     parser.add_argument(
@@ -60,7 +64,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], dict[tuple[str, int],
     for seed in options.seeds:
         for cell in cells:
             folder = options.output / cell.name / f"seed-{seed}"
-            config = cell_config(shared, cell, seed, str(folder), train_size)
+            config = cell_config(shared, cell, seed, str(folder), train_size, options.equal)
             jobs[cell.name, seed] = Job(f"{cell.name}, seed {seed}", config)
     return cells, jobs
 

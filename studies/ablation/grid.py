@@ -10,8 +10,10 @@ from modeling_clip_koa.configuration_clip_koa import CONSISTENCY_KINDS
 CORNERS = ("plain", "random_flips", "symmetry", "consistency", "both")
 # What every other cell is compared with: cross-entropy with random mirroring, which costs nothing and is no new idea.
 BASELINE = "random_flips"
-# Factors on the consistency weight.
-WEIGHT_FACTORS = (0.25, 4.0)
+# Of the consistency loss, beside the configuration's own.
+WEIGHTS = (0.5, 2.0, 8.0)
+# What all cells have as many of: views, and so computing time; or epochs, as the paper compares.
+EQUALS = ("compute", "epochs")
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ def further_cells(config: RunConfig) -> list[Cell]:
         for kind in CONSISTENCY_KINDS
         if kind != config.losses.consistency
     ]
-    for factor in WEIGHT_FACTORS:
-        weight = config.losses.consistency_weight * factor
-        cells.append(
-            Cell(f"weight_{weight:g}", f"both, consistency weight {weight:g}", {"losses.consistency_weight": weight})
-        )
+    cells += [
+        Cell(f"weight_{weight:g}", f"both, consistency weight {weight:g}", {"losses.consistency_weight": weight})
+        for weight in WEIGHTS
+        if weight != config.losses.consistency_weight
+    ]
     cells += [
         Cell(f"prompts_{name}", f"both, with {name} prompts", {"model.prompts": name})
         for name in PROMPT_SETS
@@ -80,19 +82,24 @@ def find_cells(config: RunConfig, names: list[str]) -> list[Cell]:
     return [cell for name, cell in cells.items() if name in wanted]
 
 
-def cell_config(config: RunConfig, cell: Cell, seed: int, folder: str, train_size: int) -> RunConfig:
-    """The run of one cell and seed: as many optimizer steps, and as many views in each, as every other cell's.
+def cell_config(
+    config: RunConfig, cell: Cell, seed: int, folder: str, train_size: int, equal: str = "compute"
+) -> RunConfig:
+    """The run of one cell and seed, with as many optimizer steps as every other cell's.
 
-    A cell that looks at one view of an X-ray takes twice the X-rays a step and twice the epochs. All cells keep their
-    last weights, for a best checkpoint would be chosen among more of them where there are more epochs.
+    At equal compute there are as many views in each step: a cell that looks at one view of an X-ray takes twice the
+    X-rays a step and twice the epochs. At equal epochs it takes the same X-rays as the others, and half their time.
+    All cells keep their last weights, for a best checkpoint would be chosen among more of them where there are more
+    epochs.
 
     Args:
         config: what all cells share; its batch is of X-rays with two views.
         train_size: X-rays of the train split.
+        equal: of `EQUALS`.
     """
     shared = config.optimisation
     steps = train_size // (2 * shared.batch_size) * 2 * shared.epochs
-    factor = 2 // cell.views
+    factor = 2 // cell.views if equal == "compute" else 1
     return config.changed(
         {
             **cell.changes,

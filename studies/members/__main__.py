@@ -2,6 +2,7 @@
 
     python -m studies.members train --model lite1 --fold 0 --data_dir FOLDER --output runs/lite1_fold0
     python -m studies.members report --data_dir FOLDER
+    python -m studies.members teacher --share 0.5 --output runs/teacher.parquet
 
 `train` needs the extra `studies`; with `--resume` it goes on from its last checkpoint. It writes what the member said
 of the X-rays that it never saw to studies/members/. docs/studies.md tells more.
@@ -20,6 +21,7 @@ from studies.members.folds import assign_folds
 from studies.members.member_files import FOLDER, member_table, read_members, write_member_file
 from studies.members.networks import ARCHITECTURES, StudyError
 from studies.members.report import describe_members, find_people
+from studies.members.teacher import write_teacher
 from studies.members.training import MemberSettings, MemberTraining
 from studies.members.xrays import load_splits, read_xrays
 
@@ -67,6 +69,22 @@ def report(options: argparse.Namespace) -> None:
     print(describe_members(members, people, options.against or members[0].name))
 
 
+def teacher(options: argparse.Namespace) -> None:
+    """Writes what a student is taught."""
+    count = write_teacher(Path(options.output), read_members(Path(options.members)), options.share)
+    print(f"{options.output}: labels of {count} training X-rays, each by members that never saw it.")
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
 def _whole(text: str, least: int = 0) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= least):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
@@ -89,7 +107,11 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     table.set_defaults(run=report)
     table.add_argument("--data_dir", help="the corpus; with it the figures have intervals over people")
     table.add_argument("--against", help="the member that the others are compared with; default: the first by name")
-    for command in (train, table):
+    taught = commands.add_parser("teacher", help="write the labels of a student: grades, mixed with what members say")
+    taught.set_defaults(run=teacher)
+    taught.add_argument("--share", required=True, type=_share, help="of the members' mean in a label, 0 to 1")
+    taught.add_argument("--output", required=True, help="Parquet file that a run names as data.soft_labels")
+    for command in (train, table, taught):
         command.add_argument("--members", default=FOLDER, help="folder of member files; default: studies/members")
     return parser.parse_args(arguments)
 

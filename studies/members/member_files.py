@@ -57,10 +57,15 @@ def member_schema() -> pa.Schema:
 
 def write_member_file(path: Path, table: pa.Table) -> Path:
     """Writes a member file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_file(path, parquet_bytes(table))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file's content."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

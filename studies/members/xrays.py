@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from clip_koa.data.corpus import NEEDED_SPLITS
+from clip_koa.data.soft_labels import xray_key
 from clip_koa.evaluation.predictions import pseudonyms
 from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor
 from dataset_script.knee_xray import CorpusError, load_knee_xray
@@ -45,14 +46,6 @@ class Xrays:
         """Tells other X-rays, grades or another order."""
         lines = (f"{key} {label}\n" for key, label in zip(self.keys, self.labels.tolist(), strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def xray_key(image: Image.Image) -> str:
-    """SHA-256 of an X-ray's pixels, row by row, as `read_radiograph` gives them (a PIL image in mode L).
-
-    Whatever keeps the pixels keeps the key: another name, another place, a lossless format.
-    """
-    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def load_splits(data_dir: str | None) -> dict[str, datasets.Dataset]:

@@ -31,7 +31,7 @@ def test_consistency_by_hand():
     # Distributions (0.75, 0.25) and (0.25, 0.75).
     logits, flipped = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, math.log(3.0)]])
     mixed = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    expected = {"mse": 0.5, "kl": 0.5 * math.log(3.0), "js": mixed}
+    expected = {"mse": 0.5, "kl": 0.5 * math.log(3.0), "js": mixed, "similarity": 2 * math.log(3.0) ** 2}
     for kind, value in expected.items():
         assert consistency_loss(logits, flipped, kind).item() == pytest.approx(value, rel=1e-5), kind
 
@@ -45,8 +45,9 @@ def test_consistency_is_symmetric_and_zero_only_for_equal_views(kind, rows, othe
     assert forth >= -1e-6
     torch.testing.assert_close(forth, back, atol=1e-5, rtol=1e-4)
     assert consistency_loss(logits, logits, kind).abs() < 1e-6
-    # A constant added to all logits changes no distribution.
-    assert consistency_loss(logits, logits + 3.0, kind).abs() < 1e-5
+    # A constant added to all logits changes no distribution, but it changes similarities.
+    shifted = consistency_loss(logits, logits + 3.0, kind)
+    assert shifted.abs() < 1e-5 or (kind == "similarity" and shifted.item() == pytest.approx(9 * logits.shape[1], 1e-4))
 
 
 def test_js_is_bounded_by_ln_2():
@@ -66,5 +67,5 @@ def test_gradient_pulls_both_views_together(kind):
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="js, kl, mse"):
+    with pytest.raises(ValueError, match="js, kl, mse, similarity"):
         consistency_loss(torch.zeros(1, 5), torch.zeros(1, 5), "cosine")

@@ -90,6 +90,21 @@ def test_consistency_kind_is_used(make_model, pixel_values, labels, consistency)
     torch.testing.assert_close(output.consistency_loss, expected)
 
 
+def test_similarities_of_the_two_views_are_compared(make_model, pixel_values, labels):
+    """S and Sᴴ, cosine similarities, by squared error; the scale of the logits does not count."""
+    model = make_model(consistency="similarity", consistency_weight=2.0).train()
+    output = model(pixel_values, labels=labels)
+    with torch.no_grad():
+        mirrored = model(pixel_values.flip(-1), labels=labels, both_views=False)
+    cosines = [part.image_embeds @ part.grade_embeds.t() for part in (output, mirrored)]
+    expected = (cosines[0] - cosines[1]).square().sum(-1).mean()
+    torch.testing.assert_close(output.consistency_loss, expected, rtol=1e-4, atol=1e-6)
+    output.loss.backward()
+    with torch.no_grad():
+        model.logit_scale.sub_(1.0)
+    torch.testing.assert_close(model(pixel_values, labels=labels).consistency_loss, expected, rtol=1e-4, atol=1e-6)
+
+
 @torch.no_grad()
 def test_flip_average_cannot_depend_on_the_side(make_model, pixel_values):
     model = make_model().eval()

@@ -32,6 +32,14 @@ def test_every_cell_sees_as_many_views_in_as_many_steps():
     assert len(seen) == 1
 
 
+def test_at_equal_epochs_every_cell_sees_the_same_xrays():
+    shared = RunConfig().changed({"losses.consistency_weight": 8.0, "optimisation.epochs": 3})
+    cells = find_cells(shared, ["all"])
+    assert {"weight_0.5", "weight_2", "consistency_similarity", "prompts_case"} <= {cell.name for cell in cells}
+    configs = [cell_config(shared, cell, 1, "folder", 1000, equal="epochs").optimisation for cell in cells]
+    assert {(config.batch_size, config.epochs, config.max_steps) for config in configs} == {(16, 3, 1000 // 16 * 3)}
+
+
 def test_the_corners_are_the_four_corners():
     shared = RunConfig().changed({"losses.consistency_weight": 4.0})
     corners = {}

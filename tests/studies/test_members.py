@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss
 from torch import nn
 
+from clip_koa.data.soft_labels import SoftLabelsError, read_soft_labels, xray_key
 from dataset_script.knee_xray import CorpusError, load_knee_xray
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
@@ -22,8 +23,9 @@ from studies.members.folds import assign_folds
 from studies.members.member_files import Member, member_table, read_members, write_member_file
 from studies.members.networks import Architecture, StudyError
 from studies.members.report import average_members, describe_members, find_people, group_members
+from studies.members.teacher import teach
 from studies.members.training import MemberTraining, soften, update_average
-from studies.members.xrays import Xrays, load_splits, read_keys, read_xrays, xray_key
+from studies.members.xrays import Xrays, load_splits, read_keys, read_xrays
 
 SIZE = 40
 
@@ -361,6 +363,39 @@ def test_report_of_trained_members(train, corpus, tmp_path, capsys):
     assert len(set(people.values())) == 66
     with pytest.raises(StudyError, match="lacks 1 of the 36 X-rays of tiny_fold0"):
         find_people(str(corpus), [Member("tiny_fold0", "a", ["0" * 64, *first.keys[1:]], [], [], first.probabilities)])
+
+
+def test_a_student_is_taught_by_members_that_never_saw_the_xray(three, corpus, tmp_path, capsys):
+    keys, shares = teach(three, 0.25)
+    assert keys == ["t0", "t1", "t2"]  # of train alone
+    mean = average_members(three, "train")["t0"]
+    expected = 0.25 * mean[1] / mean[1].sum() + 0.75 * np.eye(5)[mean[0]]
+    assert shares[0].tolist() == pytest.approx(expected.tolist()) and shares.sum(1) == pytest.approx(np.ones(3))
+    assert teach(three, 0.0)[1].tolist() == np.eye(5)[[average_members(three, "train")[key][0] for key in keys]].tolist()
+
+    split = load_splits(str(corpus))["train"]
+    xrays = read_xrays(split, SIZE)
+    folds = assign_folds(xrays.people, xrays.labels.tolist(), 5)
+    folder, output = tmp_path / "members", tmp_path / "out" / "teacher.parquet"
+    draws = torch.rand(len(xrays), 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    said = draws / draws.sum(-1, keepdim=True)
+    for fold in range(5):
+        part = folds == fold
+        table = member_table([("train", fold, xrays.take(part), said[np.flatnonzero(part)])], {"name": f"m{fold}", "family": "m"})
+        write_member_file(folder / f"m{fold}.parquet", table)
+        command = ["teacher", "--members", str(folder), "--share", "0.6", "--output", str(output)]
+        assert members.main(command) == 0
+        if fold < 4:
+            with pytest.raises(SoftLabelsError, match=f"lacks {np.sum(folds > fold)} of the 120"):
+                read_soft_labels(output, split)
+    assert "labels of 120 training X-rays" in capsys.readouterr().out
+    labels = read_soft_labels(output, split)
+    expected = 0.6 * said.mean(1) + 0.4 * torch.eye(5, dtype=torch.float64)[xrays.labels]
+    torch.testing.assert_close(labels.double(), expected, atol=1e-5, rtol=0)
+    for wrong in ("1.1", "-0.1", "nan", "much"):
+        with pytest.raises(SystemExit):
+            members.main(["teacher", "--members", str(folder), "--share", wrong, "--output", str(output)])
+        assert f"{wrong!r} is no number from 0 to 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and no more", "other columns", "twice"])
