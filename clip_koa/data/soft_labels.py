@@ -54,14 +54,11 @@ def read_soft_labels(path: str | Path, split: Dataset, show_progress: bool = Tru
     """
     try:
         table = pq.read_table(path, columns=[KEY, *SHARES])
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException) as error:
         raise SoftLabelsError(
             f"data.soft_labels={path}: it is no Parquet file with the columns {KEY} and {SHARES[0]} to {SHARES[-1]} "
             "(`python -m studies.members teacher` writes one)."
         ) from error
-    if set(table.column_names) != {KEY, *SHARES}:
-        missing = next(name for name in (KEY, *SHARES) if name not in table.column_names)
-        raise SoftLabelsError(f"data.soft_labels={path}: it has no column {missing}.")
     if not all(pa.types.is_floating(table.schema.field(name).type) for name in SHARES):
         raise SoftLabelsError(f"data.soft_labels={path}: it holds shares that are no numbers.")
     shares = np.stack([table[name].to_numpy() for name in SHARES], axis=1).astype(np.float64)

@@ -65,7 +65,7 @@ def test_what_is_no_file_of_soft_labels_says_why(split, corpus, write, tmp_path)
     (tmp_path / "text.parquet").write_text("no Parquet")
     with pytest.raises(SoftLabelsError, match="text.parquet: it is no Parquet file"):
         read_soft_labels(tmp_path / "text.parquet", split)
-    with pytest.raises(SoftLabelsError, match="has no column share_4"):
+    with pytest.raises(SoftLabelsError, match="labels.parquet: it is no Parquet file with the columns xray and share_0 to share_4"):
         read_soft_labels(write(soft_label_table(keys, shares).drop_columns(["share_4"])), split)
     missing = f"lacks 2 of the {len(split)} X-rays, such as .*\\.png: it knows X-rays by their pixels"
     with pytest.raises(SoftLabelsError, match=missing):
