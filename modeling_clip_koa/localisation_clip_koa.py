@@ -154,9 +154,7 @@ class KneeLocator(nn.Module):
         """The tokens (N, P, D) of windows (mode L, `window` pixels a side)."""
         values = torch.from_numpy(np.stack([np.asarray(window) for window in windows])).float() / 255
         pixels = (values[:, None] - self.image_mean[:, None, None]) / self.image_std[:, None, None]
-        weight = model.visual_projection.weight
-        tokens = model.tokens_after(pixels.to(weight.device, weight.dtype), self.blocks, any_size=True)
-        return tokens[:, 1:].float().cpu()
+        return model.tokens_after(pixels, self.blocks, any_size=True)[:, 1:].float().cpu()
 
     def traits(self, tokens: torch.Tensor) -> torch.Tensor:
         """By what framed knees are told from other images: (N, K + 1), of tokens (N, P, D)."""
