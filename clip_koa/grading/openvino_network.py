@@ -56,13 +56,14 @@ class OpenVINOModel(GradesXrays):
         name: model folder or Hub id, or a folder that `clip-koa export-openvino` wrote.
         precision: fp32, int8 (of an export alone), bf16, or auto, bf16 where the processor has it; default: that of
             the export, else fp32.
+        keep: keep the compiled networks for the next start.
 
     Raises:
         CheckpointError: no such model, a damaged one, or a precision that it or the processor does not have.
         ImportError: OpenVINO is not installed.
     """
 
-    def __init__(self, name: str | Path, precision: str | None = None):
+    def __init__(self, name: str | Path, precision: str | None = None, keep: bool = True):
         self._name, self._export = str(name), read_export(name)
         openvino = import_openvino()
         self._core = openvino.Core()
@@ -70,10 +71,10 @@ class OpenVINOModel(GradesXrays):
         self.precision = self._precision(precision)
         self._checkpoint: CLIPKOAForImageClassification | None = None
         self._compiled = {}
-        self.entry = find_entry(self._name, self._entry_name())
+        self.entry = find_entry(self._name, self._entry_name()) if keep else None
         self.was_compiled = self.entry is None or not self._import()
         if self.was_compiled:
-            self._compile()
+            self._compile(keep)
 
     def _entry_name(self) -> str:
         machine = {name: str(self._core.get_property("CPU", name)) for name in _MACHINE}
@@ -126,8 +127,8 @@ class OpenVINOModel(GradesXrays):
         content = np.memmap(self.entry / f"{part}.blob", dtype=np.uint8, mode="r")
         return self._core.import_model(openvino.Tensor(content), "CPU", self._options)
 
-    def _compile(self) -> None:
-        """Compiles the networks, and keeps them for the next start."""
+    def _compile(self, keep: bool) -> None:
+        """Compiles the networks, and keeps them for the next start if they are to be."""
         if self._export:
             with readable(self._name):
                 networks = {part: self._core.read_model(path) for part, path in _exported(self._name).items()}
@@ -140,11 +141,12 @@ class OpenVINOModel(GradesXrays):
         with readable(self._name):
             for part, network in networks.items():
                 self._compiled[part] = self._core.compile_model(network, "CPU", self._options)
-                content = io.BytesIO()
-                self._compiled[part].export_model(content)
-                files[f"{part}.blob"] = content.getvalue()
-        # Named anew, for the files of a Hub id are all there only now.
-        self.entry = keep_entry(self._name, self._entry_name(), files)
+                if keep:
+                    content = io.BytesIO()
+                    self._compiled[part].export_model(content)
+                    files[f"{part}.blob"] = content.getvalue()
+        if keep:  # named anew, for the files of a Hub id are all there only now
+            self.entry = keep_entry(self._name, self._entry_name(), files)
 
     def grade_pixels(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, 3, H, W) -> logits (N, K), the mirror images' (N, K), features (N, D)."""
