@@ -299,8 +299,8 @@ class GradesXrays:
     """`grade` and `explain` for X-rays that are images already; `dataset_script.radiograph` reads them from any file.
 
     An image may be in any mode, deep or turned by EXIF: it goes through `read_picture`, as files do in
-    `read_radiograph`. Whoever takes this class in gives `config`, `beside` and `grade_pixels`, and `tokens_after` where
-    it finds knees.
+    `read_radiograph`. Whoever takes this class in gives `config`, `beside` and `grade_pixels`, and to find knees also
+    `tokens_after`.
     """
 
     config: CLIPKOAConfig

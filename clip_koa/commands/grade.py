@@ -20,7 +20,8 @@ def grade(
     level: Annotated[float, Option(help="How often the confidence set is to hold the true grade.")] = 0.9,
     backend: Annotated[Backend, Option(help="auto: OpenVINO on a CPU where it is installed, else PyTorch.")] = "auto",
     precision: Annotated[
-        Precision | None, Option(help="bf16: faster on some hardware; int8: of clip-koa export-openvino. [default: fp32]")
+        Precision | None,
+        Option(help="bf16: faster on some hardware; int8: of clip-koa export-openvino. [default: fp32]"),
     ] = None,
     keep_polarity: Annotated[bool, Option("--keep_polarity", help="Do not invert X-rays whose bone is dark.")] = False,
     framing: Annotated[Framing, Option(help="auto: find the knees of films; as_is: X-rays are cropped.")] = "auto",

@@ -84,8 +84,8 @@ def _write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) -
     with tempfile.TemporaryDirectory() as folder, quiet():
         whole = Path(folder) / MODEL_FILE
         program = torch.onnx.export(
-            _WithProbabilities(model, typicality_block(model)), (sample,), dynamo=True, opset_version=_OPSET, verbose=False,
-            input_names=[INPUT], output_names=["probabilities", *OUTPUTS],
+            _WithProbabilities(model, typicality_block(model)), (sample,), dynamo=True, opset_version=_OPSET,
+            verbose=False, input_names=[INPUT], output_names=["probabilities", *OUTPUTS],
             dynamic_shapes={INPUT: {0: torch.export.Dim("N")}},
         )  # fmt: skip
         program.save(whole)

@@ -85,7 +85,9 @@ def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CAL
     listing = list_files(data_dir)
     for split in ("train", "validation"):
         if split not in listing:
-            raise CorpusError(f"{data_dir} has no {split} split: 8 bits are calibrated on train, measured on validation.")
+            raise CorpusError(
+                f"{data_dir} has no {split} split: 8 bits are calibrated on train, measured on validation."
+            )
     model, _ = load_checkpoint(str(checkpoint), dtype=torch.float32)
     networks = _quantize(model, spread(listing["train"], count))
     with written_whole(folder) as temporary:
@@ -132,12 +134,8 @@ def _quantize(model: CLIPKOAForImageClassification, xrays: list[Xray]) -> dict:
     samples = {GRADING: [model.beside.preprocess([picture]).numpy() for picture in pictures]}
     if FINDING in networks:
         locator = model.beside.locator
-        samples[FINDING] = [
-            locator.pixels([Pyramid(picture).window((0, picture.height / 2), share * min(picture.size), locator.window)])
-            .numpy()
-            for picture in pictures
-            for share in _WINDOWS
-        ]  # fmt: skip
+        windows = [window for picture in pictures for window in _windows(picture, locator.window)]
+        samples[FINDING] = [locator.pixels([window]).numpy() for window in windows]
     return {part: _quantized(network, samples[part]) for part, network in networks.items()}
 
 
@@ -151,6 +149,12 @@ def _quantized(network, samples: list[np.ndarray]):
             network, nncf.Dataset(samples), subset_size=len(samples), model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
         )  # fmt: skip
+
+
+def _windows(crop: Image.Image, size: int) -> Iterator[Image.Image]:
+    """Windows of `size` pixels about the middle of a crop."""
+    for share in _WINDOWS:
+        yield Pyramid(crop).window((0, crop.height / 2), share * min(crop.size), size)
 
 
 def _pictures(xrays: list[Xray]) -> Iterator[Image.Image]:

@@ -287,7 +287,7 @@ class GrowingTable:
 
 
 def begun_with(tables: Iterable[Path]) -> dict[str, str]:
-    """The settings that the first row was made with of tables, or of runs on their way to them; empty without a row."""
+    """The settings that the first row of tables was made with, or of a run on its way to one; empty without a row."""
     for table in tables:
         with suppress(OSError, ValueError, LookupError, TypeError):  # `GrowingTable.begin` says what is wrong with it
             rows = rows_of(table)

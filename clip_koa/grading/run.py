@@ -73,7 +73,7 @@ def grade_inputs(run: GradeRun) -> int:
     for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
         if folder and (run.backend == "onnx" or is_export(run.model)):
             raise GradeTableError(
-                f"{option} {folder}: an exported network draws no heat maps; name the checkpoint it came from as --model."
+                f"{option} {folder}: an exported network draws no heat maps; name the checkpoint that it came from."
             )
     named = [file for file in find_xrays(run.inputs) if not _is_written(file, run)]
     if not named:
