@@ -13,6 +13,7 @@ from pathlib import Path
 # Before any import of the libraries, which read these once. Subprocesses inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clip-koa-tests-")
+os.environ["CLIP_KOA_CACHE"] = tempfile.mkdtemp(prefix="clip-koa-tests-")  # of compiled networks
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # Under nohup or behind an `&` these are ignored, and processes that the tests start and stop would ignore them too.

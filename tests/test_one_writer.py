@@ -19,6 +19,7 @@ COMMANDS = {
     "clip-koa calibrate": (["--model", "FOLDER"], False),
     "clip-koa average": (["one", "other", "--output", "FOLDER"], False),
     "clip-koa export-onnx": (["runs/none", "FOLDER"], False),
+    "clip-koa export-openvino": (["runs/none", "FOLDER"], False),
     "clip-koa evaluate": (["--model", "none", "--output", "FOLDER"], True),
 }
 

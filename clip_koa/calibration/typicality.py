@@ -77,8 +77,7 @@ def collect_features(model: CLIPKOAForImageClassification, batches: Iterable[dic
     model.eval()
     found, count = [], typicality_block(model) + 1
     for batch in batches:
-        weight = model.visual_projection.weight
-        pixel_values = batch["pixel_values"].to(weight.device, weight.dtype)
+        pixel_values = batch["pixel_values"]
         views = torch.cat([pixel_values, pixel_values.flip(-1)])
         image, mirror = mean_patch(model.tokens_after(views, count)).chunk(2)
         found.append(((image + mirror) / 2).cpu())

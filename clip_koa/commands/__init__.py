@@ -16,7 +16,7 @@ from dataset_script.exit_status import MEANINGS, run_command
 
 COMMANDS = (
     "grade", "page", "listen", "fetch", "train", "evaluate", "calibrate", "fit-framing", "average", "export-onnx",
-    "publish", "frame", "audit", "split", "export-corpus", "draw",
+    "export-openvino", "publish", "frame", "audit", "split", "export-corpus", "draw",
 )  # fmt: skip
 _STATUSES = "\n".join(f"  {status:<3} {meaning}" for status, meaning in MEANINGS.items())
 _EPILOG = f"\b\nExit status of every command:\n{_STATUSES}\n  128 and more: stopped by a signal, nothing is kept"

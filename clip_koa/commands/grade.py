@@ -8,8 +8,8 @@ from typer import Argument, Option
 from clip_koa.memory import importing, keep_freed_memory
 from clip_koa.released import released_model
 
-Backend = Literal["pytorch", "onnx"]
-Precision = Literal["fp32", "bf16", "auto"]
+Backend = Literal["auto", "pytorch", "openvino", "onnx"]
+Precision = Literal["fp32", "bf16", "int8", "auto"]
 Framing = Literal["auto", "as_is"]
 
 
@@ -18,8 +18,11 @@ def grade(
     model: Annotated[str, Option(help="Model folder or Hub id (default: the released one).")] = "",
     output: Annotated[Path | None, Option(help="Table: .csv, .jsonl, .parquet, or a folder for parts.")] = None,
     level: Annotated[float, Option(help="How often the confidence set is to hold the true grade.")] = 0.9,
-    backend: Annotated[Backend, Option(help="onnx: --model is a folder of clip-koa export-onnx.")] = "pytorch",
-    precision: Annotated[Precision, Option(help="bf16: faster on some hardware; auto: bf16 there.")] = "fp32",
+    backend: Annotated[Backend, Option(help="auto: OpenVINO on a CPU where it is installed, else PyTorch.")] = "auto",
+    precision: Annotated[
+        Precision | None,
+        Option(help="bf16: faster on some hardware; int8: of clip-koa export-openvino. [default: fp32]"),
+    ] = None,
     keep_polarity: Annotated[bool, Option("--keep_polarity", help="Do not invert X-rays whose bone is dark.")] = False,
     framing: Annotated[Framing, Option(help="auto: find the knees of films; as_is: X-rays are cropped.")] = "auto",
     pairs: Annotated[bool, Option("--pairs", help="Combine the grades of a person's two knees.")] = False,

@@ -1,11 +1,8 @@
 """An exported folder: the graph in fp32 or int8, what grading needs beside it; checked before it is put in place."""
 
-import logging
 import shutil
 import sys
 import tempfile
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 
 from clip_koa.calibration.typicality import typicality_block
 from clip_koa.grading.model_loading import check_is_no_file, load_checkpoint
+from clip_koa.grading.networks import GradingNetwork, quiet
 from clip_koa.grading.onnx_network import INPUT, MODEL_FILE, OUTPUTS, ExportedModel
 from clip_koa.training.checkpoints import written_whole
 from dataset_script.synthetic import GRADES, draw_knee
@@ -28,16 +26,11 @@ class ExportError(CLIPKOAError, ValueError):
     """A checkpoint that cannot be exported, or an export that does not grade as it does; the message says which."""
 
 
-class _GradingNetwork(torch.nn.Module):
-    """What is exported of a model: pixel values (N, 3, H, W) to what `grade` reads, and probabilities."""
-
-    def __init__(self, model: CLIPKOAForImageClassification):
-        super().__init__()
-        self.model, self.block = model, typicality_block(model)
-        self.register_buffer("grade_embeds", model.kept_grade_embeds())
+class _WithProbabilities(GradingNetwork):
+    """What is exported of a model: probabilities before all that `grade` reads."""
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits, flipped_logits, features = self.model.grade_both_views(pixel_values, self.block, self.grade_embeds)
+        logits, flipped_logits, features = super().forward(pixel_values)
         return ((logits + flipped_logits) / 2).softmax(-1), logits, flipped_logits, features
 
 
@@ -88,11 +81,11 @@ def compare(model: CLIPKOAForImageClassification, exported: ExportedModel) -> fl
 def _write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) -> None:
     vision = model.config.vision_config
     sample = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         whole = Path(folder) / MODEL_FILE
         program = torch.onnx.export(
-            _GradingNetwork(model).eval(), (sample,), dynamo=True, opset_version=_OPSET, verbose=False,
-            input_names=[INPUT], output_names=["probabilities", *OUTPUTS],
+            _WithProbabilities(model, typicality_block(model)), (sample,), dynamo=True, opset_version=_OPSET,
+            verbose=False, input_names=[INPUT], output_names=["probabilities", *OUTPUTS],
             dynamic_shapes={INPUT: {0: torch.export.Dim("N")}},
         )  # fmt: skip
         program.save(whole)
@@ -113,16 +106,3 @@ def _quantize(whole: Path, path: Path) -> None:
         whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"],
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )  # fmt: skip
-
-
-@contextmanager
-def _quiet():
-    """The libraries tell of each of their steps, in ways that no user of ours can act on."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

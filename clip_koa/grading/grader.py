@@ -8,14 +8,11 @@ from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageOps
 
-from clip_koa.grading.model_loading import CheckpointError, load_checkpoint
-from clip_koa.grading.onnx_network import ExportedModel
+from clip_koa.grading.backends import choose_backend, load_model
 from clip_koa.grading.pairs import whole_pairs
 from clip_koa.grading.polarity import LEAST_UNLIKE, is_doubtful, negative, unlikeness
-from clip_koa.grading.precision import set_precision
 from dataset_script.listing import LeftOut, describe_left_out
 from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
 from dataset_script.sniffing import is_hidden, read_head, why_left_out
@@ -25,7 +22,6 @@ from modeling_clip_koa.grading_clip_koa import of_knee
 from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 
 BATCH_SIZE = 16
-BACKENDS = ("pytorch", "onnx")
 FRAMINGS = ("auto", "as_is")
 _MOST_PIXELS = 32_000_000  # read before they are graded: a batch of large films would fill the memory
 NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
@@ -83,7 +79,7 @@ class Grader:
         level: how often the confidence sets are to hold the true grade.
         device: a torch device; default: a GPU where there is one.
         backend: one of `BACKENDS`; for onnx, `name` is a folder that clip-koa export-onnx wrote.
-        precision: of the vision tower, one of `PRECISIONS`; an exported graph has its own.
+        precision: of the vision tower, one of `PRECISIONS`; default: that of an export, else fp32.
         keep_polarity: grade X-rays that show bone dark as they are; otherwise they are inverted.
         framing: one of `FRAMINGS`. auto: the knees of films are found, and an X-ray that is framed as training X-rays
             are stays as it is; a model that cannot find knees takes all X-rays as they are, and `framing` says so.
@@ -92,7 +88,7 @@ class Grader:
             None: combine none.
 
     Raises:
-        CheckpointError: no such model, a damaged one, one that cannot grade, or a precision for an exported graph.
+        CheckpointError: no such model, a damaged one, one that cannot grade, or a precision that it does not have.
         CalibrationError: a level for which the checkpoint keeps no rule, a damaged file, or, with `pairs`, a
             checkpoint that keeps no pair prior.
         ImportError: the backend is not installed.
@@ -104,20 +100,14 @@ class Grader:
         level: float = 0.9,
         device: str | None = None,
         backend: str = "pytorch",
-        precision: str = "fp32",
+        precision: str | None = None,
         keep_polarity: bool = False,
         framing: str = "as_is",
         pairs: Set[str] | None = None,
     ):
         self.keep_polarity, self.level, self.pairs = keep_polarity, level, pairs
-        if backend == "onnx":
-            if precision != "fp32":
-                raise CheckpointError(f"--precision {precision} is PyTorch's: an exported graph keeps the one it has.")
-            self.model = ExportedModel(name)
-        else:
-            self.model, _ = load_checkpoint(name, dtype=torch.float32)
-            self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            set_precision(self.model, precision)
+        self.backend = choose_backend(name, device) if backend == "auto" else backend
+        self.model, self.precision = load_model(name, self.backend, precision, device)
         set_rule, _ = self.model.calibration_at(level)
         if pairs is not None:
             pair_prior(self.model.beside.calibration)  # raises where there is none
@@ -129,13 +119,6 @@ class Grader:
         """The grades' names."""
         labels = self.model.config.id2label
         return [labels[grade] for grade in range(len(labels))]
-
-    @property
-    def precision(self) -> str:
-        """Of the vision tower as it computes here: fp32 or bf16; for an exported graph its own."""
-        if isinstance(self.model, ExportedModel):
-            return "exported"
-        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.model.visual_projection.weight.dtype]
 
     def grade(self, files: Iterable[str | Path]) -> Iterator[GradedXray]:
         """Grades files in their order: each once, or once for each knee that is found in it, right knee first.

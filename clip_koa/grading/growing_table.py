@@ -17,7 +17,7 @@ from typing import NamedTuple
 from clip_koa.files import as_text, replaced, writing
 from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, rows_of, write_rows
 from clip_koa.grading.pairs import PairedFiles, whole_pairs
-from clip_koa.grading.provenance import without_code
+from clip_koa.grading.provenance import read, without_code
 from clip_koa.locks import WriterLock
 
 _NAMED = 3  # of the X-rays that are gone
@@ -284,6 +284,18 @@ class GrowingTable:
                 os.fsync(file.fileno())  # before the rows go
         self.rows.unlink()
         return ungraded
+
+
+def begun_with(tables: Iterable[Path]) -> dict[str, str]:
+    """The settings that the first row of tables was made with, or of a run on its way to one; empty without a row."""
+    for table in tables:
+        with suppress(OSError, ValueError, LookupError, TypeError):  # `GrowingTable.begin` says what is wrong with it
+            rows = rows_of(table)
+            if not rows.exists():
+                return read(next(_entries(table), None)[0]["made_by"])
+            with open(rows, "rb") as file:
+                return read(json.loads(file.readline())[0]["made_by"])
+    return {}
 
 
 def _entries(path: Path, kind: str = "") -> Iterator[list[dict]]:

@@ -1,19 +1,26 @@
 """A model folder or Hub id in, a model that grades out; or one line that says why it cannot."""
 
+from __future__ import annotations
+
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from modeling_clip_koa import CLIPKOAConfig, CLIPKOAError, CLIPKOAForImageClassification
+from modeling_clip_koa import CLIPKOAConfig, CLIPKOAError
 from modeling_clip_koa.grading_clip_koa import Beside
 from modeling_clip_koa.prompts_clip_koa import GRADE_MEANINGS
 from modeling_clip_koa.tensors_clip_koa import all_finite
+
+if TYPE_CHECKING:
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    from modeling_clip_koa import CLIPKOAForImageClassification
 
 _ADVICE = "give a model folder, such as runs/demo/best"
 
@@ -107,6 +114,8 @@ def load_checkpoint(name: str, **options) -> tuple[CLIPKOAForImageClassification
     Raises:
         CheckpointError: no such checkpoint, a damaged one, or one that does not grade 0 to 4.
     """
+    from modeling_clip_koa import CLIPKOAForImageClassification  # here, as it brings all of transformers' models
+
     config = load_config(name)
     with readable(name):
         model, info = CLIPKOAForImageClassification.from_pretrained(name, output_loading_info=True, **options)

@@ -10,7 +10,10 @@ from transformers.utils import cached_file
 from clip_koa.files import file_digest
 
 # Of a model folder, what decides a grade.
-_MODEL_FILES = ("*.safetensors", "*.onnx", "config.json", "preprocessor_config.json", "calibration.json")
+_MODEL_FILES = (
+    "*.safetensors", "*.onnx", "openvino_*.xml", "openvino_*.bin", "config.json", "preprocessor_config.json",
+    "calibration.json",
+)  # fmt: skip
 _PROJECT = Path(__file__).parents[2]
 _DIGITS = 16
 
@@ -51,6 +54,11 @@ def _imported(file: Path) -> Iterator[Path]:
 def describe(**settings) -> str:
     """Settings as a table keeps them: `model=0123456789abcdef level=0.9`."""
     return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def read(made_by: str | None) -> dict[str, str]:
+    """The settings that `describe` wrote, by name."""
+    return dict(item.split("=", 1) for item in (made_by or "").split() if "=" in item)
 
 
 def without_code(made_by: str | None) -> str:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from clip_koa.files import as_text
 from clip_koa.grading import provenance
 from clip_koa.grading.attachments import Attachments
+from clip_koa.grading.backends import choose_backend, is_export
 from clip_koa.grading.grade_table import (
     FORMATS,
     GradeTableError,
@@ -26,7 +27,7 @@ from clip_koa.grading.grade_table import (
     table_row,
 )
 from clip_koa.grading.grader import BATCH_SIZE, Grader, find_xrays
-from clip_koa.grading.growing_table import GrowingTable
+from clip_koa.grading.growing_table import GrowingTable, begun_with
 from clip_koa.grading.heat_maps import HeatMaps
 from clip_koa.grading.lines import print_grades
 from clip_koa.grading.pairing import pair_files
@@ -54,8 +55,8 @@ class GradeRun:
     model: str
     output: Path | None = None
     level: float = 0.9
-    backend: str = "pytorch"
-    precision: str = "fp32"
+    backend: str = "auto"
+    precision: str | None = None
     keep_polarity: bool = False
     explain: Path | None = None
     framing: str = "auto"
@@ -70,8 +71,10 @@ def grade_inputs(run: GradeRun) -> int:
         CLIPKOAError, OSError: nothing can be done, or no more; the message says why.
     """
     for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
-        if run.backend == "onnx" and folder:
-            raise GradeTableError(f"{option} {folder}: an exported graph draws no heat maps; use --backend pytorch.")
+        if folder and (run.backend == "onnx" or is_export(run.model)):
+            raise GradeTableError(
+                f"{option} {folder}: an exported network draws no heat maps; name the checkpoint that it came from."
+            )
     named = [file for file in find_xrays(run.inputs) if not _is_written(file, run)]
     if not named:
         raise GradeTableError("there is nothing to grade but what an earlier run wrote.")
@@ -93,8 +96,8 @@ def grade_inputs(run: GradeRun) -> int:
     else:
         output = part_of(run.output, process, processes) if in_parts else run.output
         with work_is_kept(_GO_ON), GrowingTable(output) as table:
-            grader, attachments = load(run, processes, paired.firsts)
             others = [part for part in list_parts(run.output) if part != output] if in_parts else []
+            grader, attachments = load(_as_begun(run, [output, *others]), processes, paired.firsts)
             table.begin(paired, made_by(run, grader), share, others, attachments.are_there)
             ungraded = write_table(grader, table, attachments)
             now = time.time()
@@ -106,6 +109,16 @@ def grade_inputs(run: GradeRun) -> int:
     if run.output and in_parts:
         return parts_status(run.output, processes, table.about)
     return INCOMPLETE if ungraded else DONE
+
+
+def _as_begun(run: GradeRun, tables: list[Path]) -> GradeRun:
+    """The run with the backend that began its tables, where it is left to choose; a table is never of two."""
+    begun = begun_with(tables).get("backend")
+    choice = choose_backend(run.model)
+    if run.backend != "auto" or begun == choice or {begun, choice} != {"pytorch", "openvino"} or is_export(run.model):
+        return run
+    print(f"The table was begun with --backend {begun}, and goes on with it.")
+    return replace(run, backend=begun)
 
 
 def _is_written(file: str, run: GradeRun) -> bool:
@@ -126,6 +139,9 @@ def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple
         run.framing,
         firsts if run.pairs else None,
     )
+    if getattr(grader.model, "was_compiled", False):
+        kept = f"kept in {as_text(grader.model.entry)}" if grader.model.entry else "it could not be kept"
+        print(f"The model was compiled for this processor ({kept}).")
     if run.framing != grader.framing:
         print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
     attachments = []
@@ -144,7 +160,7 @@ def made_by(run: GradeRun, grader: Grader) -> str:
     """What the rows of a table depend on besides the X-rays."""
     return provenance.describe(
         model=provenance.model_digest(run.model), code=provenance.code_digest(), level=run.level,
-        backend=run.backend, precision=grader.precision, keep_polarity=run.keep_polarity, framing=grader.framing,
+        backend=grader.backend, precision=grader.precision, keep_polarity=run.keep_polarity, framing=grader.framing,
         pairs=run.pairs,
     )  # fmt: skip
 

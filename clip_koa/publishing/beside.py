@@ -8,6 +8,8 @@ PROJECT = Path(__file__).parents[2]
 # Folders and files of the project that each is made of, and names that its release may hold.
 _PAGE = (
     "app.py", "LICENSE", "clip_koa/__init__.py", "clip_koa/grading/__init__.py", "clip_koa/grading/grader.py",
+    "clip_koa/grading/backends.py", "clip_koa/grading/openvino_network.py", "clip_koa/grading/openvino_cache.py",
+    "clip_koa/grading/networks.py", "clip_koa/grading/provenance.py",
     "clip_koa/grading/onnx_network.py", "clip_koa/grading/grade_table.py", "clip_koa/grading/model_loading.py",
     "clip_koa/grading/pairs.py", "clip_koa/grading/polarity.py",
     "clip_koa/grading/precision.py", "clip_koa/files.py", "clip_koa/locks.py",

@@ -7,6 +7,9 @@ Sections:
   views      inference on both views over one view; the text tower's share of a training step
   inference  X-rays per second, from images in memory to grades, over transformers' pipelines with the same weights;
              floating-point operations over the machine's matrix-product peak
+  backends   X-rays per second of both views by PyTorch, OpenVINO and ONNX Runtime in each precision, from images in
+             memory to grades, over transformers' image-classification pipeline with the same weights
+  start      seconds from the start of clip-koa grade to the grade of one X-ray, by backend, with the released model
   training   views per second over transformers' image-classification example and over a naive CLIP-KOA step;
              floating-point operations over the machine's matrix-product peak
   batches    views per second over the naive step for batches of 4 to 64
@@ -28,14 +31,16 @@ from clip_koa.memory import keep_freed_memory
 from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
+from studies.benchmark.backends import measure_backends
 from studies.benchmark.growth import measure_growth, measure_sharing
 from studies.benchmark.inference import measure_inference
 from studies.benchmark.loading import measure_loader
 from studies.benchmark.measure import MODELS, device
 from studies.benchmark.memory import measure_levers, measure_loader_growth
+from studies.benchmark.start import measure_start
 from studies.benchmark.training import measure_batches, measure_training, measure_views, profile_training
 
-SECTIONS = ("views", "inference", "training", "batches", "profile", "loader", "memory", "growth")
+SECTIONS = ("views", "inference", "backends", "start", "training", "batches", "profile", "loader", "memory", "growth")
 
 
 def run_section(section: str, options: argparse.Namespace) -> dict:
@@ -45,6 +50,10 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
         return measure_views(*common)
     if section == "inference":
         return measure_inference(options.model, options.batch_size, options.prompts, options.rounds)
+    if section == "backends":
+        return measure_backends(options.model, options.batch_size, options.prompts, options.rounds)
+    if section == "start":
+        return measure_start(options.rounds)
     if section == "training":
         return measure_training(*common)
     if section == "batches":

@@ -35,6 +35,7 @@ def measure_growth(counts: tuple[int, ...]) -> dict[str, dict]:
         start = load_starting_point("tiny", PROMPT_SETS["standard"], [])
         save_model_folder(folder / "model", start.model, start.image_processor, start.tokenizer)
         archives = {count: _link(folder / str(count), count) for count in (_START, *counts)}
+        _predict(folder, archives[_START])  # which compiles the model, once
         starting, _ = _predict(folder, archives[_START])
         rates, memory = [], []
         for count in tqdm(counts, desc="growth", unit="archive"):
@@ -62,6 +63,7 @@ def measure_sharing(name: str, count: int) -> dict[str, float]:
         save_model_folder(folder / "model", build_model(name, "standard"), processor, tokenizer)
         few, many = _link(folder / "few", 2 * _START), _link(folder / "many", count)
         seconds = {}
+        _predict(folder, few)  # which compiles the model, once
         for processes in (1, 2):
             environment = [
                 {"RANK": rank, "WORLD_SIZE": processes, "OMP_NUM_THREADS": max(1, cores // processes)}

@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from modeling_clip_koa import PROMPT_SETS, CLIPKOAForImageClassification
 from studies.benchmark.measure import MODELS, build_model, count_flops, device, matrix_product, measure, ratio
 
 ZERO_SHOT, LINEAR = "zero-shot pipeline", "classification pipeline"
-_EXPORTED = {"ONNX fp32, both views": False, "ONNX int8, both views": True}
 
 
 def measure_inference(name: str, batch_size: int, prompts: str, rounds: int) -> dict:
@@ -34,18 +32,15 @@ def measure_inference(name: str, batch_size: int, prompts: str, rounds: int) -> 
     Returns:
         For each way of ours `X-rays/s over` either pipeline; `same grades` as the pipeline's (share); `of the peak`:
         floating-point operations per second over those of a matrix product of the same precision; the `model's share`
-        of the time, the rest being preprocessing; how much faster the exported graph is in int8.
+        of the time, the rest being preprocessing.
     """
-    size = MODELS[name]["vision_config"]["image_size"]
-    images = [draw_knee(number % 5, "LR"[number % 2], number, size).convert("L") for number in range(batch_size)]
+    images = draw_images(name, batch_size)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        tokenizer = build_prompt_tokenizer(PROMPT_SETS[prompts], 77)
-        processor = build_image_processor(size, IMAGENET_MEAN, IMAGENET_STD)
-        save_model_folder(folder, build_model(name, prompts), processor, tokenizer)
-        theirs = _pipelines(folder, images, [texts[0] for texts in PROMPT_SETS[prompts]])
+        write_model(folder, name, prompts)
+        theirs = pipelines(folder, images, [texts[0] for texts in PROMPT_SETS[prompts]])
         models = {kind: Grader(str(folder), precision=kind).model for kind in ("fp32", "bf16")}
-        ours = _own_ways(models, images) | _exported_ways(folder, images)
+        ours = _own_ways(models, images)
     same = _same_grades(theirs[ZERO_SHOT](), {way: grade() for way, grade in ours.items() if "one view" in way})
     forwards = {kind: _forward(model, images) for kind, model in models.items()}
     products = {kind: matrix_product(kind) for kind in models}
@@ -69,12 +64,23 @@ def measure_inference(name: str, batch_size: int, prompts: str, rounds: int) -> 
     if (compiled := "one view, bf16, compiled") in seconds:
         share = flops["bf16"] / products["bf16"][1]
         figures[f"{compiled}: of the peak, all included"] = ratio(seconds["product bf16"], seconds[compiled], share)
-    if exported := [seconds[way] for way in _EXPORTED if way in seconds]:
-        figures["ONNX int8 over ONNX fp32"] = ratio(*exported)
     return figures
 
 
-def _pipelines(folder: Path, images: list[Image.Image], prompts: list[str]) -> dict[str, Callable]:
+def draw_images(name: str, count: int) -> list[Image.Image]:
+    """X-rays of the size that a model of `MODELS` reads, in mode L."""
+    size = MODELS[name]["vision_config"]["image_size"]
+    return [draw_knee(number % 5, "LR"[number % 2], number, size).convert("L") for number in range(count)]
+
+
+def write_model(folder: Path, name: str, prompts: str) -> None:
+    """The model folder of one of `MODELS`, with random weights."""
+    processor = build_image_processor(MODELS[name]["vision_config"]["image_size"], IMAGENET_MEAN, IMAGENET_STD)
+    tokenizer = build_prompt_tokenizer(PROMPT_SETS[prompts], 77)
+    save_model_folder(folder, build_model(name, prompts), processor, tokenizer)
+
+
+def pipelines(folder: Path, images: list[Image.Image], prompts: list[str]) -> dict[str, Callable]:
     """Each gives the grades of all images, as a user of stock transformers gets them."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # stock classes name the weights that they leave aside
@@ -125,22 +131,6 @@ def _forward(model: CLIPKOAForImageClassification, images: list[Image.Image]) ->
     weight = model.visual_projection.weight
     pixel_values = model.beside.preprocess(images).to(weight.device, weight.dtype)
     return torch.inference_mode()(lambda: model.grade_views(pixel_values))
-
-
-def _exported_ways(folder: Path, images: list[Image.Image]) -> dict[str, Callable]:
-    """The exported graphs, which always compute both views; empty where the extra onnx is missing."""
-    if not (find_spec("onnx") and find_spec("onnxruntime")):
-        return {}
-    from clip_koa.exporting.export import export
-    from clip_koa.grading.onnx_network import ExportedModel
-
-    ways = {}
-    for way, int8 in _EXPORTED.items():
-        exported = folder.with_name(way)
-        export(folder, exported, int8)
-        model = ExportedModel(exported)
-        ways[way] = lambda model=model: model.grade(images)
-    return ways
 
 
 def _same_grades(expected: list[int], found: dict[str, list[int]]) -> dict[str, float]:

@@ -246,6 +246,7 @@ def _command(name, folder, corpus, output) -> list:
         "grade": (*model, "--output", f"{output}.csv", corpus),
         "page": model,
         "export-onnx": (folder, output),
+        "export-openvino": (folder, output, *data),
         "publish": (folder, "a/b", "--dry_run", "--output", output),
         "evaluate": (*model, *data, "--output", output),
         "calibrate": (*model, *data, "--output", output),
@@ -257,7 +258,7 @@ def _command(name, folder, corpus, output) -> list:
     }[name]]  # fmt: skip
 
 
-DOORS = ["grade", "page", "export-onnx", "publish", "evaluate", "calibrate", "average", "train"]
+DOORS = ["grade", "page", "export-onnx", "export-openvino", "publish", "evaluate", "calibrate", "average", "train"]
 
 
 def _refusal(name, folder, corpus, output, capsys) -> str:

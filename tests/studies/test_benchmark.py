@@ -1,9 +1,11 @@
 """benchmark.py measures what it says, on a model small enough for a test."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
-from studies.benchmark import inference, training
+from studies.benchmark import backends, inference, training
 from studies.benchmark.growth import measure_growth
 from studies.benchmark.measure import MODELS, matrix_product
 
@@ -25,6 +27,16 @@ def test_grading_against_the_pipelines(monkeypatch):
     assert same["one view, fp32"] == same["one view, fp32, image processor"] == 1
     assert 0 < figures["forward fp32 of the peak"]["median"] < 1
     assert not any("compiled" in name for name in figures)
+
+
+@pytest.mark.slow
+def test_every_backend_that_is_installed_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLIP_KOA_CACHE", str(tmp_path))
+    figures = backends.measure_backends("tiny", batch_size=2, prompts="standard", rounds=1)
+    ways = {name.split(",")[0] for name in figures}
+    assert {"PyTorch fp32", "PyTorch bf16"} <= ways and all(figure["median"] > 0 for figure in figures.values())
+    if find_spec("nncf") and find_spec("openvino"):
+        assert {"OpenVINO fp32", "OpenVINO int8"} <= ways
 
 
 def test_training_for_each_batch_size_and_what_it_spends_its_time_on():

@@ -82,7 +82,7 @@ def test_wrong_use_ends_with_2(arguments, told, capsys):
 def test_choices_are_those_of_the_rooms():
     from clip_koa.commands import evaluate, grade
     from clip_koa.evaluation.heads import HEADS
-    from clip_koa.grading.grader import BACKENDS
+    from clip_koa.grading.backends import BACKENDS
     from clip_koa.grading.precision import PRECISIONS
     from clip_koa.publishing.release import DTYPES
 

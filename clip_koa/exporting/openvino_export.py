@@ -1,0 +1,166 @@
+"""A model's networks in 8 bits for OpenVINO: calibrated on training X-rays, measured on those of validation."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import cohen_kappa_score
+from tqdm.auto import tqdm
+
+from clip_koa.exporting.export import ExportError
+from clip_koa.grading import provenance
+from clip_koa.grading.model_loading import check_is_no_file, load_checkpoint
+from clip_koa.grading.networks import quiet
+from clip_koa.grading.openvino_network import (
+    EXPORT_FILE,
+    FINDING,
+    GRADING,
+    NETWORK_FILE,
+    OpenVINOModel,
+    convert,
+    import_openvino,
+)
+from clip_koa.training.checkpoints import written_whole
+from dataset_script.knee_xray import CorpusError, read_xray
+from dataset_script.layouts import Xray, list_files, read_contents
+from modeling_clip_koa import CALIBRATION_FILE, LOCALISATION_FILE, TYPICALITY_FILE, CLIPKOAForImageClassification
+from modeling_clip_koa.calibration_clip_koa import ATYPICAL
+from modeling_clip_koa.grading_clip_koa import GradesXrays
+from modeling_clip_koa.localisation_clip_koa import Pyramid
+
+_BESIDE = ("config.json", "preprocessor_config.json", CALIBRATION_FILE, TYPICALITY_FILE, LOCALISATION_FILE)
+CALIBRATION_XRAYS = 300  # of the train split, spread evenly over its list; NNCF's own number
+_MEASURED_XRAYS = 2000  # of validation, at most
+_BATCH_SIZE = 16
+# Windows of a crop that the finding network is calibrated on: the whole, and the parts that a search comes by.
+_WINDOWS = (1.0, 0.7)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What 8 bits cost, on X-rays of validation: of the export, and of the model in fp32.
+
+    Attributes:
+        num_xrays: measured.
+        accuracy, qwk, warned: of the export; quadratic weighted kappa; share taken for no frontal knee X-ray.
+        accuracy_fp32, qwk_fp32, warned_fp32: of the model.
+        same_grades: share that both give the same grade.
+    """
+
+    num_xrays: int
+    accuracy: float
+    accuracy_fp32: float
+    qwk: float
+    qwk_fp32: float
+    warned: float
+    warned_fp32: float
+    same_grades: float
+
+
+def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CALIBRATION_XRAYS) -> Measured:
+    """Writes what `clip-koa grade --backend openvino` takes in 8 bits, whole or not at all; returns what it costs.
+
+    Args:
+        checkpoint: a model folder.
+        data_dir: a corpus with the splits train, to calibrate on, and validation, to measure on.
+        count: of the training X-rays that are taken.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot grade.
+        CorpusError, RadiographError: no such splits, or an X-ray that cannot be read.
+        ExportError: something else lies in the export's place, or no checkpoint.
+        ImportError: the extra openvino is not installed.
+    """
+    if folder.exists() and not (folder / EXPORT_FILE).is_file():
+        raise ExportError(f"{folder} is there and no export for OpenVINO: name another folder.")
+    check_is_no_file(str(checkpoint))
+    for name in _BESIDE[:2]:
+        if not (checkpoint / name).is_file():
+            raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
+    listing = list_files(data_dir)
+    for split in ("train", "validation"):
+        if split not in listing:
+            raise CorpusError(
+                f"{data_dir} has no {split} split: 8 bits are calibrated on train, measured on validation."
+            )
+    model, _ = load_checkpoint(str(checkpoint), dtype=torch.float32)
+    networks = _quantize(model, spread(listing["train"], count))
+    with written_whole(folder) as temporary:
+        for part, network in networks.items():
+            import_openvino().save_model(network, temporary / NETWORK_FILE.format(part), compress_to_fp16=False)
+        for name in _BESIDE:
+            if (checkpoint / name).is_file():
+                shutil.copyfile(checkpoint / name, temporary / name)
+        about = {"precision": "int8", "made_of": provenance.model_digest(str(checkpoint)), "calibration_xrays": count}
+        _write_about(temporary, about)
+        exported = OpenVINOModel(temporary, keep=False)
+        measured = measure(exported, OpenVINOModel(checkpoint), spread(listing["validation"], _MEASURED_XRAYS))
+        _write_about(temporary, about | {"validation": asdict(measured)})
+    return measured
+
+
+def spread(xrays: list[Xray], count: int) -> list[Xray]:
+    """At most `count` X-rays of a list, spread evenly over it and so over its grades."""
+    places = np.linspace(0, len(xrays) - 1, min(count, len(xrays)))
+    return [xrays[round(place)] for place in places]
+
+
+def measure(exported: GradesXrays, model: GradesXrays, xrays: list[Xray]) -> Measured:
+    """What an export says of X-rays as they are, against the model that it was made of."""
+    pairs, truth = [], []
+    with tqdm(total=len(xrays), desc="measuring", unit="X-ray") as bar:
+        for start in range(0, len(xrays), _BATCH_SIZE):
+            batch = xrays[start : start + _BATCH_SIZE]
+            pictures = list(_pictures(batch))
+            pairs += zip(*(way.grade(pictures, keep_polarity=True) for way in (exported, model)), strict=True)
+            truth += [xray.grade for xray in batch]
+            bar.update(len(batch))
+    grades = np.array([[grade.grade for grade in pair] for pair in pairs])
+    warned = np.array([[(grade.atypicality or 0) >= ATYPICAL for grade in pair] for pair in pairs])
+    accuracy = (grades == np.array(truth)[:, None]).mean(0).tolist()
+    kappas = [float(cohen_kappa_score(truth, way, weights="quadratic")) for way in grades.T]
+    same = float((grades[:, 0] == grades[:, 1]).mean())
+    return Measured(len(xrays), *accuracy, *kappas, *warned.mean(0).tolist(), same)
+
+
+def _quantize(model: CLIPKOAForImageClassification, xrays: list[Xray]) -> dict:
+    """The networks of a model with weights and inputs of their matrix products in 8 bits."""
+    networks, pictures = convert(model), list(_pictures(xrays))
+    samples = {GRADING: [model.beside.preprocess([picture]).numpy() for picture in pictures]}
+    if FINDING in networks:
+        locator = model.beside.locator
+        windows = [window for picture in pictures for window in _windows(picture, locator.window)]
+        samples[FINDING] = [locator.pixels([window]).numpy() for window in windows]
+    return {part: _quantized(network, samples[part]) for part, network in networks.items()}
+
+
+def _quantized(network, samples: list[np.ndarray]):
+    """A network calibrated on samples (1, 3, H, W): weights in 8 bits a channel, symmetric, inputs asymmetric."""
+    import_openvino()
+    with quiet():
+        import nncf
+
+        return nncf.quantize(
+            network, nncf.Dataset(samples), subset_size=len(samples), model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+        )  # fmt: skip
+
+
+def _windows(crop: Image.Image, size: int) -> Iterator[Image.Image]:
+    """Windows of `size` pixels about the middle of a crop."""
+    for share in _WINDOWS:
+        yield Pyramid(crop).window((0, crop.height / 2), share * min(crop.size), size)
+
+
+def _pictures(xrays: list[Xray]) -> Iterator[Image.Image]:
+    for xray, content in read_contents(xrays):
+        yield read_xray(xray, content).image
+
+
+def _write_about(folder: Path, about: dict) -> None:
+    (folder / EXPORT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")

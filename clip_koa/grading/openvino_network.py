@@ -1,0 +1,255 @@
+"""A model that grades in OpenVINO, the compiler for CPUs, as the checkpoint does in PyTorch."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from clip_koa.grading.model_loading import (
+    CheckpointError,
+    checked_image_processor,
+    load_checkpoint,
+    load_config,
+    readable,
+)
+from clip_koa.grading.openvino_cache import entry_name, find_entry, forget_entry, keep_entry
+from modeling_clip_koa import XrayPreprocessor
+from modeling_clip_koa.grading_clip_koa import Beside, GradesXrays
+
+if TYPE_CHECKING:
+    from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification, Explanation
+
+GRADING, FINDING = "grading", "finding"
+NETWORK_FILE = "openvino_{}.xml"  # of an export; the weights lie in the .bin beside it
+EXPORT_FILE = "openvino.json"  # of an export: its precision, and what it was made of
+INPUT, OUTPUTS = "pixel_values", ("logits", "flipped_logits", "features")
+PREPROCESSING_FILE = "preprocessing.json"  # of a cache's entry
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+
+
+def import_openvino():
+    """OpenVINO, kept from telling its makers over the network that it is used.
+
+    Unless a file in the user's home forbids it, its tools do so when they are imported and when they convert. Without
+    the module that does it they do not.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
+
+
+class OpenVINOModel(GradesXrays):
+    """The networks of a checkpoint, or of an export in 8 bits, compiled for this machine's processor.
+
+    They are converted from the PyTorch module, compiled, and kept by `openvino_cache`. Started again, it imports them
+    alone: neither the weights are read then, nor what of transformers runs networks.
+
+    Args:
+        name: model folder or Hub id, or a folder that `clip-koa export-openvino` wrote.
+        precision: fp32, int8 (of an export alone), bf16, or auto, bf16 where the processor has it; default: that of
+            the export, else fp32.
+        keep: keep the compiled networks for the next start.
+
+    Raises:
+        CheckpointError: no such model, a damaged one, or a precision that it or the processor does not have.
+        ImportError: OpenVINO is not installed.
+    """
+
+    def __init__(self, name: str | Path, precision: str | None = None, keep: bool = True):
+        self._name, self._export = str(name), read_export(name)
+        openvino = import_openvino()
+        self._core = openvino.Core()
+        self.config = load_config(self._name)
+        self.precision = self._precision(precision)
+        self._checkpoint: CLIPKOAForImageClassification | None = None
+        self._compiled = {}
+        self.entry = find_entry(self._name, self._entry_name()) if keep else None
+        self.was_compiled = self.entry is None or not self._import()
+        if self.was_compiled:
+            self._compile(keep)
+
+    def _entry_name(self) -> str:
+        machine = {name: str(self._core.get_property("CPU", name)) for name in _MACHINE}
+        return entry_name(self._name, precision=self.precision, **machine)
+
+    @property
+    def is_export(self) -> bool:
+        """Whether it is the networks alone, without the checkpoint that they came from."""
+        return self._export is not None
+
+    def _precision(self, asked: str | None) -> str:
+        own = self._export["precision"] if self._export else None
+        if own and asked not in (None, own):
+            raise CheckpointError(f"{self._name} is an export in {own}: leave --precision {asked} out.")
+        if own:
+            return own
+        if asked == "int8":
+            raise CheckpointError(
+                f"--precision int8: {self._name} must be calibrated for it (clip-koa export-openvino {self._name} "
+                "FOLDER --data_dir XRAYS); then name that FOLDER as --model."
+            )
+        has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if asked == "bf16" and not has_bf16:
+            raise CheckpointError("--precision bf16: this processor does not compute in it; use fp32.")
+        return "bf16" if has_bf16 and asked in ("bf16", "auto") else "fp32"
+
+    @property
+    def _options(self) -> dict:
+        return {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],  # never what OpenVINO thinks best for the machine
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # several processes would be bound to the same cores
+        }
+
+    def _import(self) -> bool:
+        """Takes what an entry of the cache holds; returns whether it could."""
+        try:
+            preprocess = _read_preprocessing(self.entry / PREPROCESSING_FILE, self._name, self.config)
+            self._compiled = {GRADING: self._import_network(GRADING)}
+        except (OSError, ValueError, KeyError, RuntimeError):  # a disk that was full, a file that was edited
+            forget_entry(self.entry)
+            self.entry = None
+            return False
+        self.beside = Beside.read(self._name, self.config, preprocess)
+        return True
+
+    def _import_network(self, part: str):
+        openvino = import_openvino()
+        content = np.memmap(self.entry / f"{part}.blob", dtype=np.uint8, mode="r")
+        return self._core.import_model(openvino.Tensor(content), "CPU", self._options)
+
+    def _compile(self, keep: bool) -> None:
+        """Compiles the networks, and keeps them for the next start if they are to be."""
+        if self._export:
+            with readable(self._name):
+                networks = {part: self._core.read_model(path) for part, path in _exported(self._name).items()}
+            self.beside = Beside.read(self._name, self.config)
+            checked_image_processor(self._name, self.beside, self.config.vision_config.image_size)
+        else:
+            model, _ = load_checkpoint(self._name, dtype=torch.float32)
+            networks, self.beside = convert(model), model.beside
+        files = {PREPROCESSING_FILE: _kept_preprocessing(self.beside.preprocess)}
+        with readable(self._name):
+            for part, network in networks.items():
+                self._compiled[part] = self._core.compile_model(network, "CPU", self._options)
+                if keep:
+                    content = io.BytesIO()
+                    self._compiled[part].export_model(content)
+                    files[f"{part}.blob"] = content.getvalue()
+        if keep:  # named anew, for the files of a Hub id are all there only now
+            self.entry = keep_entry(self._name, self._entry_name(), files)
+
+    def grade_pixels(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(N, 3, H, W) -> logits (N, K), the mirror images' (N, K), features (N, D)."""
+        return tuple(self._run(GRADING, pixel_values))
+
+    def tokens_after(self, pixel_values: torch.Tensor, count: int, any_size: bool = False) -> torch.Tensor:
+        """The tokens, (V, T, D), of windows of the locator's size after the blocks that it passes."""
+        (tokens,) = self._run(FINDING, pixel_values)
+        return tokens
+
+    def _run(self, part: str, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        if part not in self._compiled:
+            with readable(self._name):
+                self._compiled[part] = self._import_network(part)
+        found = self._compiled[part](pixel_values.contiguous().numpy(), share_inputs=True)
+        return [torch.from_numpy(output) for output in found.values()]
+
+    @property
+    def can_find_knees(self) -> bool:
+        """Whether a locator was fitted to the checkpoint."""
+        return self.beside.has_locator
+
+    def explain(self, *arguments, **options) -> Explanation:
+        """As the checkpoint, which PyTorch reads when it is first asked: compiled networks give no gradients.
+
+        Raises:
+            CheckpointError: the networks were exported without it.
+        """
+        if self._export:
+            raise CheckpointError("An exported network cannot explain: load the checkpoint it was exported from.")
+        if self._checkpoint is None:
+            self._checkpoint, _ = load_checkpoint(self._name, dtype=torch.float32)
+        return self._checkpoint.explain(*arguments, **options)
+
+
+_MACHINE = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
+
+
+def convert(model: CLIPKOAForImageClassification) -> dict:
+    """The networks of a model in OpenVINO's form, in fp32: what grades, and what finds knees if it has a locator."""
+    from clip_koa.grading.networks import FindingNetwork, GradingNetwork, quiet
+
+    openvino, beside = import_openvino(), model.beside
+    parts = {GRADING: (GradingNetwork(model, beside.typicality.block if beside.typicality else 0), OUTPUTS)}
+    sizes = {GRADING: model.config.vision_config.image_size}
+    if beside.has_locator:
+        parts[FINDING], sizes[FINDING] = (FindingNetwork(model), ("tokens",)), beside.locator.window
+    networks = {}
+    for part, (network, outputs) in parts.items():
+        shape = (model.config.vision_config.num_channels, sizes[part], sizes[part])
+        with quiet(), torch.inference_mode(False), torch.no_grad():
+            networks[part] = openvino.convert_model(
+                network, example_input=torch.zeros(2, *shape), input=[(INPUT, [-1, *shape])]
+            )
+        for output, given in zip(networks[part].outputs, outputs, strict=True):
+            output.get_tensor().set_names({given})
+    return networks
+
+
+def read_export(folder: str | Path) -> dict | None:
+    """What `EXPORT_FILE` of an exported folder says; None of any other folder.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = Path(folder) / EXPORT_FILE
+    if not path.is_file():
+        return None
+    try:
+        export = json.loads(path.read_text(encoding="utf-8"))
+        if export["precision"] not in _HINTS:
+            raise ValueError
+        return export
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: run clip-koa export-openvino anew.") from error
+
+
+def _exported(folder: str) -> dict[str, Path]:
+    paths = {part: Path(folder) / NETWORK_FILE.format(part) for part in (GRADING, FINDING)}
+    if not paths[GRADING].is_file():
+        raise CheckpointError(f"{folder} holds no {paths[GRADING].name}: run clip-koa export-openvino anew.")
+    return {part: path for part, path in paths.items() if path.is_file()}
+
+
+class _KeptProcessor:
+    """An image processor whose settings are known; transformers' own is read where a picture needs more of it."""
+
+    def __init__(self, name: str, config: CLIPKOAConfig, settings: dict):
+        self._name, self._config = name, config
+        vars(self).update({setting: settings[setting] for setting in _SETTINGS})
+
+    def __call__(self, *arguments, **options):
+        return Beside.read(self._name, self._config).image_processor(*arguments, **options)
+
+
+def _kept_preprocessing(preprocess: XrayPreprocessor) -> bytes:
+    processor = preprocess.image_processor
+    settings = {name: getattr(processor, name, None) for name in _SETTINGS}
+    settings |= {name: dict(settings[name] or {}) for name in ("size", "crop_size")}
+    settings["resample"] = int(settings["resample"])
+    return json.dumps({"settings": settings, "shades": preprocess.shades.tolist()}).encode()
+
+
+def _read_preprocessing(path: Path, name: str, config: CLIPKOAConfig) -> XrayPreprocessor:
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return XrayPreprocessor(_KeptProcessor(name, config, kept["settings"]), torch.tensor(kept["shades"]))
