@@ -35,6 +35,7 @@ _EXTRAS = {
     "peft": "lora",
     "pydicom": "dicom",
     "pynetdicom": "pacs",
+    "ray": "ray",
     "skimage": "robustness",
 }
 

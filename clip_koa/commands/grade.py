@@ -28,22 +28,23 @@ def grade(
         Path | None,
         Option("--dicom_results", metavar="DIR", help="Write a report and a picture of each DICOM image there."),
     ] = None,
+    ray: Annotated[str | None, Option(metavar="ADDRESS", help="Ray cluster: local, auto, or HOST:PORT.")] = None,
+    cores: Annotated[int | None, Option(help="Of the cluster, how many cores grade (default: GPUs, or all).")] = None,
 ) -> int:
     """Grade X-rays, and say how sure the model is.
 
     Knees are found in films and in X-rays that are not cropped as the training X-rays are; each gets a row. Without
     --output it prints a line for each X-ray and one for its mirror image. A table that is there is brought up
-    to date: what is new is graded, and a run that was stopped goes on where it was. `accelerate launch predict.py`
-    with the same options spreads over processes, each of which writes a Parquet part into the folder --output; the
-    last of them tells by its exit status whether all were graded.
+    to date: what is new is graded, and a run that was stopped goes on where it was. With --ray the GPUs or cores of
+    a cluster grade. `accelerate launch predict.py` with the same options spreads over processes of one machine, each
+    of which writes a Parquet part into the folder --output.
     """
     model = model or released_model()
     with importing():
         from clip_koa.grading.run import GradeRun, grade_inputs
 
     keep_freed_memory()
-    return grade_inputs(
-        GradeRun(
-            inputs, model, output, level, backend, precision, keep_polarity, explain, framing, pairs, dicom_results
-        )
-    )
+    return grade_inputs(GradeRun(
+        inputs, model, output, level, backend, precision, keep_polarity, explain, framing, pairs, dicom_results,
+        ray, cores,
+    ))  # fmt: skip

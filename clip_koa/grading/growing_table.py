@@ -6,49 +6,30 @@ An entry is the list of an X-ray's rows: one, or one for each knee of a film.
 import hashlib
 import json
 import os
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from clip_koa.files import as_text, replaced, writing
 from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, rows_of, write_rows
 from clip_koa.grading.pairs import PairedFiles, whole_pairs
 from clip_koa.grading.provenance import without_code
+from clip_koa.grading.sources import Waiting, stamp_at_hand
 from clip_koa.locks import WriterLock
 
 _NAMED = 3  # of the X-rays that are gone
-
-
-class Waiting(NamedTuple):
-    """An X-ray that is to be graded: its number among the inputs, and its file as it was when it was looked at."""
-
-    number: int
-    file: str
-    size: int | None  # bytes
-    modified: str | None  # as `stamp` writes it
-
-
-def stamp(file: str) -> tuple[int | None, str | None]:
-    """Size in bytes and time of the last change (UTC, to the nanosecond) of a file; None for one that is not there."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None, None
-    seconds, rest = divmod(found.st_mtime_ns, 10**9)
-    return found.st_size, f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
 
 
 class GrowingTable:
     """The table of the X-rays that are named now, of which rows that it holds already are kept.
 
     A row is kept where the same model graded the file with the same settings, and the file has its size and time
-    still. Rows that another version of the code graded are kept too, and counted by `count_of_other_code`. Rows are
-    kept on disk as they come, in a hidden file beside the table, so that a stopped run goes on where it was. What
-    memory holds of them is the place of each row, and whether other code graded it.
+    still; an object of a store that no listing names is taken as unchanged. Rows that another version of the code
+    graded are kept too, and counted by `count_of_other_code`. Rows are kept on disk as they come, in a hidden file
+    beside the table, so that a stopped run goes on where it was. What memory holds of them is the place of each row,
+    and whether other code graded it.
 
     Args:
         path: ending in one of `FORMATS`. It is written anew when all rows are there; until then it stays as it was.
@@ -209,7 +190,8 @@ class GrowingTable:
             return None
         if row["paired_with"] not in (row["file"], as_text(self.paired.partner(number) or "") or None):
             return None  # the other knee was another file, or there was none
-        if (row["file_bytes"], row["file_modified"]) != stamp(self.files[number]) or row["file_bytes"] is None:
+        before, now = (row["file_bytes"], row["file_modified"]), stamp_at_hand(self.files[number])
+        if now not in (None, before) or row["file_bytes"] is None:
             self._stale.add(number)
             return None
         self._stale.discard(number)
@@ -232,10 +214,14 @@ class GrowingTable:
         return sum(self._other_code)
 
     def batches(self, size: int) -> Iterator[list[Waiting]]:
-        """The X-rays that have no row, in their order."""
+        """The X-rays that have no row, in their order, each looked at when its batch is taken."""
+        for numbers in self.numbers(size):
+            yield [Waiting.looked_at(number, self.files[number]) for number in numbers]
+
+    def numbers(self, size: int) -> Iterator[list[int]]:
+        """The numbers of the X-rays that have no row, in batches that part no pair."""
         left = (number for number, place in zip(self.share, self._places, strict=True) if place < 0)
-        for numbers in whole_pairs(left, size, lambda number: self.files[number] in self.paired.firsts):
-            yield [Waiting(number, self.files[number], *stamp(self.files[number])) for number in numbers]
+        yield from whole_pairs(left, size, lambda number: self.files[number] in self.paired.firsts)
 
     def add(self, waiting: Iterable[Waiting], entries: Iterable[list[dict]]) -> None:
         """Adds the entries, each a list of `table_row`s, of X-rays that `batches` gave.

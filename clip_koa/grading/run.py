@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -25,12 +25,14 @@ from clip_koa.grading.grade_table import (
     share_of,
     table_row,
 )
-from clip_koa.grading.grader import BATCH_SIZE, Grader, find_xrays
+from clip_koa.grading.grader import BATCH_SIZE, GradedXray, Grader
 from clip_koa.grading.growing_table import GrowingTable
 from clip_koa.grading.heat_maps import HeatMaps
+from clip_koa.grading.inputs import find_xrays
 from clip_koa.grading.lines import print_grades
 from clip_koa.grading.pairing import pair_files
 from clip_koa.grading.pairs import PairedFiles
+from clip_koa.grading.sources import Waiting, is_remote
 from clip_koa.interruption import work_is_kept
 from dataset_script.exit_status import DONE, INCOMPLETE
 
@@ -48,6 +50,8 @@ class GradeRun:
         explain: folder for the X-rays under their heat maps; None: none.
         pairs: combine the grades of a person's two knees.
         dicom_results: folder for reports and pictures of DICOM images; None: none.
+        ray: the Ray cluster that grades, as `clip_koa.grading.cluster.joined` takes it; None: this process does.
+        cores: of the cluster, how many grade; None: all of its GPUs, or else all cores.
     """
 
     inputs: list[str]
@@ -61,6 +65,8 @@ class GradeRun:
     framing: str = "auto"
     pairs: bool = False
     dicom_results: Path | None = None
+    ray: str | None = None
+    cores: int | None = None
 
 
 def grade_inputs(run: GradeRun) -> int:
@@ -69,12 +75,12 @@ def grade_inputs(run: GradeRun) -> int:
     Raises:
         CLIPKOAError, OSError: nothing can be done, or no more; the message says why.
     """
-    for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
-        if run.backend == "onnx" and folder:
-            raise GradeTableError(f"{option} {folder}: an exported graph draws no heat maps; use --backend pytorch.")
+    _check_options(run)
     named = [file for file in find_xrays(run.inputs) if not _is_written(file, run)]
     if not named:
         raise GradeTableError("there is nothing to grade but what an earlier run wrote.")
+    if (run.pairs or run.dicom_results) and (remote := next(filter(is_remote, named), None)):
+        raise GradeTableError(f"{remote}: --pairs and --dicom_results need files on this machine.")
     paired = pair_files(named) if run.pairs else PairedFiles(named)
     files = paired.files
     if run.pairs:
@@ -87,6 +93,8 @@ def grade_inputs(run: GradeRun) -> int:
             f"--output {run.output}: {processes} processes write their parts into a folder; name one."
         )
     share = paired.share(share_of(len(files), process, processes))
+    if run.ray:
+        return _grade_on_cluster(run, paired)
     if not run.output:
         grader, attachments = load(run, processes, paired.firsts)
         ungraded = print_grades(grader, [files[number] for number in share], run.level, attachments)
@@ -100,12 +108,45 @@ def grade_inputs(run: GradeRun) -> int:
             now = time.time()
             os.utime(output, (now, now))  # what was up to date is whole as of now, too
     attachments.finish()
-    if not grader.is_calibrated:
-        print("No confidence sets: the model is not calibrated (clip-koa calibrate does it).")
-    print("The grade is read from both views averaged. Research only: not for diagnosis.")
+    _say_what_grades(run, grader)
     if run.output and in_parts:
         return parts_status(run.output, processes, table.about)
     return INCOMPLETE if ungraded else DONE
+
+
+def _check_options(run: GradeRun) -> None:
+    for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
+        if run.backend == "onnx" and folder:
+            raise GradeTableError(f"{option} {folder}: an exported graph draws no heat maps; use --backend pytorch.")
+        if run.ray and folder:
+            raise GradeTableError(f"{option} {folder}: a cluster writes rows alone; leave out --ray.")
+    if run.ray and not run.output:
+        raise GradeTableError(f"--ray {run.ray}: --output names the table or folder that the rows are written to.")
+    if run.cores is not None and (not run.ray or run.cores < 1):
+        raise GradeTableError(f"--cores {run.cores}: give a number of at least 1, together with --ray.")
+
+
+def _grade_on_cluster(run: GradeRun, paired: PairedFiles) -> int:
+    """Has a Ray cluster grade, and is the one writer of what it says; returns the exit status."""
+    from clip_koa.grading.cluster import joined  # needs the extra `ray`
+    from clip_koa.grading.pool import Pool
+
+    output = run.output if run.output.suffix in FORMATS else part_of(run.output, 0, 1)
+    with work_is_kept(_GO_ON), GrowingTable(output) as table, joined(run.ray):
+        pool = Pool(run, run.ray, run.cores)
+        loaded = pool.load()
+        table.begin(paired, loaded.made_by)
+        ungraded = fill_table(table, pool.grade)
+    _say_what_grades(run, loaded)
+    return INCOMPLETE if ungraded else DONE
+
+
+def _say_what_grades(run: GradeRun, grader) -> None:
+    if run.framing != grader.framing:
+        print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
+    if not grader.is_calibrated:
+        print("No confidence sets: the model is not calibrated (clip-koa calibrate does it).")
+    print("The grade is read from both views averaged. Research only: not for diagnosis.")
 
 
 def _is_written(file: str, run: GradeRun) -> bool:
@@ -116,18 +157,7 @@ def _is_written(file: str, run: GradeRun) -> bool:
 
 def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple[Grader, Attachments]:
     """The grader, and what writes all that is asked for besides the rows."""
-    grader = Grader(
-        run.model,
-        run.level,
-        _device(processes),
-        run.backend,
-        run.precision,
-        run.keep_polarity,
-        run.framing,
-        firsts if run.pairs else None,
-    )
-    if run.framing != grader.framing:
-        print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
+    grader = load_grader(run, _device(processes), firsts)
     attachments = []
     if run.explain:
         attachments.append(HeatMaps(grader, run.explain, overview=processes == 1))
@@ -138,6 +168,20 @@ def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple
         made = MadeBy.of(run.model, made_by(run, grader))
         attachments.append(DicomResults(grader, run.dicom_results, made))
     return grader, Attachments(attachments)
+
+
+def load_grader(run: GradeRun, device: str | None, firsts: Set[str] = frozenset()) -> Grader:
+    """The grader of a run, on a torch device; `firsts` of its pairs, as `PairedFiles` has them."""
+    return Grader(
+        run.model,
+        run.level,
+        device,
+        run.backend,
+        run.precision,
+        run.keep_polarity,
+        run.framing,
+        firsts if run.pairs else None,
+    )
 
 
 def made_by(run: GradeRun, grader: Grader) -> str:
@@ -183,6 +227,28 @@ def _device(processes: int) -> str | None:
 
 def write_table(grader: Grader, table: GrowingTable, attachments: Attachments | None = None) -> int:
     """Grades what the table has no row of, and puts it in its place; returns how many X-rays were not graded."""
+
+    def grade(table: GrowingTable) -> Iterator[tuple[list[Waiting], list[list[dict]]]]:
+        for waiting in table.batches(BATCH_SIZE):
+            graded = grader.grade([xray.file for xray in waiting])
+            yield waiting, entries_of((attachments or Attachments()).passing(graded))
+
+    return fill_table(table, grade)
+
+
+def entries_of(graded: Iterable[GradedXray]) -> list[list[dict]]:
+    """The rows of graded X-rays, a list for each file: one row, or one for each knee of a film."""
+    return [list(entry) for _, entry in groupby(map(table_row, graded), key=lambda row: row["file"])]
+
+
+def fill_table(
+    table: GrowingTable, grade: Callable[[GrowingTable], Iterable[tuple[list[Waiting], list[list[dict]]]]]
+) -> int:
+    """Adds what is graded to the table, and puts it in its place; returns how many X-rays were not graded.
+
+    Args:
+        grade: grades what the table has no row of; gives batches of X-rays, in any order, and their rows.
+    """
     if table.gone:
         named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
         print(f"{table.gone} X-rays of the table are no longer named, and leave it: {named}")
@@ -196,11 +262,8 @@ def write_table(grader: Grader, table: GrowingTable, attachments: Attachments | 
         print(f"{as_text(table.path)} is up to date: {len(table.share)} X-rays.")
         return ungraded
     with tqdm(total=len(table.share), initial=table.kept, desc="grading", unit="X-ray") as bar:
-        for waiting in table.batches(BATCH_SIZE):
-            graded = (attachments or Attachments()).passing(grader.grade([xray.file for xray in waiting]))
-            # One row an X-ray, or one for each knee of a film.
-            entries = groupby(map(table_row, graded), key=lambda row: row["file"])
-            table.add(waiting, [list(entry) for _, entry in entries])
+        for waiting, entries in grade(table):
+            table.add(waiting, entries)
             bar.update(len(waiting))
     ungraded, total = table.finish(), len(table.share)
     earlier = f" ({table.kept} of them before, {table.changed} again as the file had changed)" if table.kept else ""

@@ -29,9 +29,10 @@ from clip_koa.grading.grade_table import (
     table_row,
     write_rows,
 )
-from clip_koa.grading.grader import GradedXray, Grader, find_xrays
+from clip_koa.grading.grader import GradedXray, Grader
 from clip_koa.grading.growing_table import stamp
 from clip_koa.grading.heat_maps import OVERVIEW, HeatMaps
+from clip_koa.grading.inputs import find_xrays
 from clip_koa.grading.run import parts_status
 from clip_koa.locks import WriterLock
 from clip_koa.training.checkpoints import save_model_folder
