@@ -15,6 +15,8 @@ Sections:
   memory     peak memory of a training step under each lever
   growth     X-rays per second and memory of clip-koa grade for archives of 1,000 to 100,000 X-rays, with a tiny model;
              two processes that share the cores over one
+  cluster    X-rays per second of clip-koa grade --ray local on two cores over two separate runs; memory of its driver
+  busy       grading and a training step beside processes that use every core, for each way that threads wait
 Weights are random, which costs the same. docs/performance.md holds the figures.
 """
 
@@ -28,6 +30,8 @@ from clip_koa.memory import keep_freed_memory
 from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
+from studies.benchmark.busy import measure_busy
+from studies.benchmark.cluster import measure_cluster, measure_driver
 from studies.benchmark.growth import measure_growth, measure_sharing
 from studies.benchmark.inference import measure_inference
 from studies.benchmark.loading import measure_loader
@@ -35,7 +39,7 @@ from studies.benchmark.measure import MODELS, device
 from studies.benchmark.memory import measure_levers, measure_loader_growth
 from studies.benchmark.training import measure_batches, measure_training, measure_views, profile_training
 
-SECTIONS = ("views", "inference", "training", "batches", "profile", "loader", "memory", "growth")
+SECTIONS = ("views", "inference", "training", "batches", "profile", "loader", "memory", "growth", "cluster", "busy")
 
 
 def run_section(section: str, options: argparse.Namespace) -> dict:
@@ -56,6 +60,11 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
             **measure_growth(options.archives),
             "clip-koa grade": measure_sharing(options.model, options.batch_size * 10),
         }
+    if section == "cluster":
+        measured = measure_cluster(options.model, options.batch_size * 10, options.rounds)
+        return {**measured, **measure_driver(options.archives)}
+    if section == "busy":
+        return measure_busy(options.model, options.batch_size, options.rounds)
     if section == "memory":
         return {"MiB at the peak of a step": measure_levers(options.model, options.batch_size)}
     builder = KneeXray("synthetic", people=400, image_size=224)

@@ -34,7 +34,7 @@ def measure_growth(counts: tuple[int, ...]) -> dict[str, dict]:
         folder = Path(temporary)
         start = load_starting_point("tiny", PROMPT_SETS["standard"], [])
         save_model_folder(folder / "model", start.model, start.image_processor, start.tokenizer)
-        archives = {count: _link(folder / str(count), count) for count in (_START, *counts)}
+        archives = {count: link_xrays(folder / str(count), count) for count in (_START, *counts)}
         starting, _ = _predict(folder, archives[_START])
         rates, memory = [], []
         for count in tqdm(counts, desc="growth", unit="archive"):
@@ -60,7 +60,7 @@ def measure_sharing(name: str, count: int) -> dict[str, float]:
         tokenizer = build_prompt_tokenizer(PROMPT_SETS["standard"], 77)
         processor = build_image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
         save_model_folder(folder / "model", build_model(name, "standard"), processor, tokenizer)
-        few, many = _link(folder / "few", 2 * _START), _link(folder / "many", count)
+        few, many = link_xrays(folder / "few", 2 * _START), link_xrays(folder / "many", count)
         seconds = {}
         for processes in (1, 2):
             environment = [
@@ -73,7 +73,7 @@ def measure_sharing(name: str, count: int) -> dict[str, float]:
     return {"two processes over one": seconds[1] / seconds[2]}
 
 
-def _link(folder: Path, count: int) -> Path:
+def link_xrays(folder: Path, count: int) -> Path:
     """A folder of that many X-rays, links to a few drawn ones."""
     drawn = folder.parent / "drawn"
     if not drawn.exists():
