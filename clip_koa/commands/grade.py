@@ -16,7 +16,7 @@ Framing = Literal["auto", "as_is"]
 def grade(
     inputs: Annotated[list[str], Argument(metavar="XRAY_OR_FOLDER", help="Files, folders of them, or patterns.")],
     model: Annotated[str, Option(help="Model folder or Hub id (default: the released one).")] = "",
-    output: Annotated[Path | None, Option(help="Table: .csv, .jsonl, .parquet, or a folder for parts.")] = None,
+    output: Annotated[Path | None, Option(help="Table: .csv, .jsonl, .parquet, or a folder for one.")] = None,
     level: Annotated[float, Option(help="How often the confidence set is to hold the true grade.")] = 0.9,
     backend: Annotated[Backend, Option(help="onnx: --model is a folder of clip-koa export-onnx.")] = "pytorch",
     precision: Annotated[Precision, Option(help="bf16: faster on some hardware; auto: bf16 there.")] = "fp32",
@@ -35,9 +35,8 @@ def grade(
 
     Knees are found in films and in X-rays that are not cropped as the training X-rays are; each gets a row. Without
     --output it prints a line for each X-ray and one for its mirror image. A table that is there is brought up
-    to date: what is new is graded, and a run that was stopped goes on where it was. With --ray the GPUs or cores of
-    a cluster grade. `accelerate launch predict.py` with the same options spreads over processes of one machine, each
-    of which writes a Parquet part into the folder --output.
+    to date: what is new is graded, and a run that was stopped goes on where it was. With --ray all
+    GPUs or cores of a machine grade, or those of a cluster.
     """
     model = model or released_model()
     with importing():

@@ -71,8 +71,6 @@ class GrowingTable:
         self,
         inputs: list[str] | PairedFiles,
         made_by: str,
-        share: range | None = None,
-        others: Iterable[Path] = (),
         is_kept: Callable[[dict], bool] | None = None,
     ) -> None:
         """Takes over the rows that stay.
@@ -81,8 +79,6 @@ class GrowingTable:
             inputs: the files, or also which of them are pairs. A pair is kept or graded as one: were one of the two
                 graded again, the other's row would not fit it.
             made_by: the model and settings that grade, as `provenance.describe` gives them.
-            share: of the inputs, which this table holds; default: all.
-            others: tables whose rows may be of this share, for a share moves as the archive grows.
             is_kept: says of a row whether it may stay, or is graded again; default: all may.
 
         Raises:
@@ -92,47 +88,40 @@ class GrowingTable:
         self.paired = inputs if isinstance(inputs, PairedFiles) else PairedFiles(inputs)
         self.files, self.made_by, self._is_kept = (files := self.paired.files), made_by, is_kept
         self._settings = without_code(made_by)
-        self.share = range(len(files)) if share is None else share
         self._numbers = {as_text(file): number for number, file in enumerate(files)}
         names = hashlib.sha256("\n".join(self._numbers).encode()).hexdigest()
         self.about = json.dumps({"inputs": names, "made_by": self._settings})
-        self._places, self._other_code = array("q", [-1]) * len(self.share), bytearray(len(self.share))
+        self._places, self._other_code = array("q", [-1]) * len(files), bytearray(len(files))
         self._end = 0
         self.is_current = False
         if self.rows.exists():
             self._go_on()
         else:
-            self._take_over(others)
+            self._take_over()
         self._leave_no_halves()
-        self.kept, self.changed = len(self.share) - self._places.count(-1), len(self._stale)
+        self.kept, self.changed = len(files) - self._places.count(-1), len(self._stale)
         del self._numbers
 
     def _leave_no_halves(self) -> None:
         """Leaves both files of a pair to be graded where one of them is."""
-        begin, places = self.share.start, self._places
-        for place in range(len(places) - 1):
-            if self.files[begin + place] in self.paired.firsts and min(places[place], places[place + 1]) < 0:
-                places[place] = places[place + 1] = -1
-                self._other_code[place] = self._other_code[place + 1] = 0
+        places = self._places
+        for number in range(len(places) - 1):
+            if self.files[number] in self.paired.firsts and min(places[number], places[number + 1]) < 0:
+                places[number] = places[number + 1] = -1
+                self._other_code[number] = self._other_code[number + 1] = 0
 
-    def _take_over(self, others: Iterable[Path]) -> None:
-        """Begins with the rows of the table that is there, and of other ones."""
+    def _take_over(self) -> None:
+        """Begins with the rows of the table that is there."""
         with replaced(self.rows) as temporary, open(temporary, "wb") as file:
-            total = in_order = elsewhere = 0
+            total = in_order = 0
             if self.path.exists():
                 for total, entry in enumerate(self._check(self.path, _entries(self.path)), 1):
                     number = self._number_kept(entry)
-                    in_order += number == self.share.start + total - 1
+                    in_order += number == total - 1
                     self._write(file, number, entry)
                 is_of_these = self.path.suffix != ".parquet" or read_about(self.path) == self.about
-                self.is_current = in_order == total == len(self.share) and is_of_these
-            for other in others:
-                for entry in _entries(other):
-                    row = entry[0]
-                    if without_code(row["made_by"]) == self._settings and row["file"] in self._numbers:
-                        elsewhere += 1
-                        self._write(file, self._number_kept(entry), entry)
-            if total and self.gone == total and not elsewhere:
+                self.is_current = in_order == total == len(self.files) and is_of_these
+            if total and self.gone == total:
                 self._refuse_others(self.path)
 
     def _go_on(self) -> None:
@@ -144,7 +133,7 @@ class GrowingTable:
                 if number is not None:
                     self._note(number, entry, self._entry_begins)
             file.truncate(self._end)
-        if total and self.gone == total and len(self.share) == len(self.files):
+        if total and self.gone == total:
             self._refuse_others(self.rows)
 
     def _refuse_others(self, source: Path) -> None:
@@ -183,10 +172,10 @@ class GrowingTable:
             yield entry
 
     def _number_kept(self, entry: list[dict]) -> int | None:
-        """The number of an entry's X-ray; None where it is not of this share, or must be graded (again)."""
+        """The number of an entry's X-ray; None where it is not named, or must be graded (again)."""
         row = entry[0]
         number = self._numbers.get(row["file"])
-        if number is None or number not in self.share or any(row["error"] for row in entry):
+        if number is None or any(row["error"] for row in entry):
             return None
         if row["paired_with"] not in (row["file"], as_text(self.paired.partner(number) or "") or None):
             return None  # the other knee was another file, or there was none
@@ -206,8 +195,7 @@ class GrowingTable:
 
     def _note(self, number: int, entry: list[dict], begins: int) -> None:
         """Keeps in memory where an X-ray's entry begins, and whether other code graded it."""
-        place = number - self.share.start
-        self._places[place], self._other_code[place] = begins, entry[0]["made_by"] != self.made_by
+        self._places[number], self._other_code[number] = begins, entry[0]["made_by"] != self.made_by
 
     def count_of_other_code(self) -> int:
         """How many of the X-rays another version of the code graded."""
@@ -220,7 +208,7 @@ class GrowingTable:
 
     def numbers(self, size: int) -> Iterator[list[int]]:
         """The numbers of the X-rays that have no row, in batches that part no pair."""
-        left = (number for number, place in zip(self.share, self._places, strict=True) if place < 0)
+        left = (number for number, place in enumerate(self._places) if place < 0)
         yield from whole_pairs(left, size, lambda number: self.files[number] in self.paired.firsts)
 
     def add(self, waiting: Iterable[Waiting], entries: Iterable[list[dict]]) -> None:
@@ -241,7 +229,7 @@ class GrowingTable:
             GradeTableError: one is missing.
         """
         with open(self.rows, "rb") as file:
-            for number, place in zip(self.share, self._places, strict=True):
+            for number, place in enumerate(self._places):
                 if place != file.tell():
                     file.seek(max(place, 0))
                 entry = json.loads(file.readline() or b"[]")
@@ -264,8 +252,8 @@ class GrowingTable:
             written = ungraded = 0
             for written, entry in enumerate(_entries(temporary, self.path.suffix), 1):  # noqa: B007
                 ungraded += any(row["grade"] is None for row in entry)
-            if written != len(self.share):
-                raise GradeTableError(f"{as_text(self.path)} would hold {written} of {len(self.share)} X-rays.")
+            if written != len(self.files):
+                raise GradeTableError(f"{as_text(self.path)} would hold {written} of {len(self.files)} X-rays.")
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # before the rows go
         self.rows.unlink()

@@ -84,7 +84,7 @@ class Pool:
             CLIPKOAError: a machine grades otherwise than the first, or none is left. What was given stays.
         """
         self._table, batches = table, map(_Batch, table.numbers(BATCH_SIZE))
-        most = -(-(len(table.share) - table.kept) // BATCH_SIZE)
+        most = -(-(len(table.files) - table.kept) // BATCH_SIZE)
         while True:
             self._staff(most)
             while (process := self._least_busy()) and (batch := self._next(batches)):

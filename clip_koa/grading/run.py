@@ -1,30 +1,16 @@
-"""`clip-koa grade`: files are found, graded, and printed or kept in a table, alone or among several processes."""
+"""`clip-koa grade`: files are found, graded here or by a cluster, and printed or kept in a table."""
 
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import psutil
-import torch
 from tqdm.auto import tqdm
 
 from clip_koa.files import as_text
 from clip_koa.grading import provenance
 from clip_koa.grading.attachments import Attachments
-from clip_koa.grading.grade_table import (
-    FORMATS,
-    GradeTableError,
-    count_ungraded,
-    is_being_made,
-    list_parts,
-    part_of,
-    read_about,
-    share_of,
-    table_row,
-)
+from clip_koa.grading.grade_table import GradeTableError, table_at, table_row
 from clip_koa.grading.grader import BATCH_SIZE, GradedXray, Grader
 from clip_koa.grading.growing_table import GrowingTable
 from clip_koa.grading.heat_maps import HeatMaps
@@ -46,7 +32,7 @@ class GradeRun:
     Attributes:
         inputs: files, folders of them, or patterns.
         model, level, backend, precision, keep_polarity, framing: see `Grader`.
-        output: table, or folder for parts; None prints.
+        output: table, or folder for one; None prints.
         explain: folder for the X-rays under their heat maps; None: none.
         pairs: combine the grades of a person's two knees.
         dicom_results: folder for reports and pictures of DICOM images; None: none.
@@ -70,7 +56,7 @@ class GradeRun:
 
 
 def grade_inputs(run: GradeRun) -> int:
-    """Grades this process's share of the inputs; returns the exit status.
+    """Grades the inputs; returns the exit status.
 
     Raises:
         CLIPKOAError, OSError: nothing can be done, or no more; the message says why.
@@ -82,35 +68,20 @@ def grade_inputs(run: GradeRun) -> int:
     if (run.pairs or run.dicom_results) and (remote := next(filter(is_remote, named), None)):
         raise GradeTableError(f"{remote}: --pairs and --dicom_results need files on this machine.")
     paired = pair_files(named) if run.pairs else PairedFiles(named)
-    files = paired.files
     if run.pairs:
         print(f"{len(paired.firsts)} people or studies have one file of each knee: these are graded together.")
-    # As `accelerate launch` and torchrun set them. Processes need not talk to each other, so none waits for another.
-    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    in_parts = run.output and run.output.suffix not in FORMATS
-    if processes > 1 and not in_parts:
-        raise GradeTableError(
-            f"--output {run.output}: {processes} processes write their parts into a folder; name one."
-        )
-    share = paired.share(share_of(len(files), process, processes))
     if run.ray:
         return _grade_on_cluster(run, paired)
     if not run.output:
-        grader, attachments = load(run, processes, paired.firsts)
-        ungraded = print_grades(grader, [files[number] for number in share], run.level, attachments)
+        grader, attachments = load(run, paired.firsts)
+        ungraded = print_grades(grader, paired.files, run.level, attachments)
     else:
-        output = part_of(run.output, process, processes) if in_parts else run.output
-        with work_is_kept(_GO_ON), GrowingTable(output) as table:
-            grader, attachments = load(run, processes, paired.firsts)
-            others = [part for part in list_parts(run.output) if part != output] if in_parts else []
-            table.begin(paired, made_by(run, grader), share, others, attachments.are_there)
+        with work_is_kept(_GO_ON), GrowingTable(table_at(run.output)) as table:
+            grader, attachments = load(run, paired.firsts)
+            table.begin(paired, made_by(run, grader), attachments.are_there)
             ungraded = write_table(grader, table, attachments)
-            now = time.time()
-            os.utime(output, (now, now))  # what was up to date is whole as of now, too
     attachments.finish()
     _say_what_grades(run, grader)
-    if run.output and in_parts:
-        return parts_status(run.output, processes, table.about)
     return INCOMPLETE if ungraded else DONE
 
 
@@ -131,8 +102,7 @@ def _grade_on_cluster(run: GradeRun, paired: PairedFiles) -> int:
     from clip_koa.grading.cluster import joined  # needs the extra `ray`
     from clip_koa.grading.pool import Pool
 
-    output = run.output if run.output.suffix in FORMATS else part_of(run.output, 0, 1)
-    with work_is_kept(_GO_ON), GrowingTable(output) as table, joined(run.ray):
+    with work_is_kept(_GO_ON), GrowingTable(table_at(run.output)) as table, joined(run.ray):
         pool = Pool(run, run.ray, run.cores)
         loaded = pool.load()
         table.begin(paired, loaded.made_by)
@@ -155,12 +125,12 @@ def _is_written(file: str, run: GradeRun) -> bool:
     return bool(folders) and not set(folders).isdisjoint(Path(file).resolve().parents)
 
 
-def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple[Grader, Attachments]:
+def load(run: GradeRun, firsts: Set[str] = frozenset()) -> tuple[Grader, Attachments]:
     """The grader, and what writes all that is asked for besides the rows."""
-    grader = load_grader(run, _device(processes), firsts)
+    grader = load_grader(run, None, firsts)
     attachments = []
     if run.explain:
-        attachments.append(HeatMaps(grader, run.explain, overview=processes == 1))
+        attachments.append(HeatMaps(grader, run.explain))
     if run.dicom_results:
         from clip_koa.dicom.results import DicomResults  # needs the extra `pacs`
         from clip_koa.dicom.source import MadeBy
@@ -171,7 +141,7 @@ def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple
 
 
 def load_grader(run: GradeRun, device: str | None, firsts: Set[str] = frozenset()) -> Grader:
-    """The grader of a run, on a torch device; `firsts` of its pairs, as `PairedFiles` has them."""
+    """The grader of a run, on a torch device or the one that it chooses; `firsts` as `PairedFiles` has them."""
     return Grader(
         run.model,
         run.level,
@@ -191,38 +161,6 @@ def made_by(run: GradeRun, grader: Grader) -> str:
         backend=run.backend, precision=grader.precision, keep_polarity=run.keep_polarity, framing=grader.framing,
         pairs=run.pairs,
     )  # fmt: skip
-
-
-def parts_status(folder: Path, processes: int, about: str) -> int:
-    """The exit status of a process whose part is whole: the last to finish tells for all whether one was not graded.
-
-    A launcher stops all processes when one fails, so that none may while another still grades, or is yet to look
-    whether its part of an earlier launch is up to date.
-
-    Args:
-        about: what the parts of these inputs say of themselves.
-    """
-    begin = _launched()
-    parts = [
-        part for part in list_parts(folder)
-        if part.stat().st_mtime >= begin and read_about(part) == about and not is_being_made(part)
-    ]  # fmt: skip
-    if len(parts) < processes:
-        print("Other parts are not whole yet: the last process tells by its exit status whether all were graded.")
-        return DONE
-    return INCOMPLETE if sum(map(count_ungraded, parts)) else DONE
-
-
-def _launched() -> float:
-    """When torchrun or accelerate, which stop all processes with the first that fails, was started; else 0."""
-    return psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-
-
-def _device(processes: int) -> str | None:
-    """The GPU of this process, where there are several processes and GPUs; else the grader's choice."""
-    if processes == 1 or not torch.cuda.is_available():
-        return None
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def write_table(grader: Grader, table: GrowingTable, attachments: Attachments | None = None) -> int:
@@ -259,13 +197,13 @@ def fill_table(
         )
     if table.is_current:
         ungraded = table.finish()
-        print(f"{as_text(table.path)} is up to date: {len(table.share)} X-rays.")
+        print(f"{as_text(table.path)} is up to date: {len(table.files)} X-rays.")
         return ungraded
-    with tqdm(total=len(table.share), initial=table.kept, desc="grading", unit="X-ray") as bar:
+    with tqdm(total=len(table.files), initial=table.kept, desc="grading", unit="X-ray") as bar:
         for waiting, entries in grade(table):
             table.add(waiting, entries)
             bar.update(len(waiting))
-    ungraded, total = table.finish(), len(table.share)
+    ungraded, total = table.finish(), len(table.files)
     earlier = f" ({table.kept} of them before, {table.changed} again as the file had changed)" if table.kept else ""
     print(f"{as_text(table.path)}: {total - ungraded} X-rays graded{earlier}, {ungraded} not.")
     return ungraded

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from clip_koa.grading.grade_table import part_of, rows_of
+from clip_koa.grading.grade_table import rows_of, table_at
 from clip_koa.training.checkpoints import save_model_folder
 from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor, load_starting_point
 from clip_koa.training.tokenizer import build_prompt_tokenizer
@@ -95,7 +95,7 @@ def _grade(folder: Path, archive: Path, on_cluster: bool) -> tuple[subprocess.Po
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    return run, rows_of(part_of(output, 0, 1))
+    return run, rows_of(table_at(output))
 
 
 def _spend(folder: Path, inputs: list[Path], count: int, on_cluster: bool) -> _Spent:

@@ -158,7 +158,7 @@ def test_a_machine_dies_and_joins_again(model, tmp_path, capsys):
             run = subprocess.Popen(
                 [sys.executable, "-m", "clip_koa", *map(str, on_cluster)], stdout=printed, stderr=printed
             )
-        rows = tmp_path / "many" / ".part-00000-of-00001.parquet.rows"
+        rows = tmp_path / "many" / ".grades.parquet.rows"
         _wait_for(rows, 200, run)
         two.remove_node(dying, allow_graceful=False)
         _wait_for(rows, 600, run)
