@@ -1,4 +1,4 @@
-"""`accelerate launch predict.py ...` is `clip-koa grade ...`, by several processes."""
+"""`python predict.py ...` is `clip-koa grade ...`, out of a checkout."""
 
 import sys
 

@@ -37,6 +37,7 @@ _EXTRAS = {
     "peft": "lora",
     "pydicom": "dicom",
     "pynetdicom": "pacs",
+    "ray": "ray",
     "skimage": "robustness",
 }
 

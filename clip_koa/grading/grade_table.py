@@ -11,7 +11,6 @@ import pyarrow.parquet
 
 from clip_koa.files import as_text
 from clip_koa.grading.grader import GradedXray
-from clip_koa.locks import WriterLock
 from modeling_clip_koa import GRADE_LABELS, CLIPKOAError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -99,7 +98,7 @@ def table_row(xray: GradedXray) -> dict:
     }
 
 
-_ABOUT = "clip_koa"  # the entry of a Parquet table's metadata that says which inputs and which share of them it holds
+_ABOUT = "clip_koa"  # the entry of a Parquet table's metadata that says which inputs it is of
 
 
 def write_rows(path: Path, kind: str, rows: Iterable[dict], about: str = "") -> None:
@@ -176,55 +175,32 @@ _CELLS = {
 }
 
 
-def part_of(folder: Path, process: int, processes: int) -> Path:
-    """The table that one of several processes writes into a folder, which together hold every X-ray once.
+def table_at(output: Path) -> Path:
+    """The table that is meant by a name, which in a folder is `grades.parquet`.
 
     Raises:
-        GradeTableError: the name is that of a file, or the folder has parts of another number of processes.
+        GradeTableError: the name is that of another file, or the folder has parts that an earlier version wrote.
     """
-    is_missing = not folder.exists()
-    if folder.suffix.lower() in _OTHER_TABLES if is_missing else not folder.is_dir():
+    if output.suffix in FORMATS:
+        return output
+    is_missing = not output.exists()
+    if output.suffix.lower() in _OTHER_TABLES if is_missing else not output.is_dir():
         raise GradeTableError(
-            f"--output {as_text(folder)}: a table ends in {', '.join(FORMATS)}; parts need a folder."
+            f"--output {as_text(output)}: a table ends in {', '.join(FORMATS)}; any other name is a folder's."
         )
-    for part in folder.glob("*part-*-of-*"):
-        if f"-of-{processes:05d}." not in part.name and part.suffix != ".lock":
-            raise GradeTableError(f"{part} is of another number of processes than {processes}: give another folder.")
-    return folder / f"part-{process:05d}-of-{processes:05d}.parquet"
+    if part := next(output.glob("part-*-of-*.parquet"), None):
+        raise GradeTableError(f"{as_text(part)} is a part, as earlier versions wrote them: give another folder.")
+    return output / "grades.parquet"
 
 
-def read_about(part: Path) -> str:
+def read_about(table: Path) -> str:
     """What a Parquet table says of its inputs; empty where it is not there, or says nothing."""
     try:
-        return (pyarrow.parquet.read_schema(part).metadata or {}).get(_ABOUT.encode(), b"").decode()
+        return (pyarrow.parquet.read_schema(table).metadata or {}).get(_ABOUT.encode(), b"").decode()
     except (FileNotFoundError, pyarrow.ArrowException):
         return ""
-
-
-def list_parts(folder: Path) -> list[Path]:
-    """The parts that lie in a folder, each as `part_of` names it."""
-    return sorted(folder.glob("part-*-of-*.parquet"))
-
-
-def is_being_made(part: Path) -> bool:
-    """Whether a process is about to write a part anew, or was stopped on the way to it.
-
-    A lock file that nobody holds says nothing: a process that was killed leaves it. Where the file system knows no
-    locks, a lock file that is there counts.
-    """
-    return rows_of(part).exists() or WriterLock(part).is_held() is not False
 
 
 def rows_of(table: Path) -> Path:
     """The hidden file beside a table that keeps the rows of a run on its way."""
     return table.with_name(f".{table.name}.rows")
-
-
-def count_ungraded(part: Path) -> int:
-    """How many rows of a part have no grade."""
-    return pyarrow.parquet.ParquetFile(part).read(["grade"])["grade"].null_count
-
-
-def share_of(count: int, process: int, processes: int) -> range:
-    """The X-rays of `count` that one of several processes grades: neighbours, so that the parts keep the order."""
-    return range(count * process // processes, count * (process + 1) // processes)

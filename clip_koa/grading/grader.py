@@ -1,11 +1,8 @@
 """From X-ray files to grades: one reader for all formats, then the model's own `grade`."""
 
-import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
-from glob import glob
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -13,10 +10,9 @@ from PIL import Image, ImageOps
 from clip_koa.grading.backends import choose_backend, load_model
 from clip_koa.grading.pairs import whole_pairs
 from clip_koa.grading.polarity import LEAST_UNLIKE, is_doubtful, negative, unlikeness
-from dataset_script.listing import LeftOut, describe_left_out
-from dataset_script.radiograph import FORMATS, Radiograph, RadiographError, read_radiograph
-from dataset_script.sniffing import is_hidden, read_head, why_left_out
-from modeling_clip_koa import CLIPKOAError, Explanation, Grade
+from clip_koa.grading.sources import read_xray, try_to_read
+from dataset_script.radiograph import Radiograph, RadiographError
+from modeling_clip_koa import Explanation, Grade
 from modeling_clip_koa.calibration_clip_koa import ATYPICAL, pair_prior
 from modeling_clip_koa.grading_clip_koa import of_knee
 from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
@@ -25,12 +21,6 @@ BATCH_SIZE = 16
 FRAMINGS = ("auto", "as_is")
 _MOST_PIXELS = 32_000_000  # read before they are graded: a batch of large films would fill the memory
 NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
-
-logger = logging.getLogger(__name__)
-
-
-class NoXrays(CLIPKOAError, FileNotFoundError):
-    """An input that names no X-ray; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +116,33 @@ class Grader:
         One that can't be read, or in which no knee is found, gives its error instead of a grade.
         """
         for batch in whole_pairs(files, BATCH_SIZE, lambda file: str(file) in (self.pairs or ())):
-            entries = self._grade_batch(batch)
-            if self.pairs is not None:
-                self._combine(entries)
-            for entry in entries:
+            for entry in self.grade_batch(batch, map(self.read, batch), self.pairs):
                 yield from entry
 
-    def _combine(self, entries: list[list[GradedXray]]) -> None:
+    def read(self, file: str | Path) -> Radiograph | RadiographError:
+        """What `read_xray` gives of a file, or says of one that cannot be read."""
+        return try_to_read(str(file), self.keep_polarity)
+
+    def grade_batch(
+        self, files: list, read: Iterable[Radiograph | RadiographError], firsts: Set[str] | None = None
+    ) -> list[list[GradedXray]]:
+        """For each file of a batch its X-ray, or one for each knee in it.
+
+        Args:
+            read: what `read` gives of each file; it is taken when it is needed.
+            firsts: combine the grades of pairs, of which these are the first files. None: combine none.
+        """
+        entries = self._grade_read(files, read)
+        if firsts is not None:
+            self._combine(entries, firsts)
+        return entries
+
+    def _combine(self, entries: list[list[GradedXray]], firsts: Set[str]) -> None:
         """Combines, in their places, the knees of each film that shows two, and those of two files that are a pair."""
         for number, entry in enumerate(entries):
             if len(entry) == 2:
                 entries[number] = self._combined(*entry)
-            elif entry[0].file in self.pairs and len(entries[number + 1]) == 1:
+            elif entry[0].file in firsts and len(entries[number + 1]) == 1:
                 one, other = self._combined(entry[0], entries[number + 1][0])
                 entries[number], entries[number + 1] = [one], [other]
 
@@ -181,7 +186,7 @@ class Grader:
         Raises:
             ValueError: a grade that the model does not give, or the X-ray's own.
         """
-        radiograph = read_radiograph(xray.file, keep_polarity=self.keep_polarity)
+        radiograph = read_xray(xray.file, keep_polarity=self.keep_polarity)
         as_graded = radiograph.inverted == xray.grade.inverted
         picture = radiograph.image if as_graded else ImageOps.invert(radiograph.image)
         if xray.grade.box:
@@ -221,17 +226,16 @@ class Grader:
         films = self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
         return list(zip(radiographs, films, strict=True))
 
-    def _grade_batch(self, files: list) -> list[list[GradedXray]]:
-        """For each file its X-ray, or one for each knee in it."""
+    def _grade_read(self, files: list, read: Iterable[Radiograph | RadiographError]) -> list[list[GradedXray]]:
         entries: list[list[GradedXray]] = []
         waiting, pixels = [], 0
-        for place, file in enumerate(files):
-            try:
-                waiting.append((place, read_radiograph(file, keep_polarity=self.keep_polarity)))
-                pixels += math.prod(waiting[-1][1].image.size)
+        for place, (file, radiograph) in enumerate(zip(files, read, strict=True)):
+            if isinstance(radiograph, Radiograph):
+                waiting.append((place, radiograph))
+                pixels += math.prod(radiograph.image.size)
                 entries.append([])
-            except RadiographError as error:
-                entries.append([GradedXray(str(file), error=str(error))])
+            else:
+                entries.append([GradedXray(str(file), error=str(radiograph))])
             if pixels >= _MOST_PIXELS or place == len(files) - 1:
                 self._fill(entries, files, waiting)
                 waiting, pixels = [], 0
@@ -253,63 +257,3 @@ class Grader:
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
         side = grade.side or radiograph.laterality or ""
         return GradedXray(file, replace(grade, inverted=radiograph.inverted != grade.inverted), side)
-
-
-def find_xrays(inputs: Iterable[str | Path]) -> list[str]:
-    """The X-ray files that `inputs` name, each once: files as they are, folders searched and globs, sorted.
-
-    In folders a file is an X-ray if its suffix says so, or else its content; hidden ones are not taken. What was not
-    taken is logged as a warning, with its number and the first names. Names are strings, of which an archive's list
-    takes a fraction of the memory that it takes as `Path`s.
-
-    Raises:
-        NoXrays: an input that does not exist, a glob that nothing matches, or a folder without X-rays.
-    """
-    files = {}
-    for given in inputs:
-        path = str(Path(given))
-        if os.path.isdir(path):
-            found = _search_folder(path)
-        elif os.path.exists(path):
-            found = [path]
-        elif any(sign in path for sign in "*?["):
-            found = [file for file in glob(path, recursive=True) if os.path.isfile(file)]
-            if not found:
-                raise NoXrays(f"{path}: no file matches this pattern.")
-        else:
-            raise NoXrays(f"{path}: there is no such file or folder.")
-        files |= dict.fromkeys(sorted(found))
-    return list(files)
-
-
-def _search_folder(folder: str) -> list[str]:
-    """The X-rays in a folder and below it; what else is there is logged."""
-    found, left_out, closed = [], [], []
-    for place, folders, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
-        left_out += _folders_not_entered(place, folders)
-        for name in names:
-            file = str(Path(place, name))
-            one = None if is_hidden(name) else why_left_out(file, read_head)
-            if is_hidden(name):
-                left_out.append(LeftOut(file, "hidden", "hidden"))
-            elif one is None and os.path.isfile(file):
-                found.append(file)
-            else:
-                left_out.append(one or LeftOut(file, "no regular file", "xray"))
-    left_out += [LeftOut(place, "cannot be opened", "xray") for place in closed]
-    for line in describe_left_out(left_out):
-        logger.warning("%s: %s.", folder, line)
-    if not found:
-        raise NoXrays(f"{folder} holds no X-rays: {', '.join(FORMATS)} or DICOM files.")
-    return found
-
-
-def _folders_not_entered(place: str, folders: list[str]) -> Iterator[LeftOut]:
-    """Hidden folders and links to folders, which `os.walk` is kept from or does not follow."""
-    for name in list(folders):
-        path = str(Path(place, name))
-        if is_hidden(name):
-            folders.remove(name)
-            yield LeftOut(path, "hidden", "hidden")
-        elif os.path.islink(path):
-            yield LeftOut(path, "links to folders are not followed", "archive")

@@ -6,49 +6,30 @@ An entry is the list of an X-ray's rows: one, or one for each knee of a film.
 import hashlib
 import json
 import os
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from clip_koa.files import as_text, replaced, writing
 from clip_koa.grading.grade_table import FORMATS, GradeTableError, read_about, read_rows, rows_of, write_rows
 from clip_koa.grading.pairs import PairedFiles, whole_pairs
 from clip_koa.grading.provenance import read, without_code
+from clip_koa.grading.sources import Waiting, stamp_at_hand
 from clip_koa.locks import WriterLock
 
 _NAMED = 3  # of the X-rays that are gone
-
-
-class Waiting(NamedTuple):
-    """An X-ray that is to be graded: its number among the inputs, and its file as it was when it was looked at."""
-
-    number: int
-    file: str
-    size: int | None  # bytes
-    modified: str | None  # as `stamp` writes it
-
-
-def stamp(file: str) -> tuple[int | None, str | None]:
-    """Size in bytes and time of the last change (UTC, to the nanosecond) of a file; None for one that is not there."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None, None
-    seconds, rest = divmod(found.st_mtime_ns, 10**9)
-    return found.st_size, f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
 
 
 class GrowingTable:
     """The table of the X-rays that are named now, of which rows that it holds already are kept.
 
     A row is kept where the same model graded the file with the same settings, and the file has its size and time
-    still. Rows that another version of the code graded are kept too, and counted by `count_of_other_code`. Rows are
-    kept on disk as they come, in a hidden file beside the table, so that a stopped run goes on where it was. What
-    memory holds of them is the place of each row, and whether other code graded it.
+    still; an object of a store that no listing names is taken as unchanged. Rows that another version of the code
+    graded are kept too, and counted by `count_of_other_code`. Rows are kept on disk as they come, in a hidden file
+    beside the table, so that a stopped run goes on where it was. What memory holds of them is the place of each row,
+    and whether other code graded it.
 
     Args:
         path: ending in one of `FORMATS`. It is written anew when all rows are there; until then it stays as it was.
@@ -90,8 +71,6 @@ class GrowingTable:
         self,
         inputs: list[str] | PairedFiles,
         made_by: str,
-        share: range | None = None,
-        others: Iterable[Path] = (),
         is_kept: Callable[[dict], bool] | None = None,
     ) -> None:
         """Takes over the rows that stay.
@@ -100,8 +79,6 @@ class GrowingTable:
             inputs: the files, or also which of them are pairs. A pair is kept or graded as one: were one of the two
                 graded again, the other's row would not fit it.
             made_by: the model and settings that grade, as `provenance.describe` gives them.
-            share: of the inputs, which this table holds; default: all.
-            others: tables whose rows may be of this share, for a share moves as the archive grows.
             is_kept: says of a row whether it may stay, or is graded again; default: all may.
 
         Raises:
@@ -111,47 +88,40 @@ class GrowingTable:
         self.paired = inputs if isinstance(inputs, PairedFiles) else PairedFiles(inputs)
         self.files, self.made_by, self._is_kept = (files := self.paired.files), made_by, is_kept
         self._settings = without_code(made_by)
-        self.share = range(len(files)) if share is None else share
         self._numbers = {as_text(file): number for number, file in enumerate(files)}
         names = hashlib.sha256("\n".join(self._numbers).encode()).hexdigest()
         self.about = json.dumps({"inputs": names, "made_by": self._settings})
-        self._places, self._other_code = array("q", [-1]) * len(self.share), bytearray(len(self.share))
+        self._places, self._other_code = array("q", [-1]) * len(files), bytearray(len(files))
         self._end = 0
         self.is_current = False
         if self.rows.exists():
             self._go_on()
         else:
-            self._take_over(others)
+            self._take_over()
         self._leave_no_halves()
-        self.kept, self.changed = len(self.share) - self._places.count(-1), len(self._stale)
+        self.kept, self.changed = len(files) - self._places.count(-1), len(self._stale)
         del self._numbers
 
     def _leave_no_halves(self) -> None:
         """Leaves both files of a pair to be graded where one of them is."""
-        begin, places = self.share.start, self._places
-        for place in range(len(places) - 1):
-            if self.files[begin + place] in self.paired.firsts and min(places[place], places[place + 1]) < 0:
-                places[place] = places[place + 1] = -1
-                self._other_code[place] = self._other_code[place + 1] = 0
+        places = self._places
+        for number in range(len(places) - 1):
+            if self.files[number] in self.paired.firsts and min(places[number], places[number + 1]) < 0:
+                places[number] = places[number + 1] = -1
+                self._other_code[number] = self._other_code[number + 1] = 0
 
-    def _take_over(self, others: Iterable[Path]) -> None:
-        """Begins with the rows of the table that is there, and of other ones."""
+    def _take_over(self) -> None:
+        """Begins with the rows of the table that is there."""
         with replaced(self.rows) as temporary, open(temporary, "wb") as file:
-            total = in_order = elsewhere = 0
+            total = in_order = 0
             if self.path.exists():
                 for total, entry in enumerate(self._check(self.path, _entries(self.path)), 1):
                     number = self._number_kept(entry)
-                    in_order += number == self.share.start + total - 1
+                    in_order += number == total - 1
                     self._write(file, number, entry)
                 is_of_these = self.path.suffix != ".parquet" or read_about(self.path) == self.about
-                self.is_current = in_order == total == len(self.share) and is_of_these
-            for other in others:
-                for entry in _entries(other):
-                    row = entry[0]
-                    if without_code(row["made_by"]) == self._settings and row["file"] in self._numbers:
-                        elsewhere += 1
-                        self._write(file, self._number_kept(entry), entry)
-            if total and self.gone == total and not elsewhere:
+                self.is_current = in_order == total == len(self.files) and is_of_these
+            if total and self.gone == total:
                 self._refuse_others(self.path)
 
     def _go_on(self) -> None:
@@ -163,7 +133,7 @@ class GrowingTable:
                 if number is not None:
                     self._note(number, entry, self._entry_begins)
             file.truncate(self._end)
-        if total and self.gone == total and len(self.share) == len(self.files):
+        if total and self.gone == total:
             self._refuse_others(self.rows)
 
     def _refuse_others(self, source: Path) -> None:
@@ -202,14 +172,15 @@ class GrowingTable:
             yield entry
 
     def _number_kept(self, entry: list[dict]) -> int | None:
-        """The number of an entry's X-ray; None where it is not of this share, or must be graded (again)."""
+        """The number of an entry's X-ray; None where it is not named, or must be graded (again)."""
         row = entry[0]
         number = self._numbers.get(row["file"])
-        if number is None or number not in self.share or any(row["error"] for row in entry):
+        if number is None or any(row["error"] for row in entry):
             return None
         if row["paired_with"] not in (row["file"], as_text(self.paired.partner(number) or "") or None):
             return None  # the other knee was another file, or there was none
-        if (row["file_bytes"], row["file_modified"]) != stamp(self.files[number]) or row["file_bytes"] is None:
+        before, now = (row["file_bytes"], row["file_modified"]), stamp_at_hand(self.files[number])
+        if now not in (None, before) or row["file_bytes"] is None:
             self._stale.add(number)
             return None
         self._stale.discard(number)
@@ -224,18 +195,21 @@ class GrowingTable:
 
     def _note(self, number: int, entry: list[dict], begins: int) -> None:
         """Keeps in memory where an X-ray's entry begins, and whether other code graded it."""
-        place = number - self.share.start
-        self._places[place], self._other_code[place] = begins, entry[0]["made_by"] != self.made_by
+        self._places[number], self._other_code[number] = begins, entry[0]["made_by"] != self.made_by
 
     def count_of_other_code(self) -> int:
         """How many of the X-rays another version of the code graded."""
         return sum(self._other_code)
 
     def batches(self, size: int) -> Iterator[list[Waiting]]:
-        """The X-rays that have no row, in their order."""
-        left = (number for number, place in zip(self.share, self._places, strict=True) if place < 0)
-        for numbers in whole_pairs(left, size, lambda number: self.files[number] in self.paired.firsts):
-            yield [Waiting(number, self.files[number], *stamp(self.files[number])) for number in numbers]
+        """The X-rays that have no row, in their order, each looked at when its batch is taken."""
+        for numbers in self.numbers(size):
+            yield [Waiting.looked_at(number, self.files[number]) for number in numbers]
+
+    def numbers(self, size: int) -> Iterator[list[int]]:
+        """The numbers of the X-rays that have no row, in batches that part no pair."""
+        left = (number for number, place in enumerate(self._places) if place < 0)
+        yield from whole_pairs(left, size, lambda number: self.files[number] in self.paired.firsts)
 
     def add(self, waiting: Iterable[Waiting], entries: Iterable[list[dict]]) -> None:
         """Adds the entries, each a list of `table_row`s, of X-rays that `batches` gave.
@@ -255,7 +229,7 @@ class GrowingTable:
             GradeTableError: one is missing.
         """
         with open(self.rows, "rb") as file:
-            for number, place in zip(self.share, self._places, strict=True):
+            for number, place in enumerate(self._places):
                 if place != file.tell():
                     file.seek(max(place, 0))
                 entry = json.loads(file.readline() or b"[]")
@@ -278,23 +252,22 @@ class GrowingTable:
             written = ungraded = 0
             for written, entry in enumerate(_entries(temporary, self.path.suffix), 1):  # noqa: B007
                 ungraded += any(row["grade"] is None for row in entry)
-            if written != len(self.share):
-                raise GradeTableError(f"{as_text(self.path)} would hold {written} of {len(self.share)} X-rays.")
+            if written != len(self.files):
+                raise GradeTableError(f"{as_text(self.path)} would hold {written} of {len(self.files)} X-rays.")
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # before the rows go
         self.rows.unlink()
         return ungraded
 
 
-def begun_with(tables: Iterable[Path]) -> dict[str, str]:
-    """The settings that the first row of tables was made with, or of a run on its way to one; empty without a row."""
-    for table in tables:
-        with suppress(OSError, ValueError, LookupError, TypeError):  # `GrowingTable.begin` says what is wrong with it
-            rows = rows_of(table)
-            if not rows.exists():
-                return read(next(_entries(table), None)[0]["made_by"])
-            with open(rows, "rb") as file:
-                return read(json.loads(file.readline())[0]["made_by"])
+def begun_with(table: Path) -> dict[str, str]:
+    """The settings that the first row of a table was made with, or of a run on its way to it; empty without a row."""
+    with suppress(OSError, ValueError, LookupError, TypeError):  # `GrowingTable.begin` says what is wrong with it
+        rows = rows_of(table)
+        if not rows.exists():
+            return read(next(_entries(table), None)[0]["made_by"])
+        with open(rows, "rb") as file:
+            return read(json.loads(file.readline())[0]["made_by"])
     return {}
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """The inputs of a run. The two of a pair are neighbours, so that no batch and no process's share parts them.
+    """The inputs of a run. The two of a pair are neighbours, so that no batch parts them.
 
     Attributes:
         files: each once.
@@ -22,14 +22,6 @@ class PairedFiles:
         if self.files[number] in self.firsts:
             return self.files[number + 1]
         return self.files[number - 1] if number and self.files[number - 1] in self.firsts else None
-
-    def share(self, share: range) -> range:
-        """A process's share of the numbers, with its bounds moved so that they part no pair."""
-
-        def moved(bound: int) -> int:
-            return bound + 1 if bound and self.files[bound - 1] in self.firsts else bound
-
-        return range(moved(share.start), moved(share.stop))
 
 
 def whole_pairs(items: Iterable, size: int, is_first: Callable[..., bool]) -> Iterator[list]:

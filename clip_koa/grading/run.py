@@ -1,37 +1,25 @@
-"""`clip-koa grade`: files are found, graded, and printed or kept in a table, alone or among several processes."""
+"""`clip-koa grade`: files are found, graded here or by a cluster, and printed or kept in a table."""
 
-import os
-import time
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-import psutil
-import torch
 from tqdm.auto import tqdm
 
 from clip_koa.files import as_text
 from clip_koa.grading import provenance
 from clip_koa.grading.attachments import Attachments
 from clip_koa.grading.backends import choose_backend, is_export
-from clip_koa.grading.grade_table import (
-    FORMATS,
-    GradeTableError,
-    count_ungraded,
-    is_being_made,
-    list_parts,
-    part_of,
-    read_about,
-    share_of,
-    table_row,
-)
-from clip_koa.grading.grader import BATCH_SIZE, Grader, find_xrays
+from clip_koa.grading.grade_table import GradeTableError, table_at, table_row
+from clip_koa.grading.grader import BATCH_SIZE, GradedXray, Grader
 from clip_koa.grading.growing_table import GrowingTable, begun_with
 from clip_koa.grading.heat_maps import HeatMaps
+from clip_koa.grading.inputs import find_xrays
 from clip_koa.grading.lines import print_grades
 from clip_koa.grading.pairing import pair_files
 from clip_koa.grading.pairs import PairedFiles
+from clip_koa.grading.sources import Waiting, is_remote
 from clip_koa.interruption import work_is_kept
 from dataset_script.exit_status import DONE, INCOMPLETE
 
@@ -45,10 +33,12 @@ class GradeRun:
     Attributes:
         inputs: files, folders of them, or patterns.
         model, level, backend, precision, keep_polarity, framing: see `Grader`.
-        output: table, or folder for parts; None prints.
+        output: table, or folder for one; None prints.
         explain: folder for the X-rays under their heat maps; None: none.
         pairs: combine the grades of a person's two knees.
         dicom_results: folder for reports and pictures of DICOM images; None: none.
+        ray: the Ray cluster that grades, as `clip_koa.grading.cluster.joined` takes it; None: this process does.
+        cores: of the cluster, how many grade; None: all of its GPUs, or else all cores.
     """
 
     inputs: list[str]
@@ -62,63 +52,85 @@ class GradeRun:
     framing: str = "auto"
     pairs: bool = False
     dicom_results: Path | None = None
+    ray: str | None = None
+    cores: int | None = None
 
 
 def grade_inputs(run: GradeRun) -> int:
-    """Grades this process's share of the inputs; returns the exit status.
+    """Grades the inputs; returns the exit status.
 
     Raises:
         CLIPKOAError, OSError: nothing can be done, or no more; the message says why.
     """
+    _check_options(run)
+    named = [file for file in find_xrays(run.inputs) if not _is_written(file, run)]
+    if not named:
+        raise GradeTableError("there is nothing to grade but what an earlier run wrote.")
+    if (run.pairs or run.dicom_results) and (remote := next(filter(is_remote, named), None)):
+        raise GradeTableError(f"{remote}: --pairs and --dicom_results need files on this machine.")
+    paired = pair_files(named) if run.pairs else PairedFiles(named)
+    if run.pairs:
+        print(f"{len(paired.firsts)} people or studies have one file of each knee: these are graded together.")
+    if run.output:
+        run = _as_begun(run, table_at(run.output))
+    if run.ray:
+        return _grade_on_cluster(run, paired)
+    if not run.output:
+        grader, attachments = load(run, paired.firsts)
+        ungraded = print_grades(grader, paired.files, run.level, attachments)
+    else:
+        with work_is_kept(_GO_ON), GrowingTable(table_at(run.output)) as table:
+            grader, attachments = load(run, paired.firsts)
+            table.begin(paired, made_by(run, grader), attachments.are_there)
+            ungraded = write_table(grader, table, attachments)
+    attachments.finish()
+    _say_what_grades(run, grader)
+    return INCOMPLETE if ungraded else DONE
+
+
+def _as_begun(run: GradeRun, table: Path) -> GradeRun:
+    """The run with the backend that began its table, where it is left to choose; a table is never of two."""
+    begun, choice = begun_with(table).get("backend"), choose_backend(run.model)
+    if run.backend != "auto" or begun == choice or {begun, choice} != {"pytorch", "openvino"} or is_export(run.model):
+        return run
+    print(f"The table was begun with --backend {begun}, and goes on with it.")
+    return replace(run, backend=begun)
+
+
+def _check_options(run: GradeRun) -> None:
     for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
         if folder and (run.backend == "onnx" or is_export(run.model)):
             raise GradeTableError(
                 f"{option} {folder}: an exported network draws no heat maps; name the checkpoint that it came from."
             )
-    named = [file for file in find_xrays(run.inputs) if not _is_written(file, run)]
-    if not named:
-        raise GradeTableError("there is nothing to grade but what an earlier run wrote.")
-    paired = pair_files(named) if run.pairs else PairedFiles(named)
-    files = paired.files
-    if run.pairs:
-        print(f"{len(paired.firsts)} people or studies have one file of each knee: these are graded together.")
-    # As `accelerate launch` and torchrun set them. Processes need not talk to each other, so none waits for another.
-    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    in_parts = run.output and run.output.suffix not in FORMATS
-    if processes > 1 and not in_parts:
-        raise GradeTableError(
-            f"--output {run.output}: {processes} processes write their parts into a folder; name one."
-        )
-    share = paired.share(share_of(len(files), process, processes))
-    if not run.output:
-        grader, attachments = load(run, processes, paired.firsts)
-        ungraded = print_grades(grader, [files[number] for number in share], run.level, attachments)
-    else:
-        output = part_of(run.output, process, processes) if in_parts else run.output
-        with work_is_kept(_GO_ON), GrowingTable(output) as table:
-            others = [part for part in list_parts(run.output) if part != output] if in_parts else []
-            grader, attachments = load(_as_begun(run, [output, *others]), processes, paired.firsts)
-            table.begin(paired, made_by(run, grader), share, others, attachments.are_there)
-            ungraded = write_table(grader, table, attachments)
-            now = time.time()
-            os.utime(output, (now, now))  # what was up to date is whole as of now, too
-    attachments.finish()
-    if not grader.is_calibrated:
-        print("No confidence sets: the model is not calibrated (clip-koa calibrate does it).")
-    print("The grade is read from both views averaged. Research only: not for diagnosis.")
-    if run.output and in_parts:
-        return parts_status(run.output, processes, table.about)
+        if run.ray and folder:
+            raise GradeTableError(f"{option} {folder}: a cluster writes rows alone; leave out --ray.")
+    if run.ray and not run.output:
+        raise GradeTableError(f"--ray {run.ray}: --output names the table or folder that the rows are written to.")
+    if run.cores is not None and (not run.ray or run.cores < 1):
+        raise GradeTableError(f"--cores {run.cores}: give a number of at least 1, together with --ray.")
+
+
+def _grade_on_cluster(run: GradeRun, paired: PairedFiles) -> int:
+    """Has a Ray cluster grade, and is the one writer of what it says; returns the exit status."""
+    from clip_koa.grading.cluster import joined  # needs the extra `ray`
+    from clip_koa.grading.pool import Pool
+
+    with work_is_kept(_GO_ON), GrowingTable(table_at(run.output)) as table, joined(run.ray):
+        pool = Pool(run, run.ray, run.cores)
+        loaded = pool.load()
+        table.begin(paired, loaded.made_by)
+        ungraded = fill_table(table, pool.grade)
+    _say_what_grades(run, loaded)
     return INCOMPLETE if ungraded else DONE
 
 
-def _as_begun(run: GradeRun, tables: list[Path]) -> GradeRun:
-    """The run with the backend that began its tables, where it is left to choose; a table is never of two."""
-    begun = begun_with(tables).get("backend")
-    choice = choose_backend(run.model)
-    if run.backend != "auto" or begun == choice or {begun, choice} != {"pytorch", "openvino"} or is_export(run.model):
-        return run
-    print(f"The table was begun with --backend {begun}, and goes on with it.")
-    return replace(run, backend=begun)
+def _say_what_grades(run: GradeRun, grader) -> None:
+    if run.framing != grader.framing:
+        print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
+    if not grader.is_calibrated:
+        print("No confidence sets: the model is not calibrated (clip-koa calibrate does it).")
+    print("The grade is read from both views averaged. Research only: not for diagnosis.")
 
 
 def _is_written(file: str, run: GradeRun) -> bool:
@@ -127,26 +139,15 @@ def _is_written(file: str, run: GradeRun) -> bool:
     return bool(folders) and not set(folders).isdisjoint(Path(file).resolve().parents)
 
 
-def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple[Grader, Attachments]:
+def load(run: GradeRun, firsts: Set[str] = frozenset()) -> tuple[Grader, Attachments]:
     """The grader, and what writes all that is asked for besides the rows."""
-    grader = Grader(
-        run.model,
-        run.level,
-        _device(processes),
-        run.backend,
-        run.precision,
-        run.keep_polarity,
-        run.framing,
-        firsts if run.pairs else None,
-    )
+    grader = load_grader(run, None, firsts)
     if getattr(grader.model, "was_compiled", False):
         kept = f"kept in {as_text(grader.model.entry)}" if grader.model.entry else "it could not be kept"
         print(f"The model was compiled for this processor ({kept}).")
-    if run.framing != grader.framing:
-        print("X-rays are graded as they are: the model cannot find knees (clip-koa fit-framing teaches it).")
     attachments = []
     if run.explain:
-        attachments.append(HeatMaps(grader, run.explain, overview=processes == 1))
+        attachments.append(HeatMaps(grader, run.explain))
     if run.dicom_results:
         from clip_koa.dicom.results import DicomResults  # needs the extra `pacs`
         from clip_koa.dicom.source import MadeBy
@@ -154,6 +155,20 @@ def load(run: GradeRun, processes: int, firsts: Set[str] = frozenset()) -> tuple
         made = MadeBy.of(run.model, made_by(run, grader))
         attachments.append(DicomResults(grader, run.dicom_results, made))
     return grader, Attachments(attachments)
+
+
+def load_grader(run: GradeRun, device: str | None, firsts: Set[str] = frozenset()) -> Grader:
+    """The grader of a run, on a torch device or the one that it chooses; `firsts` as `PairedFiles` has them."""
+    return Grader(
+        run.model,
+        run.level,
+        device,
+        run.backend,
+        run.precision,
+        run.keep_polarity,
+        run.framing,
+        firsts if run.pairs else None,
+    )
 
 
 def made_by(run: GradeRun, grader: Grader) -> str:
@@ -165,40 +180,30 @@ def made_by(run: GradeRun, grader: Grader) -> str:
     )  # fmt: skip
 
 
-def parts_status(folder: Path, processes: int, about: str) -> int:
-    """The exit status of a process whose part is whole: the last to finish tells for all whether one was not graded.
-
-    A launcher stops all processes when one fails, so that none may while another still grades, or is yet to look
-    whether its part of an earlier launch is up to date.
-
-    Args:
-        about: what the parts of these inputs say of themselves.
-    """
-    begin = _launched()
-    parts = [
-        part for part in list_parts(folder)
-        if part.stat().st_mtime >= begin and read_about(part) == about and not is_being_made(part)
-    ]  # fmt: skip
-    if len(parts) < processes:
-        print("Other parts are not whole yet: the last process tells by its exit status whether all were graded.")
-        return DONE
-    return INCOMPLETE if sum(map(count_ungraded, parts)) else DONE
-
-
-def _launched() -> float:
-    """When torchrun or accelerate, which stop all processes with the first that fails, was started; else 0."""
-    return psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-
-
-def _device(processes: int) -> str | None:
-    """The GPU of this process, where there are several processes and GPUs; else the grader's choice."""
-    if processes == 1 or not torch.cuda.is_available():
-        return None
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-
-
 def write_table(grader: Grader, table: GrowingTable, attachments: Attachments | None = None) -> int:
     """Grades what the table has no row of, and puts it in its place; returns how many X-rays were not graded."""
+
+    def grade(table: GrowingTable) -> Iterator[tuple[list[Waiting], list[list[dict]]]]:
+        for waiting in table.batches(BATCH_SIZE):
+            graded = grader.grade([xray.file for xray in waiting])
+            yield waiting, entries_of((attachments or Attachments()).passing(graded))
+
+    return fill_table(table, grade)
+
+
+def entries_of(graded: Iterable[GradedXray]) -> list[list[dict]]:
+    """The rows of graded X-rays, a list for each file: one row, or one for each knee of a film."""
+    return [list(entry) for _, entry in groupby(map(table_row, graded), key=lambda row: row["file"])]
+
+
+def fill_table(
+    table: GrowingTable, grade: Callable[[GrowingTable], Iterable[tuple[list[Waiting], list[list[dict]]]]]
+) -> int:
+    """Adds what is graded to the table, and puts it in its place; returns how many X-rays were not graded.
+
+    Args:
+        grade: grades what the table has no row of; gives batches of X-rays, in any order, and their rows.
+    """
     if table.gone:
         named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
         print(f"{table.gone} X-rays of the table are no longer named, and leave it: {named}")
@@ -209,16 +214,13 @@ def write_table(grader: Grader, table: GrowingTable, attachments: Attachments | 
         )
     if table.is_current:
         ungraded = table.finish()
-        print(f"{as_text(table.path)} is up to date: {len(table.share)} X-rays.")
+        print(f"{as_text(table.path)} is up to date: {len(table.files)} X-rays.")
         return ungraded
-    with tqdm(total=len(table.share), initial=table.kept, desc="grading", unit="X-ray") as bar:
-        for waiting in table.batches(BATCH_SIZE):
-            graded = (attachments or Attachments()).passing(grader.grade([xray.file for xray in waiting]))
-            # One row an X-ray, or one for each knee of a film.
-            entries = groupby(map(table_row, graded), key=lambda row: row["file"])
-            table.add(waiting, [list(entry) for _, entry in entries])
+    with tqdm(total=len(table.files), initial=table.kept, desc="grading", unit="X-ray") as bar:
+        for waiting, entries in grade(table):
+            table.add(waiting, entries)
             bar.update(len(waiting))
-    ungraded, total = table.finish(), len(table.share)
+    ungraded, total = table.finish(), len(table.files)
     earlier = f" ({table.kept} of them before, {table.changed} again as the file had changed)" if table.kept else ""
     print(f"{as_text(table.path)}: {total - ungraded} X-rays graded{earlier}, {ungraded} not.")
     return ungraded

@@ -16,8 +16,9 @@ Sections:
   profile    what a training step spends its time on
   loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
   memory     peak memory of a training step under each lever
-  growth     X-rays per second and memory of clip-koa grade for archives of 1,000 to 100,000 X-rays, with a tiny model;
-             two processes that share the cores over one
+  growth     X-rays per second and memory of clip-koa grade for archives of 1,000 to 100,000 X-rays, with a tiny model
+  cluster    X-rays per second of clip-koa grade --ray local on two cores over two separate runs; memory of its driver
+  busy       grading and a training step beside processes that use every core, for each way that threads wait
 Weights are random, which costs the same. docs/performance.md holds the figures.
 """
 
@@ -32,7 +33,9 @@ from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
 from studies.benchmark.backends import measure_backends
-from studies.benchmark.growth import measure_growth, measure_sharing
+from studies.benchmark.busy import measure_busy
+from studies.benchmark.cluster import measure_cluster, measure_driver
+from studies.benchmark.growth import measure_growth
 from studies.benchmark.inference import measure_inference
 from studies.benchmark.loading import measure_loader
 from studies.benchmark.measure import MODELS, device
@@ -40,7 +43,10 @@ from studies.benchmark.memory import measure_levers, measure_loader_growth
 from studies.benchmark.start import measure_start
 from studies.benchmark.training import measure_batches, measure_training, measure_views, profile_training
 
-SECTIONS = ("views", "inference", "backends", "start", "training", "batches", "profile", "loader", "memory", "growth")
+SECTIONS = (
+    "views", "inference", "backends", "start", "training", "batches", "profile", "loader", "memory", "growth", "cluster",
+    "busy",
+)  # fmt: skip
 
 
 def run_section(section: str, options: argparse.Namespace) -> dict:
@@ -61,10 +67,12 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
     if section == "profile":
         return profile_training(*common)
     if section == "growth":
-        return {
-            **measure_growth(options.archives),
-            "clip-koa grade": measure_sharing(options.model, options.batch_size * 10),
-        }
+        return measure_growth(options.archives)
+    if section == "cluster":
+        measured = measure_cluster(options.model, options.batch_size * 10, options.rounds)
+        return {**measured, **measure_driver(options.archives)}
+    if section == "busy":
+        return measure_busy(options.model, options.batch_size, options.rounds)
     if section == "memory":
         return {"MiB at the peak of a step": measure_levers(options.model, options.batch_size)}
     builder = KneeXray("synthetic", people=400, image_size=224)

@@ -1,4 +1,4 @@
-"""`clip-koa grade` as the archive grows, and shared out over processes: each figure from processes of their own."""
+"""`clip-koa grade` as the archive grows: each figure from a process of its own."""
 
 import itertools
 import os
@@ -11,13 +11,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from clip_koa.training.checkpoints import save_model_folder
-from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor, load_starting_point
-from clip_koa.training.tokenizer import build_prompt_tokenizer
+from clip_koa.training.starting_points import load_starting_point
 from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import PROMPT_SETS
-from studies.benchmark.measure import build_model
 
-_PREDICT = Path(__file__).parents[2] / "predict.py"
 _DRAWN = 100  # X-rays, which are then linked again and again
 _START = 16  # X-rays: what a process takes to start is measured with a batch of them
 
@@ -34,7 +31,7 @@ def measure_growth(counts: tuple[int, ...]) -> dict[str, dict]:
         folder = Path(temporary)
         start = load_starting_point("tiny", PROMPT_SETS["standard"], [])
         save_model_folder(folder / "model", start.model, start.image_processor, start.tokenizer)
-        archives = {count: _link(folder / str(count), count) for count in (_START, *counts)}
+        archives = {count: link_xrays(folder / str(count), count) for count in (_START, *counts)}
         _predict(folder, archives[_START])  # which compiles the model, once
         starting, _ = _predict(folder, archives[_START])
         rates, memory = [], []
@@ -48,34 +45,7 @@ def measure_growth(counts: tuple[int, ...]) -> dict[str, dict]:
     }
 
 
-def measure_sharing(name: str, count: int) -> dict[str, float]:
-    """X-rays per second of two processes with half of the cores each, over those of one process with all.
-
-    Args:
-        name: of `MODELS`; its weights are random.
-        count: X-rays to grade; start-up is taken off.
-    """
-    cores = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        tokenizer = build_prompt_tokenizer(PROMPT_SETS["standard"], 77)
-        processor = build_image_processor(224, IMAGENET_MEAN, IMAGENET_STD)
-        save_model_folder(folder / "model", build_model(name, "standard"), processor, tokenizer)
-        few, many = _link(folder / "few", 2 * _START), _link(folder / "many", count)
-        seconds = {}
-        _predict(folder, few)  # which compiles the model, once
-        for processes in (1, 2):
-            environment = [
-                {"RANK": rank, "WORLD_SIZE": processes, "OMP_NUM_THREADS": max(1, cores // processes)}
-                for rank in range(processes)
-            ]
-            starting, _ = _predict(folder, few, environment)
-            whole, _ = _predict(folder, many, environment)
-            seconds[processes] = whole - starting
-    return {"two processes over one": seconds[1] / seconds[2]}
-
-
-def _link(folder: Path, count: int) -> Path:
+def link_xrays(folder: Path, count: int) -> Path:
     """A folder of that many X-rays, links to a few drawn ones."""
     drawn = folder.parent / "drawn"
     if not drawn.exists():
@@ -88,25 +58,14 @@ def _link(folder: Path, count: int) -> Path:
     return folder
 
 
-def _predict(folder: Path, archive: Path, environments: list[dict] | None = None) -> tuple[float, int]:
-    """Seconds until the last process has graded its share, and MiB at the peak of the largest."""
+def _predict(folder: Path, archive: Path) -> tuple[float, int]:
+    """Seconds that a run takes, and MiB at its peak."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
-        command = [sys.executable, _PREDICT, "--model", folder / "model", "--output", output, archive]
+        command = [sys.executable, "-m", "clip_koa", "grade", "--model", folder / "model", "--output", output, archive]
         started = time.perf_counter()
-        processes = [
-            subprocess.Popen(
-                list(map(str, command)),
-                env=os.environ | {name: str(value) for name, value in environment.items()},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for environment in environments or [{}]
-        ]
-        peaks = []
-        for process in processes:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, process.args)
-            peaks.append(usage.ru_maxrss // 1024)
-        return time.perf_counter() - started, max(peaks)
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        return time.perf_counter() - started, usage.ru_maxrss // 1024

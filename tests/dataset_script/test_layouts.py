@@ -12,7 +12,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from clip_koa.grading.grader import find_xrays
+from clip_koa.grading.inputs import find_xrays
 from dataset_script.audit import audit_corpus
 from dataset_script.audit import main as audit_main
 from dataset_script.export import main as export_main

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from clip_koa import RELEASED_MODEL
 from clip_koa.evaluation.loading import load_checkpoint
-from clip_koa.grading.grader import Grader, find_xrays
+from clip_koa.grading.grader import Grader
+from clip_koa.grading.inputs import find_xrays
 from clip_koa.publishing.release_check import check_folder, check_loading
 from clip_koa.publishing.renew import renewed_card
 from dataset_script.films import HELD_OUT_LOOK, compose_film, read_pairs

@@ -1,4 +1,4 @@
-"""`clip-koa grade --pairs`: both knees of a person, on a film or in two files, in runs that stop or are shared."""
+"""`clip-koa grade --pairs`: both knees of a person, on a film or in two files, in runs that stop, and on a cluster."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from dicom_files import write_dicom
 from PIL import Image
 
 from clip_koa.commands import main
-from clip_koa.grading.grade_table import list_parts, read_rows
+from clip_koa.grading.grade_table import read_rows
 from clip_koa.grading.grader import Grader
 from clip_koa.grading.pairing import pair_files
 from clip_koa.grading.pairs import PairedFiles
@@ -129,16 +129,14 @@ def test_a_stop_between_the_two_of_a_pair_loses_nothing(knees, model, tmp_path):
     assert _same(dict(enumerate(read_rows(table, ".jsonl"))), dict(enumerate(whole)))
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_no_process_parts_a_pair(knees, model, tmp_path, processes, monkeypatch):
-    one, folder = tmp_path / "one.parquet", tmp_path / "parts"
-    assert main(["grade", "--model", model, "--pairs", "--output", one, knees]) == 0
-    for process in range(processes):
-        monkeypatch.setenv("RANK", str(process))
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
-        assert main(["grade", "--model", model, "--pairs", "--output", folder, knees]) == 0
-    parts = [row for part in list_parts(folder) for row in read_rows(part, ".parquet")]
-    assert _same(dict(enumerate(parts)), dict(enumerate(read_rows(one, ".parquet"))))
+@pytest.mark.slow
+def test_a_cluster_parts_no_pair(knees, model, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    command = ["grade", "--model", model, "--pairs", "--output"]
+    assert main([*command, tmp_path / "one.parquet", knees]) == 0
+    assert main([*command, tmp_path / "many.parquet", "--ray", "local", "--cores", "1", knees]) == 0
+    one, many = (list(read_rows(tmp_path / f"{name}.parquet", ".parquet")) for name in ("one", "many"))
+    assert one == many and any(row["combined"] for row in many)
 
 
 def test_batches_do_not_part_a_pair(tmp_path, model):
@@ -248,9 +246,8 @@ def test_a_table_beside_the_files_tells(tmp_path, model):
         pair_files([str(corpus / "xrays" / "a.png")])
 
 
-def test_shares_are_whole():
+def test_who_is_whose_partner():
     paired = PairedFiles(list("abcdef"), frozenset("bd"))  # bc and de
-    assert [paired.share(range(start, start + 2)) for start in (0, 2, 4)] == [range(3), range(3, 5), range(5, 6)]
     assert [paired.partner(number) for number in range(6)] == [None, "c", "b", "e", "d", None]
 
 

@@ -16,7 +16,7 @@ from conftest import largest_file
 from clip_koa.commands import main
 from clip_koa.files import WriteError, path_of
 from clip_koa.grading import run
-from clip_koa.grading.grade_table import COLUMNS, FORMATS, GradeTableError, part_of, read_rows, table_row
+from clip_koa.grading.grade_table import COLUMNS, FORMATS, GradeTableError, read_rows, table_at, table_row
 from clip_koa.grading.grader import GradedXray
 from clip_koa.grading.growing_table import GrowingTable
 from clip_koa.grading.run import write_table
@@ -214,11 +214,15 @@ def test_what_is_no_plain_file_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.CSV", "t.xlsx", "t.tsv", "there", "/dev/full"])
-def test_parts_need_a_folder(name, tmp_path):
+def test_a_name_is_a_tables_or_a_folders(name, tmp_path):
     (tmp_path / "there").touch()
-    with pytest.raises(GradeTableError, match="a table ends in .csv, .jsonl, .parquet; parts need a folder"):
-        part_of(tmp_path / name, 0, 1)
-    assert part_of(tmp_path / "new.v2", 0, 1).parent.name == "new.v2"
+    with pytest.raises(GradeTableError, match="a table ends in .csv, .jsonl, .parquet; any other name is a folder's"):
+        table_at(tmp_path / name)
+    assert table_at(tmp_path / "new.v2") == tmp_path / "new.v2" / "grades.parquet"
+    assert table_at(tmp_path / "t.csv") == tmp_path / "t.csv"
+    (tmp_path / "part-00000-of-00002.parquet").touch()
+    with pytest.raises(GradeTableError, match="part-00000-of-00002.parquet is a part, as earlier versions wrote"):
+        table_at(tmp_path)
 
 
 def test_a_full_disk_under_what_is_printed_is_told(monkeypatch, capsys):

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pandas
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from clip_koa.commands import main
@@ -21,18 +19,12 @@ from clip_koa.files import path_of
 from clip_koa.grading import provenance
 from clip_koa.grading.grade_table import (
     COLUMNS,
-    is_being_made,
-    part_of,
     read_rows,
-    rows_of,
-    share_of,
     table_row,
-    write_rows,
 )
-from clip_koa.grading.grader import GradedXray, Grader, find_xrays
-from clip_koa.grading.growing_table import stamp
+from clip_koa.grading.grader import GradedXray, Grader
 from clip_koa.grading.heat_maps import OVERVIEW, HeatMaps
-from clip_koa.grading.run import parts_status
+from clip_koa.grading.inputs import find_xrays
 from clip_koa.locks import WriterLock
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
@@ -226,106 +218,6 @@ def test_heat_maps_among_the_inputs_are_no_x_rays(model, tmp_path):
     assert main([*arguments, tmp_path / "maps"]) == 2  # nothing else is left
 
 
-@pytest.mark.slow
-def test_processes_share_the_xrays(run_python, model, knees, tmp_path):
-    """Two processes, one of them killed on its way and all started again: every X-ray once, in order."""
-    output = tmp_path / "grades"
-    command = ("predict.py", "--model", model, "--output", output, knees)
-    # One of its X-rays is broken, but the other part is to come.
-    alone = run_python(*command, RANK="0", WORLD_SIZE="2")
-    assert "1 not" in alone.stdout and "the last process tells" in alone.stdout
-    (first,) = output.glob("*.parquet")
-    made = pandas.read_parquet(first)
-    done = [
-        dict.fromkeys(COLUMNS) | {"file": str(knees / f"{9000000 + number}L.png"), "grade": 2} for number in (10, 11)
-    ]
-    for row in done:
-        size, modified = stamp(row["file"])
-        row |= {"made_by": made["made_by"][0], "file_bytes": size, "file_modified": modified, "name": "KL2"}
-    rows = output / ".part-00001-of-00002.parquet.rows"
-    rows.write_text("\n".join([*(json.dumps([row]) for row in done), '[{"file": "half a ro']))  # as a kill leaves it
-
-    launch = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
-    run_python(*launch, *command, expect=1, ACCELERATE_USE_CPU="true")
-    assert list(pandas.read_parquet(first)["file"]) == list(made["file"])
-    assert sorted(path.name for path in output.iterdir()) == [
-        "part-00000-of-00002.parquet",
-        "part-00001-of-00002.parquet",
-    ]
-    table = pandas.read_parquet(output)
-    assert list(table["file"]) == [str(file) for file in sorted(knees.iterdir())]
-    assert table["grade"].isna().sum() == 1
-    assert list(table["name"][10:12]) == ["KL2", "KL2"]  # not graded a second time
-
-    other = run_python(*command, expect=2, RANK="0", WORLD_SIZE="3")
-    assert "of another number of processes than 3" in other.stderr
-    one_file = run_python(*command[:-2], tmp_path / "a.csv", knees, expect=2, RANK="0", WORLD_SIZE="2")
-    assert "2 processes write their parts into a folder" in one_file.stderr
-
-    # The archive grows at its head, so that the shares move: what is in any part stays, and is graded once.
-    draw_knee(1, "L", 99, 48).save(knees / "8000000L.png")
-    alone = run_python(*command, RANK="1", WORLD_SIZE="2")
-    assert "11 X-rays graded (11 of them before" in alone.stdout and "the last process tells" in alone.stdout
-    assert "9 X-rays graded (8 of them before" in run_python(*command, RANK="0", WORLD_SIZE="2", expect=1).stdout
-    grown = pandas.read_parquet(output)
-    assert list(grown["file"]) == [str(file) for file in sorted(knees.iterdir())]
-    assert list(grown["entropy"][1:7]) == list(table["entropy"][:6])
-
-
-@pytest.mark.slow
-def test_an_xray_that_one_process_cannot_read_does_not_stop_the_others(run_python, model, tmp_path):
-    """A launcher stops all processes when one fails."""
-    xrays = tmp_path / "xrays"
-    xrays.mkdir()
-    (xrays / "00.png").write_text("no image")
-    for number in range(1, 80):  # the first process has the broken and the small ones, and ends long before the other
-        draw_knee(number % 5, "L", number, 64 if number < 40 else 700).save(xrays / f"{number:02d}.png")
-    launch = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_processes.yaml")
-    command = ("predict.py", "--model", model, "--output", tmp_path / "grades", xrays)
-    for _ in range(2):  # the second time all parts are whole
-        run_python(*launch, *command, expect=1, ACCELERATE_USE_CPU="true")
-        table = pandas.read_parquet(tmp_path / "grades")
-        assert len(table) == 80 and table["grade"].isna().sum() == 1
-
-
-def _parts(folder, made):
-    """Two parts of the same inputs, of which the first has an X-ray that was not graded."""
-    folder.mkdir()
-    rows = [dict.fromkeys(COLUMNS) | {"file": "a.png", "error": "no image"}, table_row(_xray("b.png"))]
-    parts = [part_of(folder, process, 2) for process in (0, 1)]
-    for part, row in zip(parts, rows, strict=True):
-        write_rows(part, ".parquet", [row], "of these")
-        os.utime(part, (made, made))
-    return parts
-
-
-def test_a_lock_file_that_nobody_holds_is_no_work_under_way(tmp_path, capsys):
-    """A process that is killed leaves it; the last one to end must say that an X-ray was not graded."""
-    first, other = _parts(tmp_path / "parts", 1000)
-    lock = WriterLock(other)
-    with lock:
-        left = lock.file.read_bytes()
-        assert is_being_made(other) and parts_status(tmp_path / "parts", 2, "of these") == 0
-    assert "the last process tells" in capsys.readouterr().out
-    lock.file.write_bytes(left)
-    assert not is_being_made(other) and parts_status(tmp_path / "parts", 2, "of these") == 1
-    rows_of(other).touch()  # a run that was stopped is to go on
-    assert is_being_made(other) and parts_status(tmp_path / "parts", 2, "of these") == 0
-    assert not is_being_made(first)
-
-
-def test_parts_of_an_earlier_launch_are_not_yet_whole(tmp_path, monkeypatch):
-    """The process of such a part is still to come, and a launcher would stop it if another failed before."""
-    parts = _parts(tmp_path / "parts", 1000)
-    assert parts_status(tmp_path / "parts", 2, "of these") == 1
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert parts_status(tmp_path / "parts", 2, "of these") == 0
-    os.utime(parts[0])
-    assert parts_status(tmp_path / "parts", 2, "of these") == 0
-    os.utime(parts[1])
-    assert parts_status(tmp_path / "parts", 2, "of these") == 1
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_stops_a_table_keeps_its_rows(model, knees, tmp_path, monkeypatch, capsys, number):
     grade, batches = Grader.grade, []
@@ -358,14 +250,6 @@ def test_what_is_refused_leaves_no_empty_rows(model, knees, tmp_path, capsys):
     assert main(arguments) == 2
     assert "could not be written: Is a directory" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["knees", "maps"]
-
-
-@given(st.integers(0, 1000), st.integers(1, 70))
-def test_shares_are_disjoint_whole_and_in_order(count, processes):
-    shares = [share_of(count, process, processes) for process in range(processes)]
-    assert [number for share in shares for number in share] == list(range(count))
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_one_xray_is_graded_without_the_libraries_of_training(run_python, model, knees):

@@ -105,7 +105,8 @@ def crowd(url: str, contents: list[bytes], visitors: int = 20, each: int = 3, ma
 def main() -> None:
     """Measures and prints."""
     from clip_koa import RELEASED_MODEL
-    from clip_koa.grading.grader import Grader, find_xrays
+    from clip_koa.grading.grader import Grader
+    from clip_koa.grading.inputs import find_xrays
 
     parser = argparse.ArgumentParser(description="Measure how the page bears many visitors.")
     parser.add_argument("--xrays", required=True, help="folder of X-rays")

@@ -1,0 +1,129 @@
+"""A machine whose cores others use too: what waiting of threads for each other costs, under each setting."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from studies.benchmark.measure import ratio
+
+# libgomp, which computes for torch, reads them once, when it is loaded.
+SETTINGS = {
+    "threads that wait awake": {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""},
+    "threads that wait asleep": {"OMP_WAIT_POLICY": "passive"},
+    "threads that soon sleep": {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": ""},
+    "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": ""},
+}
+
+
+def measure_busy(name: str, batch_size: int, rounds: int, others: int | None = None) -> dict[str, dict]:
+    """Seconds, and processor seconds, of a call under each setting, over those with one thread.
+
+    Each setting has a process of its own; they take turns, so that drift of the load hits all alike.
+
+    Args:
+        name: of `MODELS`; its weights are random.
+        others: processes that only compute, for the figures of a busy machine; default: as many as cores.
+
+    Returns:
+        For grading and a training step, alone and beside others: `time` is the ratio of seconds (with two threads on
+        an idle machine about .5), `work` that of processor seconds (1 where nobody waits awake).
+    """
+    cores = len(os.sched_getaffinity(0))
+    figures = {}
+    for kind in ("grading", "training"):
+        with _processes(kind, name, batch_size) as calls:
+            for beside in (0, cores if others is None else others):
+                with _others(beside):
+                    spent = _take_turns(calls, rounds)
+                for setting in list(SETTINGS)[:-1]:
+                    for figure, place in (("time", 0), ("work", 1)):
+                        one, these = ([each[place] for each in spent[key]] for key in ("one thread", setting))
+                        figures[f"{kind} beside {beside}, {setting}: {figure}"] = ratio(these, one)
+    return figures
+
+
+@contextlib.contextmanager
+def _processes(kind: str, name: str, batch_size: int) -> Iterator[dict[str, subprocess.Popen]]:
+    """A process for each setting, which makes one call for each line that it is sent."""
+    calls = {}
+    try:
+        for setting, changes in SETTINGS.items():
+            environment = {key: value for key, value in (os.environ | changes).items() if value}
+            if setting != "one thread":
+                environment.pop("OMP_NUM_THREADS", None)
+            command = [sys.executable, "-m", "studies.benchmark.busy", kind, name, str(batch_size)]
+            calls[setting] = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            _call(calls[setting])  # warms up, before the next one starts
+        yield calls
+    finally:
+        for process in calls.values():
+            process.kill()
+            process.wait()
+
+
+def _take_turns(calls: dict[str, subprocess.Popen], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    spent = {setting: [] for setting in calls}
+    for _ in range(rounds):
+        for setting, process in calls.items():
+            spent[setting].append(_call(process))
+    return spent
+
+
+def _call(process: subprocess.Popen) -> tuple[float, float]:
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return tuple(json.loads(process.stdout.readline()))
+
+
+@contextlib.contextmanager
+def _others(count: int) -> Iterator[None]:
+    hogs = [multiprocessing.get_context("spawn").Process(target=_compute, daemon=True) for _ in range(count)]
+    try:
+        for hog in hogs:
+            hog.start()
+        time.sleep(count and 1)
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.join()
+
+
+def _compute() -> None:
+    while True:
+        sum(range(10_000))
+
+
+def _serve(kind: str, name: str, batch_size: int) -> None:
+    """Makes one call for each line, and prints what it took."""
+    import torch
+
+    from studies.benchmark.measure import build_model
+    from studies.benchmark.training import clip_koa_step
+
+    model = build_model(name, "standard")
+    if kind == "training":
+        call = clip_koa_step(model.train(), batch_size, "fp32")
+    else:
+        model.eval()
+        size = model.config.vision_config.image_size
+        pixel_values = torch.randn(batch_size, 3, size, size)
+
+        def call():
+            model.grade_pixels(pixel_values)
+
+    for _ in sys.stdin:
+        started, before = time.perf_counter(), time.process_time()
+        call()
+        print(json.dumps([time.perf_counter() - started, time.process_time() - before]), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))
