@@ -34,10 +34,6 @@ POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; worker-src 'self' blob:; form-action 'none'; base-uri 'none'"
 )
-SITE_FILES = (
-    "index.html", "sw.js", "release.js", "page/*", "texts/*", "vendor/*", "model/*", "examples/kl[0-4]_left.png",
-    "examples/kl[0-4]_right.png", "examples/ATTRIBUTION.md",
-)  # fmt: skip
 
 
 class SiteError(CLIPKOAError, ValueError):
