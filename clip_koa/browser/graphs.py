@@ -2,7 +2,7 @@
 
 Only the weights are rounded: what passes between layers stays in fp32. So the graphs are a quarter of the checkpoint's
 size to fetch and give its grades; rounding what passes between the layers too gave another grade to one of ten
-examples (docs/notebook/browser.md).
+examples (docs/notebook/browser_trials.md).
 """
 
 import logging

@@ -121,7 +121,9 @@ def _seen(name: str, processor) -> float | None:
     whole = (size.get("height"), size.get("width"))
     if is_bicubic and None not in whole and crop in (None, whole):
         return None
-    raise SiteError(f"{name}: its image processor neither crops a bicubic square nor squeezes: the page does no other.")
+    raise SiteError(
+        f"{name}: its image processor neither crops a bicubic square nor squeezes: the page does no other."
+    )
 
 
 def _shades(model: CLIPKOAForImageClassification) -> np.ndarray:
@@ -161,7 +163,7 @@ def _write_page(folder: Path, example_folder: Path, can_find: bool) -> None:
 
 
 def _write_release(folder: Path) -> None:
-    """What the service worker keeps, by digest; its version changes with any file, so that browsers take the new one."""
+    """What the service worker keeps, by digest; its version changes with any file: browsers then take the new one."""
     files = {
         path.relative_to(folder).as_posix(): file_digest(path)
         for path in sorted(folder.rglob("*"))

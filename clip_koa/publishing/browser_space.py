@@ -38,8 +38,8 @@ a network after the first visit. `python -m http.server` in this folder serves t
 
 > **Research only.** This is not a medical device. Its grades must not guide the care of patients.
 
-`vendor/` holds packages of npm as they were published, `vendor/README.md` their licences and digests. `examples/` holds
-real X-rays of a public data set; `examples/ATTRIBUTION.md` names it.
+`vendor/` holds packages of npm as they were published, `vendor/README.md` their licences and digests. `examples/`
+holds real X-rays of a public data set; `examples/ATTRIBUTION.md` names it.
 """
 
 

@@ -118,6 +118,7 @@ function details(item, page, forget) {
       h("dd", {}, percent(facts.osteoarthritis)),
       h("dt", {}, t("expected")),
       h("dd", {}, facts.expected.toFixed(1)),
+      facts.atypicality === null ? null : [h("dt", {}, t("typicality")), h("dd", {}, percent(facts.atypicality))],
     ),
     mirror(item, page),
     h("p", { class: "reports" }, page.reports(item), forget),

@@ -19,14 +19,15 @@ from clip_koa.browser import packages, site
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
-        pass
+        self.server.asked.append(self.path)
 
 
 @contextmanager
 def serving(folder: Path):
-    """The folder as `python -m http.server` serves it; gives the server and its address."""
+    """The folder as `python -m http.server` serves it; gives the server, with the paths that were `asked`."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
-    server.daemon_threads = True
+    server.asked = []
+    server.daemon_threads, server.handle_error = True, lambda *_: None  # a browser may hang up
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server, f"http://127.0.0.1:{server.server_port}/"
@@ -57,7 +58,8 @@ class Modules:
                 const answer = await run(m, ...Object.values(given));
                 const text = (data) => {
                     let all = "";
-                    for (let at = 0; at < data.length; at += 8192) all += String.fromCharCode(...data.subarray(at, at + 8192));
+                    for (let at = 0; at < data.length; at += 8192)
+                        all += String.fromCharCode(...data.subarray(at, at + 8192));
                     return btoa(all);
                 };
                 if (answer instanceof Gray) return { pixels: text(answer.data), size: answer.size };

@@ -83,7 +83,9 @@ def test_a_knee_of_8_bits_and_less(read, bits):
     assert _differ(read(content), content) <= 1
 
 
-@pytest.mark.parametrize("tags, side", [({"ImageLaterality": "R", "Laterality": "L"}, "R"), ({"Laterality": "B"}, "B")])
+@pytest.mark.parametrize(
+    "tags, side", [({"ImageLaterality": "R", "Laterality": "L"}, "R"), ({"Laterality": "B"}, "B")]
+)
 def test_the_side_is_read(read, tags, side):
     content = write_dicom(_KNEE * 16, BitsStored=12, **tags)
     assert read_radiograph(content).laterality == side and _differ(read(content, side), content) <= 1

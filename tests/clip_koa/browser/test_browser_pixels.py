@@ -39,7 +39,9 @@ def test_resizing_is_pillows(modules, size, wanted, box, gap, name):
     picture = _noise(size, 1)
     filters = {"bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
     expected = picture.resize(wanted, filters[name], box, reducing_gap=gap or None)
-    code = "const { FILTERS } = await m('gray'); return picture.resize(wanted, FILTERS[name], box ?? picture.whole, gap);"
+    code = (
+        "const { FILTERS } = await m('gray'); return picture.resize(wanted, FILTERS[name], box ?? picture.whole, gap);"
+    )
     found = modules.call(code, picture=picture, wanted=wanted, name=name, box=box, gap=gap)
     assert np.array_equal(found, np.asarray(expected))
 
@@ -72,7 +74,9 @@ def test_windows_of_a_film_are_cut_alike(modules, angle, side):
         return seen[0];"""
     whole = Pyramid(picture).window((0, 257 / 2), 257, 56)
     assert np.array_equal(modules.call(code, picture=picture), np.asarray(whole))
-    knee = Knee((100, 40, 100 + round(side) // 2 * 2 + picture.width % 2, 40 + round(side) // 2 * 2), angle=angle or 9.0)
+    knee = Knee(
+        (100, 40, 100 + round(side) // 2 * 2 + picture.width % 2, 40 + round(side) // 2 * 2), angle=angle or 9.0
+    )
     box = list(knee.box)
     found = modules.call(
         'const { cutKnee } = await m("locate"); return cutKnee(picture, { box, angle, framed: false });',
