@@ -5,6 +5,7 @@
 fetches them into a folder.
 """
 
+import argparse
 import base64
 import hashlib
 import shutil
@@ -14,6 +15,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_script.exit_status import main_of
 from dataset_script.files import write_file
 from modeling_clip_koa import CLIPKOAError
 
@@ -127,8 +129,8 @@ def _pack(package: Package, folder: Path) -> bytes:
         shutil.rmtree(place, ignore_errors=True)
 
 
-_LICENCE = """Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without
+_LICENCE = """Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction, including without
 limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the
 Software, and to permit persons to whom the Software is furnished to do so, subject to the following
 conditions:
@@ -143,7 +145,17 @@ CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFT
 DEALINGS IN THE SOFTWARE.
 """
 
-if __name__ == "__main__":
-    from dataset_script.exit_status import run_command
 
-    run_command("packages", lambda: [print(path) for path in fetch(Path(sys.argv[1]) if sys.argv[1:] else FETCHED)])
+def run(arguments: list[str] | None, prog: str) -> None:
+    """Fetches the packages; see the module's text."""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description="Fetches the page's packages of npm.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FETCHED)
+    for path in fetch(parser.parse_args(arguments).folder):
+        print(path)
+
+
+main = main_of("clip_koa.browser.packages", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,6 +12,7 @@ from hub_server import HubServer
 from webapp.conftest import example_folder, model_folder  # noqa: F401
 
 from clip_koa.commands import main
+from clip_koa.files import file_digest
 from clip_koa.publishing import browser_space
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.release_check import check_folder
@@ -50,9 +51,12 @@ def test_the_space_is_static_and_names_no_folder_of_this_machine(space, model_fo
 
 
 def test_a_file_that_was_changed_after_it_was_built_is_refused(space):
-    name = "vendor/ort.wasm.min.mjs"
+    name, binary = "vendor/ort.wasm.min.mjs", (".mjs", ".js", ".wasm", ".onnx")
+    files = [path for folder in ("vendor", "model") for path in (space / folder).iterdir() if path.suffix in binary]
+    known = {path.relative_to(space).as_posix(): file_digest(path) for path in files}
+    assert len(check_folder(space, browser_space.BROWSER_SPACE_FILES, {}, known)) > 40
     with pytest.raises(ReleaseError, match=f"{name} is not the file that the release was built with"):
-        check_folder(space, browser_space.BROWSER_SPACE_FILES, {}, {name: "0" * 64})
+        check_folder(space, browser_space.BROWSER_SPACE_FILES, {}, known | {name: "0" * 64})
 
 
 @pytest.mark.slow
