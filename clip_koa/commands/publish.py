@@ -14,6 +14,9 @@ def publish(
     subject: Annotated[str, Argument(metavar="MODEL", help="Model folder; with --space a published model.")],
     repo_id: Annotated[str, Argument(metavar="USER/NAME", help="Repository on the Hub, made where it is new.")],
     space: Annotated[bool, Option("--space", help="Publish the page, on the published model MODEL.")] = False,
+    browser_space: Annotated[
+        bool, Option("--browser-space", help="Publish the page that grades in the browser, with MODEL in it.")
+    ] = False,
     dataset: Annotated[bool, Option("--dataset", help="Publish the corpus's card and builder, no X-rays.")] = False,
     metric: Annotated[bool, Option("--metric", help="Publish the metric.")] = False,
     dry_run: Annotated[bool, Option("--dry_run", help="Build and check only; upload nothing.")] = False,
@@ -37,9 +40,8 @@ def publish(
     with importing():
         from clip_koa.publishing import publish as room
 
-    kinds = [
-        name for name, asked in zip(("space", "dataset", "metric"), (space, dataset, metric), strict=True) if asked
-    ]
+    asked = {"space": space, "browser-space": browser_space, "dataset": dataset, "metric": metric}
+    kinds = [name for name, is_asked in asked.items() if is_asked]
     publication = room.Publication(
         subject, repo_id, "+".join(kinds) or "model", dry_run, output, tuple(run or ()), tuple(evaluation or ()),
         dtype, base_model, trained_on, tuple(python or ()), private, tag, message,

@@ -77,6 +77,25 @@ def check_file(folder: Path, name: str, private: Mapping[str, str]) -> CheckedFi
         return _digest(name, parts, private)
 
 
+def check_known_file(folder: Path, name: str, private: Mapping[str, str], sha256: str) -> CheckedFile:
+    """Looks whether a file is still the one that the release was built with, and holds nothing private.
+
+    Args:
+        sha256: of the file that was made or checked when the release was built.
+
+    Raises:
+        ReleaseError: another file, or a find.
+    """
+    file = open_plain(folder, name)
+    if file is None:
+        raise ReleaseError(f"{name} is no longer there: build the release anew.")
+    with file:
+        checked = _digest(name, iter(partial(file.read, _PART), b""), private)
+    if checked.sha256 != sha256:
+        raise ReleaseError(f"{name} is not the file that the release was built with: build it anew.")
+    return checked
+
+
 def _digest(name: str, parts: Iterable[bytes], private: Mapping[str, str]) -> CheckedFile:
     """Digest of the bytes, which are searched for what is private, also where it lies across two parts."""
     digest, size, tail = hashlib.sha256(), 0, b""

@@ -15,6 +15,7 @@ from clip_koa.publishing.beside import (
     build_metric,
     build_space,
 )
+from clip_koa.publishing.browser_space import BROWSER_SPACE_FILES, build_browser_space
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import find_form
 from clip_koa.publishing.hub import upload, validate_online
@@ -23,7 +24,10 @@ from clip_koa.publishing.release import Release, build_release
 from clip_koa.publishing.release_check import MODEL_FILES, check_folder, check_loading
 from clip_koa.publishing.workplace import Workplace
 
-ALLOWED = {"model": MODEL_FILES, "space": SPACE_FILES, "dataset": DATASET_FILES, "metric": METRIC_FILES}
+ALLOWED = {
+    "model": MODEL_FILES, "space": SPACE_FILES, "browser-space": BROWSER_SPACE_FILES, "dataset": DATASET_FILES,
+    "metric": METRIC_FILES,
+}  # fmt: skip
 _FOLDERS = {"dataset": "dataset_script", "metric": "metrics/kl_grading"}
 
 
@@ -35,7 +39,8 @@ class Publication:
         ReleaseError: what cannot be published so.
     """
 
-    subject: str  # model folder; of a space a published model; of a data set or metric its folder in the project
+    # Model folder; of a space a published model, of one in the browser either; of a data set or metric its folder.
+    subject: str
     repo_id: str
     kind: str = "model"  # of ALLOWED
     dry_run: bool = False
@@ -52,7 +57,7 @@ class Publication:
 
     def __post_init__(self):
         if self.kind not in ALLOWED:
-            raise ReleaseError("name one of --space, --dataset and --metric, or none for a model.")
+            raise ReleaseError("name one of --space, --browser-space, --dataset and --metric, or none for a model.")
         for name in (self.repo_id, *([self.subject] if self.kind == "space" else ())):
             try:
                 validate_repo_id(name)
@@ -76,7 +81,7 @@ class Publication:
     @property
     def repo_type(self) -> str:
         """The Hub's type of repository for it; a metric is a Space of its own."""
-        return {"metric": "space"}.get(self.kind, self.kind)
+        return {"metric": "space", "browser-space": "space"}.get(self.kind, self.kind)
 
 
 def publish(publication: Publication) -> None:
@@ -87,8 +92,9 @@ def publish(publication: Publication) -> None:
         HubError: an upload that did not succeed.
     """
     with Workplace(publication.output) as place:
-        release = _build(publication, place.release)
-        files = check_folder(place.release, ALLOWED[publication.kind], private_of(publication, place.folder))
+        known = {}
+        release = _build(publication, place.release, known)
+        files = check_folder(place.release, ALLOWED[publication.kind], private_of(publication, place.folder), known)
         if release:
             for python in (sys.executable, *publication.pythons):
                 for way, difference in check_loading(place.release, release.expected, python).items():
@@ -105,15 +111,20 @@ def publish(publication: Publication) -> None:
 
 def private_of(publication: Publication, folder: Path) -> dict[str, str]:
     """What no file may hold, and what it is: tokens, and what names this machine and its folders."""
-    subject = (Path(publication.subject),) if publication.kind == "model" else ()
+    holds_model = publication.kind == "model" or (
+        publication.kind == "browser-space" and Path(publication.subject).is_dir()
+    )
+    subject = (Path(publication.subject),) if holds_model else ()
     public = " ".join(map(str, (publication.repo_id, publication.base_model, publication.trained_on)))
     return {**tokens(), **traces(folder, *subject, public=public)}
 
 
-def _build(publication: Publication, folder: Path) -> Release | None:
-    """Builds the folder; returns the release where it is a model's."""
+def _build(publication: Publication, folder: Path, known: dict[str, str]) -> Release | None:
+    """Builds the folder; returns the release where it is a model's. `known` gets what `check_folder` takes so."""
     if publication.kind == "space":
         build_space(folder, publication.repo_id, publication.subject)
+    elif publication.kind == "browser-space":
+        known |= build_browser_space(folder, publication.repo_id, publication.subject)
     elif publication.kind == "dataset":
         build_dataset(folder)
     elif publication.kind == "metric":
@@ -133,7 +144,7 @@ def _upload(publication: Publication, folder: Path, files: list) -> None:
     oid = upload(
         folder, files, publication.repo_id, repo_type=publication.repo_type, private=publication.private,
         tag=publication.tag, message=publication.message,
-        space_sdk={"space": "gradio", "metric": "static"}.get(publication.kind),
+        space_sdk={"space": "gradio", "browser-space": "static", "metric": "static"}.get(publication.kind),
     )  # fmt: skip
     tag = f", tag {publication.tag}." if publication.tag else "."
     print(f"Published as {publication.repo_id} at revision {oid}{tag}")

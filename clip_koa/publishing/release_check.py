@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_koa.publishing.content_check import CheckedFile, check_file
+from clip_koa.publishing.content_check import CheckedFile, check_file, check_known_file
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import redact
 from clip_koa.publishing.private import is_token
@@ -43,13 +43,15 @@ TOLERANCE = 1e-4
 
 
 def check_folder(
-    folder: Path, allowed: tuple[str, ...] = MODEL_FILES, private: Mapping[str, str] | None = None
-) -> list[CheckedFile]:
+    folder: Path, allowed: tuple[str, ...] = MODEL_FILES, private: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
+) -> list[CheckedFile]:  # fmt: skip
     """The files of a release, each looked into, in the order of their names.
 
     Args:
         allowed: names that the folder may hold.
         private: what no file may hold, and what that is: the token, paths of this machine.
+        known: SHA-256 by name of files that were made or checked as the release was built; they are not looked into.
 
     Raises:
         ReleaseError: a file that has no place there, a link, or one with something that `FORMS` lists or that is
@@ -62,7 +64,10 @@ def check_folder(
             raise ReleaseError(f"{name} is a link or no plain file: a release holds plain files only.")
         if not any(_matches(name, pattern) for pattern in allowed):
             raise ReleaseError(f"{name} has no place in a release: remove it.")
-        checked.append(check_file(folder, name, private or {}))
+        if known and name in known:
+            checked.append(check_known_file(folder, name, private or {}, known[name]))
+        else:
+            checked.append(check_file(folder, name, private or {}))
     return checked
 
 

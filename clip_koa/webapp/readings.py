@@ -135,6 +135,7 @@ def _answer(reading: Reading, crop_share: float) -> dict:
         "mirror_grade": grade.mirror_probabilities.index(max(grade.mirror_probabilities)),
         "mirror_probabilities": grade.mirror_probabilities,
         "set": grade.confidence_set,
+        "atypicality": grade.atypicality,
         "osteoarthritis": grade.osteoarthritis_probability,
         "expected": grade.expected_grade,
         "warnings": warnings_of(reading),

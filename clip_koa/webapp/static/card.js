@@ -5,15 +5,14 @@ import { FilmView, framingChoice } from "./films.js";
 import { gradeName, isAssumed, isShown, labelOf, sideName } from "./items.js";
 import { Viewer } from "./viewer.js";
 
-const GRADES = [0, 1, 2, 3, 4];
-
 export function describeSet(set, level) {
   if (!set.length) return "";
   const values = { low: set[0], high: set[set.length - 1], level };
   return t(set.length === 1 ? "set_one" : "set_many", values);
 }
 
-// `page` has what `FilmView` takes, and level, language, sideChanged(item) and forget(item).
+// `page` has what `FilmView` takes, and level, sideChanged(item), forget(item), reports(item), the buttons for a report,
+// and, where there are heat maps, heatControls(item, viewer).
 export function buildCard(item, page) {
   const forget = h("button", { type: "button", class: "button quiet", onclick: () => page.forget(item) }, t("forget_one"));
   if (item.error !== undefined) return refusedCard(item, forget);
@@ -33,7 +32,7 @@ function refusedCard(item, forget) {
 // A film in which no knee was found, or a knee that has no grade: why, and where it lies.
 function troubleCard(item, page, forget) {
   const { facts } = item;
-  const thumbnail = facts.cut ? null : h("img", { src: `${page.url(item)}/thumbnail.png`, alt: t("xray_alt", { name: item.name }) });
+  const thumbnail = facts.cut ? null : h("img", { src: page.picture(item, "thumbnail"), alt: t("xray_alt", { name: item.name }) });
   return h(
     "article",
     { class: "card", "aria-label": labelOf(item, page.items) },
@@ -56,9 +55,9 @@ function film(item, page) {
 }
 
 function answerCard(item, page, forget) {
-  const viewer = new Viewer(item, page.url(item));
+  const viewer = new Viewer(item, page.picture(item, "xray"), Boolean(page.heatControls));
   const card = h("article", { class: "card", "aria-label": labelOf(item, page.items) });
-  const controls = [heatControls(item, page, viewer), sideChoice(item, page, viewer), framingChoice(item, page)];
+  const controls = [page.heatControls?.(item, viewer), sideChoice(item, page, viewer), framingChoice(item, page)];
   card.append(
     h(
       "div",
@@ -72,44 +71,6 @@ function answerCard(item, page, forget) {
   return card;
 }
 
-function heatControls(item, page, viewer) {
-  const { facts } = item;
-  const grade = gradeName(facts.grade);
-  const caption = h("p", { class: "caption" });
-  const load = () => {
-    const against = item.against ?? "";
-    viewer.heat.src = `${page.url(item)}/heat${against === "" ? "" : `?against=${against}`}`;
-    const sentence = against === "" ? t("heat_for", { grade }) : t("heat_rather", { grade, against: gradeName(against) });
-    caption.textContent = viewer.framed ? `${sentence} ${t("heat_frame")}` : sentence;
-    for (const link of document.querySelectorAll("#card .reports a")) link.href = reportUrl(item, page, link.dataset.kind);
-  };
-  viewer.heat.addEventListener("error", () => {
-    caption.textContent = t("heat_failed");
-  });
-  item.opacity ??= 60;
-  viewer.heat.style.opacity = item.opacity / 100;
-  const slider = h("input", { type: "range", min: 0, max: 100, value: item.opacity, "aria-label": t("heat_opacity"), class: "opacity" });
-  slider.addEventListener("input", () => {
-    item.opacity = Number(slider.value);
-    viewer.heat.style.opacity = item.opacity / 100;
-  });
-  const others = [facts.grade - 1, facts.grade + 1].filter((other) => GRADES.includes(other));
-  const choices = [["", t("for_grade", { grade })], ...others.map((other) => [other, t("rather_than", { grade: gradeName(other) })])];
-  const question = radios("heat", t("heat_question"), choices, item.against ?? "", (value) => {
-    item.against = value === "" ? undefined : value;
-    load();
-  });
-  load();
-  return h(
-    "div",
-    { class: "heat-controls" },
-    h("label", { class: "slider" }, h("span", {}, t("heat_map")), slider),
-    h("div", { class: "legend" }, h("span", {}, t("heat_weak")), h("span", { class: "scale", "aria-hidden": "true" }), h("span", {}, t("heat_strong"))),
-    question,
-    caption,
-  );
-}
-
 function sideChoice(item, page, viewer) {
   if (item.facts.both_knees) return null;
   const choices = ["R", "L", ""].map((side) => [side, sideName(side)]);
@@ -117,16 +78,9 @@ function sideChoice(item, page, viewer) {
     Object.assign(item, { side, sideByHand: true });
     viewer.markSides();
     page.sideChanged(item);
-    for (const link of document.querySelectorAll("#card .reports a")) link.href = reportUrl(item, page, link.dataset.kind);
   });
   choice.append(h("p", { class: "small" }, t("side_note")));
   return choice;
-}
-
-function reportUrl(item, page, kind) {
-  const query = new URLSearchParams({ lang: page.language, side: item.side });
-  if (item.against !== undefined) query.set("against", item.against);
-  return `${page.url(item)}/report.${kind}?${query}`;
 }
 
 function answer(item, page) {
@@ -153,9 +107,6 @@ function answer(item, page) {
 
 function details(item, page, forget) {
   const { facts } = item;
-  const reports = ["html", "pdf"].map((kind) =>
-    h("a", { class: "button", "data-kind": kind, href: reportUrl(item, page, kind), download: true }, `${t("report")}, ${kind.toUpperCase()}`),
-  );
   return h(
     "div",
     { class: "details" },
@@ -167,9 +118,10 @@ function details(item, page, forget) {
       h("dd", {}, percent(facts.osteoarthritis)),
       h("dt", {}, t("expected")),
       h("dd", {}, facts.expected.toFixed(1)),
+      facts.atypicality === null ? null : [h("dt", {}, t("typicality")), h("dd", {}, percent(facts.atypicality))],
     ),
     mirror(item, page),
-    h("p", { class: "reports" }, reports, forget),
+    h("p", { class: "reports" }, page.reports(item), forget),
   );
 }
 
@@ -180,7 +132,7 @@ function mirror(item, page) {
   return h(
     "section",
     { class: "mirror", "aria-label": t("mirror") },
-    h("img", { src: `${page.url(item)}/mirror.png`, alt: t("mirror_alt") }),
+    h("img", { src: page.picture(item, "mirror"), alt: t("mirror_alt") }),
     h(
       "div",
       {},

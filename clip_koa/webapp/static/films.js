@@ -13,10 +13,10 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const same = (one, other) => one?.every((edge, place) => edge === other?.[place]);
 
 export class FilmView {
-  // `page` has items, url(item), ask(item, path), take(item, knees), choose(item), settled(item, focus), busy(item, words), failed(error).
+  // `page` has items, picture(item, kind), placeBox(item, box, isNew), frame(item, to), take(item, knees), choose(item), settled(item, focus), busy(item, words), failed(error).
   constructor(item, page) {
     Object.assign(this, { item, page, box: null, moving: false, sending: false, news: false });
-    this.picture = h("img", { src: `${page.url(item)}/film.png`, draggable: "false" });
+    this.picture = h("img", { src: page.picture(item, "film"), draggable: "false" });
   }
 
   // The box as it stands on the screen, which the server may not know yet.
@@ -183,7 +183,7 @@ export class FilmView {
       while (this.box && !this.moving && !same(this.box, item.facts.box)) {
         const asked = this.box;
         page.busy(item, t("regrading"));
-        const answer = await page.ask(item, `box?${edges(asked)}`);
+        const answer = await page.placeBox(item, asked, false);
         if (!answer) return;
         page.take(item, answer.knees);
         this.news = true;
@@ -206,7 +206,7 @@ export class FilmView {
     const before = siblings(item, page.items).map((other) => other.facts.id);
     try {
       page.busy(item, t("regrading"));
-      const answer = await page.ask(item, `box?${edges(box)}&new=true`);
+      const answer = await page.placeBox(item, box, true);
       if (!answer) return;
       page.settled(page.take(item, answer.knees).find((other) => !before.includes(other.facts.id)), "box");
     } catch (error) {
@@ -223,7 +223,7 @@ export function framingChoice(item, page) {
   return radios("framing", t("framing_here"), choices, facts.framing, async (to) => {
     try {
       page.busy(item, t("progress", { done: 0, all: 1 }));
-      const answer = await page.ask(item, `framing?to=${to}`);
+      const answer = await page.frame(item, to);
       if (answer) page.settled(page.take(item, answer.knees)[0]);
     } catch (error) {
       page.failed(error);
@@ -231,7 +231,6 @@ export function framingChoice(item, page) {
   });
 }
 
-const edges = (box) => ["left", "top", "right", "bottom"].map((edge, place) => `${edge}=${box[place]}`).join("&");
 const moved = ([left, top, right, bottom], dx, dy) => [left + dx, top + dy, right + dx, bottom + dy];
 
 // A box larger by `more` pixels a side, of the same shape: about its middle, or with the corner opposite of one fixed.

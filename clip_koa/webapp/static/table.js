@@ -24,7 +24,7 @@ export function warningOf(item) {
 }
 
 export class XrayTable {
-  // `page` has items, url(item), level, chosen and choose(item).
+  // `page` has items, picture(item, kind), level, chosen and choose(item).
   constructor(page) {
     this.page = page;
     this.column = null;
@@ -79,7 +79,7 @@ export class XrayTable {
     });
     choose.checked = item === page.chosen;
     choose.disabled = !item.facts && item.error === undefined;
-    const thumbnail = item.facts ? h("img", { src: `${page.url(item)}/thumbnail.png`, alt: "" }) : h("span", { class: "blank" });
+    const thumbnail = item.facts ? h("img", { src: page.picture(item, "thumbnail"), alt: "" }) : h("span", { class: "blank" });
     const cells = [
       h("td", { class: "side" }, item.facts ? sideName(item.side) : ""),
       h("td", { class: "grade" }, shown(item, (facts) => badge(facts.grade)) ?? noGrade(item)),

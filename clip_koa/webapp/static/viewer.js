@@ -8,15 +8,15 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 export class Viewer {
   // `item` keeps how its X-ray is looked at, so that it stands so again when it is chosen again.
-  constructor(item, url) {
+  constructor(item, source, withHeat) {
     this.item = item;
     this.view = item.view ??= { ...START };
     this.pointers = new Map();
     const { facts } = item;
-    this.picture = h("img", { class: "picture", src: `${url}/xray.png`, alt: t("xray_alt", { name: facts.name }) });
+    this.picture = h("img", { class: "picture", src: source, alt: t("xray_alt", { name: facts.name }) });
     this.heat = h("img", { class: "heat", alt: "" });
     this.frame = h("div", { class: "frame" });
-    this.layers = h("div", { class: "layers" }, this.picture, this.heat, this.frame);
+    this.layers = h("div", { class: "layers" }, this.picture, withHeat ? this.heat : null, this.frame);
     this.marks = ["left", "right"].map((side) => h("span", { class: `mark ${side}` }));
     this.stage = h(
       "div",

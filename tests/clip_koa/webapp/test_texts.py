@@ -20,9 +20,12 @@ def test_every_text_is_in_every_language_with_the_same_blanks(key):
 
 
 def test_texts_that_are_used_are_there_and_none_is_idle():
-    folder = ROOT / "clip_koa" / "webapp"
+    folders = [ROOT / "clip_koa" / name for name in ("webapp", "browser")]  # both pages have their texts of one file
     code = "\n".join(
-        path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".py", ".js", ".html")
+        path.read_text(encoding="utf-8")
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".js", ".html")
     )
     used = set(re.findall(r'\bt\(\s*"(\w+)"', code)) | set(re.findall(r'data-text="(\w+)"', code))
     assert used <= set(TEXTS), used - set(TEXTS)
