@@ -16,6 +16,7 @@ def publish(
     space: Annotated[bool, Option("--space", help="Publish the page, on the published model MODEL.")] = False,
     dataset: Annotated[bool, Option("--dataset", help="Publish the corpus's card and builder, no X-rays.")] = False,
     metric: Annotated[bool, Option("--metric", help="Publish the metric.")] = False,
+    onnx: Annotated[bool, Option("--onnx", help="Also ONNX graphs in fp32, fp16 and int8.")] = False,
     dry_run: Annotated[bool, Option("--dry_run", help="Build and check only; upload nothing.")] = False,
     output: Annotated[Path | None, Option(help="New folder for the release (default: a temporary one).")] = None,
     run: Annotated[list[Path] | None, Option(help="Run folder, for the card; again for each of several.")] = None,
@@ -42,7 +43,7 @@ def publish(
     ]
     publication = room.Publication(
         subject, repo_id, "+".join(kinds) or "model", dry_run, output, tuple(run or ()), tuple(evaluation or ()),
-        dtype, base_model, trained_on, tuple(python or ()), private, tag, message,
+        dtype, base_model, trained_on, tuple(python or ()), private, tag, message, onnx,
     )  # fmt: skip
     room.publish(publication)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
+from clip_koa.grading.onnx_network import RELEASE_FILES
 from clip_koa.publishing.card_facts import CardFacts
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.reporting import pictures
@@ -56,6 +57,7 @@ def render_card(
         heads=list(pictures.HEAD_NAMES.values()), pictures=facts.pictures,
         calibration=_calibration(folder / CALIBRATION_FILE), examples=bool(scores),
         films=(folder / LOCALISATION_FILE).is_file(),
+        onnx=(folder / RELEASE_FILES["fp32"]).is_file(), size=config.vision_config.image_size,
     )  # fmt: skip
     return str(ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}"))
 

@@ -49,6 +49,7 @@ class Publication:
     private: bool = False
     tag: str | None = None
     message: str = "Release of CLIP-KOA"
+    onnx: bool = False  # of a model: also its ONNX graphs
 
     def __post_init__(self):
         if self.kind not in ALLOWED:
@@ -67,6 +68,8 @@ class Publication:
         folder = _FOLDERS.get(self.kind)
         if folder and Path(self.subject).resolve() != PROJECT / folder:
             raise ReleaseError(f"--{self.kind} publishes {folder}: give that in place of {self.subject}.")
+        if self.onnx and self.kind != "model":
+            raise ReleaseError(f"--onnx is for a model: leave it out with --{self.kind}.")
         if self.dry_run and not self.output:
             raise ReleaseError("--dry_run needs --output, a new folder to look at.")
         for name in ("message", "tag"):
@@ -122,7 +125,7 @@ def _build(publication: Publication, folder: Path) -> Release | None:
         return build_release(
             Path(publication.subject), folder, publication.repo_id, dtype=publication.dtype,
             evaluations=publication.evaluations, base_model=publication.base_model, runs=publication.runs,
-            trained_on=publication.trained_on,
+            trained_on=publication.trained_on, onnx=publication.onnx,
         )  # fmt: skip
     return None
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPProcessor
 
 from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_tokenizer
+from clip_koa.grading.onnx_network import RELEASE_FILES
 from clip_koa.publishing.card import render_card, write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
@@ -58,7 +59,7 @@ class Release:
 def build_release(
     checkpoint: Path, folder: Path, repo_id: str, *, dtype: str | None = None, evaluations: tuple[Path, ...] = (),
     base_model: str | None = None, runs: tuple[Path, ...] = (),
-    trained_on: str | None = None,
+    trained_on: str | None = None, onnx: bool = False,
 ) -> Release:  # fmt: skip
     """Writes the release of a checkpoint into `folder`, new or empty.
 
@@ -73,8 +74,10 @@ def build_release(
         dtype: of the stored weights; default: as the checkpoint's.
         evaluations: folders of clip-koa evaluate, of these weights.
         trained_on: Hub id of the dataset, for the card.
+        onnx: also write the ONNX graphs, in three precisions; needs the extra `onnx`.
 
     Raises:
+        ImportError: ONNX is asked for and not installed.
         ReleaseError: no checkpoint, a damaged one, one with a link in it, a folder that is not empty, or weights that
             the dtype can't hold.
     """
@@ -101,6 +104,8 @@ def build_release(
     _clean_configs(folder)
     _add_handler(folder)
     copy_license(folder / "LICENSE")
+    if onnx:
+        _add_graphs(model, folder)
     scores = score_examples(model, image_processor, add_examples(folder / "examples"))
     with _damage_told("metrics.json of the runs and evaluations"):
         write_card(folder, render_card(folder, repo_id, model, facts, dtype, scores), facts)
@@ -211,6 +216,17 @@ def _add_handler(folder: Path) -> None:
     for name in _READER:
         copy_plain(_PROJECT, f"dataset_script/{name}", folder / "dataset_script" / name)
     copy_plain(_TEMPLATES, "requirements.txt", folder / "requirements.txt")
+
+
+def _add_graphs(model, folder: Path) -> None:
+    try:
+        from clip_koa.exporting.release_graphs import write_release_graphs
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"--onnx needs {error.name}, which is missing: pip install 'clip-koa[onnx]'.", name=error.name
+        ) from error
+    for precision, difference in write_release_graphs(model, folder).items():
+        print(f"{RELEASE_FILES[precision]}: probabilities differ by at most {difference:.1g} on drawn X-rays")
 
 
 def add_examples(folder: Path) -> list[Path]:
