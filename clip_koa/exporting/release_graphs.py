@@ -1,4 +1,4 @@
-"""The graphs of a published model: one in each precision, under the names that transformers.js and Optimum look for."""
+"""The graphs of a published model, one in each precision, in the names that transformers.js and Optimum look for."""
 
 from collections.abc import Iterator
 from pathlib import Path

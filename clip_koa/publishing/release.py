@@ -17,10 +17,9 @@ from clip_koa.grading.onnx_network import RELEASE_FILES
 from clip_koa.publishing.card import render_card, write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.examples import add_examples, draw_examples, score_examples
 from clip_koa.publishing.plain_files import copy_license, copy_plain
 from clip_koa.publishing.release_check import NEEDED_FILES, draw_probes
-from dataset_script.examples import FOLDER as EXAMPLES
-from dataset_script.examples import GRADES, SIDES, example_name
 from dataset_script.radiograph import read_radiograph
 from modeling_clip_koa import (
     CALIBRATION_FILE,
@@ -106,7 +105,9 @@ def build_release(
     copy_license(folder / "LICENSE")
     if onnx:
         _add_graphs(model, folder)
-    scores = score_examples(model, image_processor, add_examples(folder / "examples"))
+    examples = add_examples(folder / "examples")
+    scores = score_examples(model, image_processor, examples)
+    draw_examples(model, examples, folder)
     with _damage_told("metrics.json of the runs and evaluations"):
         write_card(folder, render_card(folder, repo_id, model, facts, dtype, scores), facts)
     missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
@@ -227,27 +228,6 @@ def _add_graphs(model, folder: Path) -> None:
         ) from error
     for precision, difference in write_release_graphs(model, folder).items():
         print(f"{RELEASE_FILES[precision]}: probabilities differ by at most {difference:.1g} on drawn X-rays")
-
-
-def add_examples(folder: Path) -> list[Path]:
-    """Copies the project's real examples and their attribution, where they lie beside the code; gives the X-rays."""
-    if not EXAMPLES.is_dir():
-        return []
-    folder.mkdir()
-    names = [example_name(grade, side) for grade in GRADES for side in SIDES]
-    found = [folder / name for name in names if copy_plain(EXAMPLES, name, folder / name)]
-    copy_plain(EXAMPLES, "ATTRIBUTION.md", folder / "ATTRIBUTION.md")
-    return found
-
-
-@torch.no_grad()
-def score_examples(model, image_processor, files: list[Path]) -> dict[str, list[float]]:
-    """For each file's name the linear head's probabilities (K,), as the widget's pipeline gives them."""
-    if not files:
-        return {}
-    pixel_values = XrayPreprocessor(image_processor)([read_radiograph(file).image for file in files])
-    scores = model(pixel_values, flip_average=False).classifier_logits.softmax(-1)
-    return dict(zip([file.name for file in files], scores.tolist(), strict=True))
 
 
 @torch.no_grad()

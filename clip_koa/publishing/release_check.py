@@ -33,7 +33,7 @@ MODEL_FILES = (
     "grading_clip_koa.py", "transformers4_clip_koa.py", "appearance_clip_koa.py", "frames_clip_koa.py",
     "localisation_clip_koa.py", "metrics.json", "calibration.json", "localisation.safetensors",
     "typicality.safetensors", "handler.py", "requirements.txt",
-    "figures/learning_curves.png",
+    "error_groups.json", "figures/learning_curves.png", "figures/examples.png",
     *(f"figures/{picture}_{split}.png" for picture in CARD_PICTURES for split in CARD_SPLITS),
     "examples/kl[0-4]_left.png", "examples/kl[0-4]_right.png", "examples/ATTRIBUTION.md",
     "dataset_script/__init__.py", "dataset_script/radiograph.py", "dataset_script/pixels.py",

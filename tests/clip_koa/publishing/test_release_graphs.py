@@ -56,7 +56,9 @@ def knee(tiny_start, tmp_path_factory):
 
 def test_each_graph_grades_as_the_model(release):
     model = CLIPKOAForImageClassification.from_pretrained(release).eval()
-    pixel_values = torch.randn(3, 3, *[model.config.vision_config.image_size] * 2, generator=torch.Generator().manual_seed(1))
+    pixel_values = torch.randn(
+        3, 3, *[model.config.vision_config.image_size] * 2, generator=torch.Generator().manual_seed(1)
+    )
     with torch.no_grad():
         expected = model(pixel_values, flip_average=True).logits.softmax(-1).numpy()
     sizes = {}
@@ -150,4 +152,3 @@ def test_only_a_model_has_graphs(tmp_path, capsys):
     options = ["--metric", "--onnx", "--dry_run", "--output", str(tmp_path / "release")]
     assert main(["publish", str(ROOT / "metrics/kl_grading"), "anna/kl", *options]) == 2
     assert "--onnx is for a model" in capsys.readouterr().err
-
