@@ -16,6 +16,7 @@ def publish(
     space: Annotated[bool, Option("--space", help="Publish the page, on the published model MODEL.")] = False,
     dataset: Annotated[bool, Option("--dataset", help="Publish the corpus's card and builder, no X-rays.")] = False,
     metric: Annotated[bool, Option("--metric", help="Publish the metric.")] = False,
+    benchmark: Annotated[Path | None, Option(help="Publish X-rays MODEL as a benchmark; folder of entries.")] = None,
     onnx: Annotated[bool, Option("--onnx", help="Also ONNX graphs in fp32, fp16 and int8.")] = False,
     dry_run: Annotated[bool, Option("--dry_run", help="Build and check only; upload nothing.")] = False,
     output: Annotated[Path | None, Option(help="New folder for the release (default: a temporary one).")] = None,
@@ -38,12 +39,12 @@ def publish(
     with importing():
         from clip_koa.publishing import publish as room
 
-    kinds = [
-        name for name, asked in zip(("space", "dataset", "metric"), (space, dataset, metric), strict=True) if asked
-    ]
+    asked = {"space": space, "dataset": dataset, "metric": metric, "benchmark": benchmark}
+    kinds = [kind for kind, wanted in asked.items() if wanted]
     publication = room.Publication(
         subject, repo_id, "+".join(kinds) or "model", dry_run, output, tuple(run or ()), tuple(evaluation or ()),
         dtype, base_model, trained_on, tuple(python or ()), private, tag, message, onnx,
+        benchmark,
     )  # fmt: skip
     room.publish(publication)
 

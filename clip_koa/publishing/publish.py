@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from clip_koa.publishing.benchmark import BENCHMARK_FILES, build_benchmark
 from clip_koa.publishing.beside import (
     DATASET_FILES,
     METRIC_FILES,
@@ -23,7 +24,10 @@ from clip_koa.publishing.release import Release, build_release
 from clip_koa.publishing.release_check import MODEL_FILES, check_folder, check_loading
 from clip_koa.publishing.workplace import Workplace
 
-ALLOWED = {"model": MODEL_FILES, "space": SPACE_FILES, "dataset": DATASET_FILES, "metric": METRIC_FILES}
+ALLOWED = {
+    "model": MODEL_FILES, "space": SPACE_FILES, "dataset": DATASET_FILES, "metric": METRIC_FILES,
+    "benchmark": BENCHMARK_FILES,
+}  # fmt: skip
 _FOLDERS = {"dataset": "dataset_script", "metric": "metrics/kl_grading"}
 
 
@@ -35,7 +39,7 @@ class Publication:
         ReleaseError: what cannot be published so.
     """
 
-    subject: str  # model folder; of a space a published model; of a data set or metric its folder in the project
+    subject: str  # model folder; of a space a published model; of a data set or metric its folder here; or a corpus
     repo_id: str
     kind: str = "model"  # of ALLOWED
     dry_run: bool = False
@@ -50,10 +54,11 @@ class Publication:
     tag: str | None = None
     message: str = "Release of CLIP-KOA"
     onnx: bool = False  # of a model: also its ONNX graphs
+    entries: Path | None = None  # of a benchmark
 
     def __post_init__(self):
         if self.kind not in ALLOWED:
-            raise ReleaseError("name one of --space, --dataset and --metric, or none for a model.")
+            raise ReleaseError("name one of --space, --dataset, --metric and --benchmark, or none for a model.")
         for name in (self.repo_id, *([self.subject] if self.kind == "space" else ())):
             try:
                 validate_repo_id(name)
@@ -79,7 +84,7 @@ class Publication:
     @property
     def repo_type(self) -> str:
         """The Hub's type of repository for it; a metric is a Space of its own."""
-        return {"metric": "space"}.get(self.kind, self.kind)
+        return {"metric": "space", "benchmark": "dataset"}.get(self.kind, self.kind)
 
 
 def publish(publication: Publication) -> None:
@@ -108,7 +113,7 @@ def publish(publication: Publication) -> None:
 
 def private_of(publication: Publication, folder: Path) -> dict[str, str]:
     """What no file may hold, and what it is: tokens, and what names this machine and its folders."""
-    subject = (Path(publication.subject),) if publication.kind == "model" else ()
+    subject = (Path(publication.subject),) if publication.kind in ("model", "benchmark") else ()
     public = " ".join(map(str, (publication.repo_id, publication.base_model, publication.trained_on)))
     return {**tokens(), **traces(folder, *subject, public=public)}
 
@@ -121,6 +126,8 @@ def _build(publication: Publication, folder: Path) -> Release | None:
         build_dataset(folder)
     elif publication.kind == "metric":
         build_metric(folder)
+    elif publication.kind == "benchmark":
+        build_benchmark(folder, publication.subject, publication.repo_id, publication.entries)
     else:
         return build_release(
             Path(publication.subject), folder, publication.repo_id, dtype=publication.dtype,

@@ -1,4 +1,4 @@
-"""What a card tells besides a run's figures: a picture, who may use the model for what, and what was measured apart."""
+"""What a card tells besides a run's figures: a picture, who may use the model for what, what was measured apart."""
 
 import json
 
@@ -83,7 +83,7 @@ def _evaluation(folder, checkpoint) -> GradedSplit:
     write_predictions(folder / "predictions_validation.jsonl", graded)
     figures = kl_grading_metrics(named.tolist(), labels.tolist(), people=graded.people)
     about = {"split": "validation", "about": {"weights": weights_digest(str(checkpoint))}}
-    (folder / "metrics.json").write_text(json.dumps({**about, **{head: figures for head in HEADS}}))
+    (folder / "metrics.json").write_text(json.dumps({**about, **dict.fromkeys(HEADS, figures)}))
     for number, (file, grade) in enumerate(zip(files, labels.tolist(), strict=True)):
         (folder / "knees" / file).parent.mkdir(parents=True, exist_ok=True)
         draw_knee(grade, "LR"[number % 2], number, 48).save(folder / "knees" / file)
