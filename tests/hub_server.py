@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _mode(self, item):
         stored = self.server.files("main").get(item["path"])
-        large = item["path"].endswith((".safetensors", ".png"))
+        large = item["path"].endswith((".safetensors", ".png", ".onnx"))
         oid = None
         if stored is not None:
             git = hashlib.sha1(f"blob {len(stored)}\0".encode() + stored).hexdigest()

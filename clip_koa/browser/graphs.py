@@ -5,11 +5,7 @@ size to fetch and give its grades; rounding what passes between the layers too g
 examples (docs/notebook/browser_trials.md).
 """
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +13,13 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from clip_koa.calibration.typicality import typicality_block
+from clip_koa.grading.networks import GradingNetwork, quiet
 from modeling_clip_koa import CLIPKOAForImageClassification
 from modeling_clip_koa.localisation_clip_koa import KneeLocator
 
 GRADE_FILE, LOCATE_FILE = "grade.onnx", "locate.onnx"
 _OPSET = 20  # the first with an operation of its own for GELU
 _LEAST_WEIGHTS = 4096  # of a matrix that is rounded
-
-
-class _Grades(torch.nn.Module):
-    """Pixel values (N, 3, H, W) to logits (N, K), those of the mirror images (N, K), and features (N, D)."""
-
-    def __init__(self, model: CLIPKOAForImageClassification):
-        super().__init__()
-        self.model, self.block = model, typicality_block(model)
-        self.register_buffer("grade_embeds", model.kept_grade_embeds())
-
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.model.grade_both_views(pixel_values, self.block, self.grade_embeds)
 
 
 class _Locates(torch.nn.Module):
@@ -66,7 +50,9 @@ def write_graphs(model: CLIPKOAForImageClassification, folder: Path) -> list[str
     """
     vision = model.config.vision_config
     pixels = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
-    _write(_Grades(model), pixels, "pixel_values", ("logits", "flipped_logits", "features"), folder / GRADE_FILE)
+    _write(
+        GradingNetwork(model), pixels, "pixel_values", ("logits", "flipped_logits", "features"), folder / GRADE_FILE
+    )
     if not model.can_find_knees:
         return [GRADE_FILE]
     locator = model.beside.locator
@@ -76,7 +62,7 @@ def write_graphs(model: CLIPKOAForImageClassification, folder: Path) -> list[str
 
 
 def _write(network: torch.nn.Module, sample: torch.Tensor, name: str, outputs: tuple[str, ...], path: Path) -> None:
-    with tempfile.TemporaryDirectory() as place, _quiet():
+    with tempfile.TemporaryDirectory() as place, quiet():
         whole = Path(place) / path.name
         torch.onnx.export(
             network.eval(), (sample,), dynamo=True, opset_version=_OPSET, verbose=False, input_names=[name],
@@ -122,16 +108,3 @@ def _forget_origin(model: onnx.ModelProto) -> None:
         part.doc_string = ""
         del part.metadata_props[:]
     del graph.value_info[:]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries tell of each of their steps, in ways that no user of ours can act on."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

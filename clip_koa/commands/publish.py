@@ -14,11 +14,11 @@ def publish(
     subject: Annotated[str, Argument(metavar="MODEL", help="Model folder; with --space a published model.")],
     repo_id: Annotated[str, Argument(metavar="USER/NAME", help="Repository on the Hub, made where it is new.")],
     space: Annotated[bool, Option("--space", help="Publish the page, on the published model MODEL.")] = False,
-    browser_space: Annotated[
-        bool, Option("--browser-space", help="Publish the page that grades in the browser, with MODEL in it.")
-    ] = False,
+    browser_space: Annotated[bool, Option("--browser-space", help="Publish MODEL as a page for the browser.")] = False,
     dataset: Annotated[bool, Option("--dataset", help="Publish the corpus's card and builder, no X-rays.")] = False,
     metric: Annotated[bool, Option("--metric", help="Publish the metric.")] = False,
+    benchmark: Annotated[Path | None, Option(help="Publish X-rays MODEL as a benchmark; folder of entries.")] = None,
+    onnx: Annotated[bool, Option("--onnx", help="Also ONNX graphs in fp32, fp16 and int8.")] = False,
     dry_run: Annotated[bool, Option("--dry_run", help="Build and check only; upload nothing.")] = False,
     output: Annotated[Path | None, Option(help="New folder for the release (default: a temporary one).")] = None,
     run: Annotated[list[Path] | None, Option(help="Run folder, for the card; again for each of several.")] = None,
@@ -40,11 +40,13 @@ def publish(
     with importing():
         from clip_koa.publishing import publish as room
 
-    asked = {"space": space, "browser-space": browser_space, "dataset": dataset, "metric": metric}
-    kinds = [name for name, is_asked in asked.items() if is_asked]
+    asked = {
+        "space": space, "browser-space": browser_space, "dataset": dataset, "metric": metric, "benchmark": benchmark,
+    }  # fmt: skip
+    kinds = [kind for kind, wanted in asked.items() if wanted]
     publication = room.Publication(
         subject, repo_id, "+".join(kinds) or "model", dry_run, output, tuple(run or ()), tuple(evaluation or ()),
-        dtype, base_model, trained_on, tuple(python or ()), private, tag, message,
+        dtype, base_model, trained_on, tuple(python or ()), private, tag, message, onnx, benchmark,
     )  # fmt: skip
     room.publish(publication)
 

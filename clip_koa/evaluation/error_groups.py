@@ -2,10 +2,12 @@
 
     python -m clip_koa.evaluation.error_groups EVALUATION/predictions_validation.jsonl --data_dir FOLDER
 
-EVALUATION is a folder that clip-koa evaluate wrote, FOLDER the corpus it was of, in any layout. Prints Markdown.
+EVALUATION is a folder that clip-koa evaluate wrote, FOLDER the corpus it was of, in any layout. Prints Markdown, and
+keeps the figures in EVALUATION/error_groups.json, from where clip-koa publish takes them to a model's card.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tqdm.auto import tqdm
 
 from clip_koa.evaluation.heads import HEADS, grading
 from clip_koa.evaluation.predictions import GradedSplit, PredictionsError, read_predictions
+from clip_koa.files import file_digest, write_file
 from dataset_script.exit_status import main_of
 from dataset_script.knee_xray import read_xray
 from dataset_script.layouts import find_files, read_contents, resolve_data_dir
@@ -22,6 +25,12 @@ from modeling_clip_koa import GRADE_LABELS
 
 _SIDES = {"L": "left knees", "R": "right knees", "B": "both knees", None: "side unknown"}
 _QUARTERS = ("lowest", "second", "third", "highest")
+FILE = "error_groups.json"
+# All groups that there may be, in their order.
+GROUPS = (
+    *GRADE_LABELS, *_SIDES.values(), "stored bone bright", "stored bone dark",
+    *(f"contrast: {name} quarter" for name in _QUARTERS),
+)  # fmt: skip
 
 
 def find_groups(graded: GradedSplit, data: Path) -> dict[str, np.ndarray]:
@@ -79,6 +88,8 @@ def run(arguments: list[str] | None, prog: str) -> int:
     options = parser.parse_args(arguments)
     graded = read_predictions(options.predictions)
     figures = measure_groups(graded, find_groups(graded, resolve_data_dir(options.data_dir)), options.head)
+    about = {"predictions": file_digest(options.predictions), "head": options.head}
+    write_file(options.predictions.with_name(FILE), json.dumps({**about, "groups": figures}, indent=1).encode())
     print("| X-rays | number | accuracy (95 % interval) | MAE | mean error, grades |\n|---|---|---|---|---|")
     for name, row in figures.items():
         interval = "" if row["interval"] is None else " ({:.3f} to {:.3f})".format(*row["interval"])

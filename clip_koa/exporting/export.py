@@ -57,7 +57,7 @@ def export(checkpoint: Path, folder: Path, int8: bool) -> float:
             raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
     model, _ = load_checkpoint(str(checkpoint), dtype=torch.float32)
     with written_whole(folder) as temporary:
-        _write_graph(model, temporary / MODEL_FILE, int8)
+        write_graph(model, temporary / MODEL_FILE, int8)
         for name in _BESIDE:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, temporary / name)
@@ -78,7 +78,8 @@ def compare(model: CLIPKOAForImageClassification, exported: ExportedModel) -> fl
     )
 
 
-def _write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) -> None:
+def write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) -> None:
+    """Writes the graph of what `model.grade` computes, in fp32 or int8."""
     vision = model.config.vision_config
     sample = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -91,12 +92,12 @@ def _write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) -
         program.save(whole)
         onnx.checker.check_model(whole)
         if int8:
-            _quantize(whole, path)
+            quantize(whole, path)
         else:
             shutil.copyfile(whole, path)
 
 
-def _quantize(whole: Path, path: Path) -> None:
+def quantize(whole: Path, path: Path) -> None:
     """Writes a graph's weights and the inputs of its matrix products with 8 bits."""
     places = list(sys.path)
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -8,6 +8,12 @@ from clip_koa.grading.model_loading import CheckpointError, checked_image_proces
 from modeling_clip_koa.grading_clip_koa import Beside, GradesXrays
 
 MODEL_FILE = "model.onnx"
+# Of a published model, by precision, in the names that transformers.js and Optimum look for.
+RELEASE_FILES = {
+    "fp32": "onnx/model.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_quantized.onnx",
+}
 INPUT, OUTPUTS = "pixel_values", ("logits", "flipped_logits", "features")
 
 
@@ -15,17 +21,19 @@ class ExportedModel(GradesXrays):
     """The exported graph of a checkpoint in its place; it grades and cannot explain.
 
     Args:
-        folder: as `clip-koa export-onnx` writes it.
+        folder: as `clip-koa export-onnx` writes it, or a published model with graphs.
+        file: of `RELEASE_FILES`; default: the graph that lies there, of full precision in a published model.
 
     Raises:
         CheckpointError: no exported model there, or a damaged one.
         ImportError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, folder: str | Path):
-        path = Path(folder) / MODEL_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{folder} holds no {MODEL_FILE}: name a folder that clip-koa export-onnx wrote.")
+    def __init__(self, folder: str | Path, file: str = ""):
+        files = (file,) if file else (MODEL_FILE, RELEASE_FILES["fp32"])
+        path = next((path for path in (Path(folder) / name for name in files) if path.is_file()), None)
+        if path is None:
+            raise CheckpointError(f"{folder} holds no {files[0]}: name a folder that clip-koa export-onnx wrote.")
         try:
             import onnxruntime
         except ModuleNotFoundError as error:

@@ -6,8 +6,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
+from clip_koa.evaluation.error_groups import FILE as GROUPS_FILE
+from clip_koa.grading.onnx_network import RELEASE_FILES
 from clip_koa.publishing.card_facts import CardFacts
 from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.examples import PICTURE, title_of
+from clip_koa.publishing.measured_apart import measured_apart
 from clip_koa.reporting import pictures
 from clip_koa.reporting.page import MAIN_HEAD, METRIC_NAMES, figure_text, interval_text, save_picture
 from modeling_clip_koa import CALIBRATION_FILE, GRADE_LABELS, LOCALISATION_FILE
@@ -17,12 +21,14 @@ _TAGS = ["clip", "medical", "radiography", "knee", "osteoarthritis", "kellgren-l
 
 
 def write_card(folder: Path, card: str, facts: CardFacts) -> None:
-    """Writes README.md, metrics.json and figures/ of a release.
+    """Writes README.md, metrics.json, error_groups.json and figures/ of a release.
 
     Args:
         card: of `render_card`.
     """
     (folder / "metrics.json").write_text(json.dumps(facts.results, indent=2) + "\n", encoding="utf-8")
+    if facts.groups:
+        (folder / GROUPS_FILE).write_text(json.dumps(facts.groups, indent=1) + "\n", encoding="utf-8")
     if facts.results or facts.pictures:
         (folder / "figures").mkdir(exist_ok=True)
     for name, picture in facts.pictures.items():
@@ -56,6 +62,9 @@ def render_card(
         heads=list(pictures.HEAD_NAMES.values()), pictures=facts.pictures,
         calibration=_calibration(folder / CALIBRATION_FILE), examples=bool(scores),
         films=(folder / LOCALISATION_FILE).is_file(),
+        tested=any(split.endswith("test") for split in facts.results),
+        picture=(folder / PICTURE).is_file(), groups=facts.groups, apart=measured_apart(folder),
+        onnx=(folder / RELEASE_FILES["fp32"]).is_file(), size=config.vision_config.image_size,
     )  # fmt: skip
     return str(ModelCard(f"---\n{_data(repo_id, facts, scores).to_yaml()}\n---\n\n{text}"))
 
@@ -79,7 +88,7 @@ def _data(repo_id: str, facts: CardFacts, scores) -> ModelCardData:
     widget = [
         {
             "src": f"https://huggingface.co/{repo_id}/resolve/main/examples/{name}",
-            "example_title": _title(name),
+            "example_title": title_of(name),
             "output": [
                 {"label": label, "score": round(float(score), 4)}
                 for score, label in sorted(zip(row, GRADE_LABELS, strict=True), reverse=True)
@@ -93,12 +102,6 @@ def _data(repo_id: str, facts: CardFacts, scores) -> ModelCardData:
         widget=widget or None,
         eval_results=_eval_results(facts) or None,
     )  # fmt: skip
-
-
-def _title(name: str) -> str:
-    """Such as "Left knee, KL2 in the data set" for kl2_left.png."""
-    grade, side = Path(name).stem.split("_")
-    return f"{side.capitalize()} knee, {grade.upper()} in the data set"
 
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:
@@ -148,4 +151,5 @@ def _section(split: str, results: dict) -> dict:
         "confusion": list(zip(GRADE_LABELS, results[MAIN_HEAD]["confusion_matrix"], strict=True)),
         "gap": accuracy["linear"] - accuracy["text"],
         "intervals": bool(results["text"]["intervals"]),
+        "far_off": 1 - results[MAIN_HEAD]["adjacent_accuracy"],
     }

@@ -1,5 +1,6 @@
 """What a card may tell of a run and its evaluations: listed fields only, never a path or a name of a person."""
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from clip_koa.data.corpus import is_drawn
+from clip_koa.evaluation import error_groups
 from clip_koa.evaluation.heads import HEADS
 from clip_koa.evaluation.loading import weights_digest
 from clip_koa.publishing.errors import ReleaseError
@@ -38,6 +40,7 @@ class CardFacts:
     revision: str = ""
     revision_changed: bool = False  # the working copy held changes that were not committed
     pictures: dict[str, bytes] = field(default_factory=dict)  # PNG, by name
+    groups: dict[str, dict] = field(default_factory=dict)  # of each split the figures by group of X-rays
 
     @property
     def recipe(self) -> dict[str, list]:
@@ -100,6 +103,8 @@ def collect_facts(
             raise ReleaseError(f"{folder} is of other weights than {checkpoint}: run clip-koa evaluate on these.")
         facts.results[values["split"]] = _clean(values, folder / "metrics.json")
         _add_pictures(facts, folder, "", values["split"])
+        if groups := _groups(folder, values["split"]):
+            facts.groups[values["split"]] = groups
     counts = record.get("data", {}).get("counts", {}) or {
         split: values["text"]["num_samples"] for split, values in facts.results.items()
     }
@@ -114,6 +119,38 @@ def _add_pictures(facts: CardFacts, folder: Path, report: str, split: str) -> No
     for name in REPORT_PICTURES:
         if picture := read_plain(folder, f"{report}/{name}_{split}.png".lstrip("/")):
             facts.pictures[f"{name}_{split}"] = picture
+
+
+def _groups(folder: Path, split: str) -> dict[str, dict]:
+    """Figures by group of X-rays that clip-koa.evaluation.error_groups kept; empty where there are none.
+
+    Raises:
+        ReleaseError: they are of other predictions than the evaluation's.
+    """
+    kept = _read(folder, error_groups.FILE)
+    predictions = read_plain(folder, f"predictions_{split}.jsonl")
+    if not kept or predictions is None:
+        return {}
+    if kept.get("predictions") != hashlib.sha256(predictions).hexdigest():
+        raise ReleaseError(
+            f"{folder / error_groups.FILE} is of other predictions: run clip_koa.evaluation.error_groups anew."
+        )
+    return clean_groups(kept["groups"])
+
+
+def clean_groups(groups: dict) -> dict[str, dict]:
+    """Known groups and their numbers, and nothing else."""
+    found = {}
+    for name in error_groups.GROUPS:
+        if name in groups:
+            row = {figure: float(groups[name][figure]) for figure in ("accuracy", "mae", "mean_error")}
+            interval = groups[name]["interval"]
+            found[name] = {
+                "number": int(groups[name]["number"]),
+                **row,
+                "interval": interval and [float(bound) for bound in interval],
+            }
+    return found
 
 
 def _read(folder: Path, name: str) -> dict:

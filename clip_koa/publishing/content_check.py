@@ -1,4 +1,4 @@
-"""Looks into the bytes of one file of a release: text, JSON, PNG or safetensors, and nothing hidden in it."""
+"""Looks into the bytes of one file of a release: text, JSON, PNG, safetensors or ONNX, and nothing hidden in it."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import yaml
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import FORMS, IMAGE_NAME, PERSON, SECRET, find_form
+from clip_koa.publishing.graph_check import check_graph
 from clip_koa.publishing.plain_files import open_plain
 from dataset_script.pixels import MAX_PIXELS
 
@@ -72,7 +73,8 @@ def check_file(folder: Path, name: str, private: Mapping[str, str]) -> CheckedFi
             parts = iter(partial(file.read, _PART), b"")
         else:
             parts = [file.read()]
-            check = _check_picture if name.endswith(".png") else partial(_check_document, private=private)
+            checks = {".png": _check_picture, ".onnx": check_graph}
+            check = checks.get(PurePath(name).suffix, partial(_check_document, private=private))
             check(name, parts[0])
         return _digest(name, parts, private)
 
@@ -115,7 +117,7 @@ def _check_document(name: str, content: bytes, *, private: Mapping[str, str]) ->
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ReleaseError(f"{name} is no text in UTF-8: a release holds text, PNG and safetensors.") from error
+        raise ReleaseError(f"{name} is no text in UTF-8: a release holds text, PNG, safetensors and ONNX.") from error
     if found := _CONTROL.search(text):
         raise ReleaseError(f"{name} holds the control character {found[0]!r}: a release's text holds none.")
     if name in _VOCABULARIES:  # its parts of words are no sentence

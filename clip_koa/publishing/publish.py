@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from clip_koa.publishing.benchmark import BENCHMARK_FILES, build_benchmark
 from clip_koa.publishing.beside import (
     DATASET_FILES,
     METRIC_FILES,
@@ -26,7 +27,7 @@ from clip_koa.publishing.workplace import Workplace
 
 ALLOWED = {
     "model": MODEL_FILES, "space": SPACE_FILES, "browser-space": BROWSER_SPACE_FILES, "dataset": DATASET_FILES,
-    "metric": METRIC_FILES,
+    "metric": METRIC_FILES, "benchmark": BENCHMARK_FILES,
 }  # fmt: skip
 _FOLDERS = {"dataset": "dataset_script", "metric": "metrics/kl_grading"}
 
@@ -39,7 +40,8 @@ class Publication:
         ReleaseError: what cannot be published so.
     """
 
-    # Model folder; of a space a published model, of one in the browser either; of a data set or metric its folder.
+    # Model folder; of a space a published model, of one in the browser either; of a data set or metric its folder here;
+    # or a corpus.
     subject: str
     repo_id: str
     kind: str = "model"  # of ALLOWED
@@ -54,10 +56,14 @@ class Publication:
     private: bool = False
     tag: str | None = None
     message: str = "Release of CLIP-KOA"
+    onnx: bool = False  # of a model: also its ONNX graphs
+    entries: Path | None = None  # of a benchmark
 
     def __post_init__(self):
         if self.kind not in ALLOWED:
-            raise ReleaseError("name one of --space, --browser-space, --dataset and --metric, or none for a model.")
+            raise ReleaseError(
+                "name one of --space, --browser-space, --dataset, --metric and --benchmark, or none for a model."
+            )
         for name in (self.repo_id, *([self.subject] if self.kind == "space" else ())):
             try:
                 validate_repo_id(name)
@@ -72,6 +78,8 @@ class Publication:
         folder = _FOLDERS.get(self.kind)
         if folder and Path(self.subject).resolve() != PROJECT / folder:
             raise ReleaseError(f"--{self.kind} publishes {folder}: give that in place of {self.subject}.")
+        if self.onnx and self.kind != "model":
+            raise ReleaseError(f"--onnx is for a model: leave it out with --{self.kind}.")
         if self.dry_run and not self.output:
             raise ReleaseError("--dry_run needs --output, a new folder to look at.")
         for name in ("message", "tag"):
@@ -81,7 +89,7 @@ class Publication:
     @property
     def repo_type(self) -> str:
         """The Hub's type of repository for it; a metric is a Space of its own."""
-        return {"metric": "space", "browser-space": "space"}.get(self.kind, self.kind)
+        return {"metric": "space", "browser-space": "space", "benchmark": "dataset"}.get(self.kind, self.kind)
 
 
 def publish(publication: Publication) -> None:
@@ -111,7 +119,7 @@ def publish(publication: Publication) -> None:
 
 def private_of(publication: Publication, folder: Path) -> dict[str, str]:
     """What no file may hold, and what it is: tokens, and what names this machine and its folders."""
-    holds_model = publication.kind == "model" or (
+    holds_model = publication.kind in ("model", "benchmark") or (
         publication.kind == "browser-space" and Path(publication.subject).is_dir()
     )
     subject = (Path(publication.subject),) if holds_model else ()
@@ -129,11 +137,13 @@ def _build(publication: Publication, folder: Path, known: dict[str, str]) -> Rel
         build_dataset(folder)
     elif publication.kind == "metric":
         build_metric(folder)
+    elif publication.kind == "benchmark":
+        build_benchmark(folder, publication.subject, publication.repo_id, publication.entries)
     else:
         return build_release(
             Path(publication.subject), folder, publication.repo_id, dtype=publication.dtype,
             evaluations=publication.evaluations, base_model=publication.base_model, runs=publication.runs,
-            trained_on=publication.trained_on,
+            trained_on=publication.trained_on, onnx=publication.onnx,
         )  # fmt: skip
     return None
 

@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPProcessor
 
 from clip_koa.evaluation.loading import CheckpointError, load_checkpoint, load_tokenizer
+from clip_koa.grading.onnx_network import RELEASE_FILES
 from clip_koa.publishing.card import render_card, write_card
 from clip_koa.publishing.card_facts import collect_facts
 from clip_koa.publishing.errors import ReleaseError
+from clip_koa.publishing.examples import add_examples, draw_examples, score_examples
 from clip_koa.publishing.plain_files import copy_license, copy_plain
 from clip_koa.publishing.release_check import NEEDED_FILES, draw_probes
-from dataset_script.examples import FOLDER as EXAMPLES
-from dataset_script.examples import GRADES, SIDES, example_name
 from dataset_script.radiograph import read_radiograph
 from modeling_clip_koa import (
     CALIBRATION_FILE,
@@ -58,7 +58,7 @@ class Release:
 def build_release(
     checkpoint: Path, folder: Path, repo_id: str, *, dtype: str | None = None, evaluations: tuple[Path, ...] = (),
     base_model: str | None = None, runs: tuple[Path, ...] = (),
-    trained_on: str | None = None,
+    trained_on: str | None = None, onnx: bool = False,
 ) -> Release:  # fmt: skip
     """Writes the release of a checkpoint into `folder`, new or empty.
 
@@ -73,8 +73,10 @@ def build_release(
         dtype: of the stored weights; default: as the checkpoint's.
         evaluations: folders of clip-koa evaluate, of these weights.
         trained_on: Hub id of the dataset, for the card.
+        onnx: also write the ONNX graphs, in three precisions; needs the extra `onnx`.
 
     Raises:
+        ImportError: ONNX is asked for and not installed.
         ReleaseError: no checkpoint, a damaged one, one with a link in it, a folder that is not empty, or weights that
             the dtype can't hold.
     """
@@ -101,7 +103,11 @@ def build_release(
     _clean_configs(folder)
     _add_handler(folder)
     copy_license(folder / "LICENSE")
-    scores = score_examples(model, image_processor, add_examples(folder / "examples"))
+    if onnx:
+        _add_graphs(model, folder)
+    examples = add_examples(folder / "examples")
+    scores = score_examples(model, image_processor, examples)
+    draw_examples(model, examples, folder)
     with _damage_told("metrics.json of the runs and evaluations"):
         write_card(folder, render_card(folder, repo_id, model, facts, dtype, scores), facts)
     missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
@@ -213,25 +219,15 @@ def _add_handler(folder: Path) -> None:
     copy_plain(_TEMPLATES, "requirements.txt", folder / "requirements.txt")
 
 
-def add_examples(folder: Path) -> list[Path]:
-    """Copies the project's real examples and their attribution, where they lie beside the code; gives the X-rays."""
-    if not EXAMPLES.is_dir():
-        return []
-    folder.mkdir()
-    names = [example_name(grade, side) for grade in GRADES for side in SIDES]
-    found = [folder / name for name in names if copy_plain(EXAMPLES, name, folder / name)]
-    copy_plain(EXAMPLES, "ATTRIBUTION.md", folder / "ATTRIBUTION.md")
-    return found
-
-
-@torch.no_grad()
-def score_examples(model, image_processor, files: list[Path]) -> dict[str, list[float]]:
-    """For each file's name the linear head's probabilities (K,), as the widget's pipeline gives them."""
-    if not files:
-        return {}
-    pixel_values = XrayPreprocessor(image_processor)([read_radiograph(file).image for file in files])
-    scores = model(pixel_values, flip_average=False).classifier_logits.softmax(-1)
-    return dict(zip([file.name for file in files], scores.tolist(), strict=True))
+def _add_graphs(model, folder: Path) -> None:
+    try:
+        from clip_koa.exporting.release_graphs import write_release_graphs
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"--onnx needs {error.name}, which is missing: pip install 'clip-koa[onnx]'.", name=error.name
+        ) from error
+    for precision, difference in write_release_graphs(model, folder).items():
+        print(f"{RELEASE_FILES[precision]}: probabilities differ by at most {difference:.1g} on drawn X-rays")
 
 
 @torch.no_grad()

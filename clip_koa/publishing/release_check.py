@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clip_koa.grading.onnx_network import RELEASE_FILES
 from clip_koa.publishing.content_check import CheckedFile, check_file, check_known_file
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.forms import redact
@@ -32,11 +33,11 @@ MODEL_FILES = (
     "grading_clip_koa.py", "transformers4_clip_koa.py", "appearance_clip_koa.py", "frames_clip_koa.py",
     "localisation_clip_koa.py", "metrics.json", "calibration.json", "localisation.safetensors",
     "typicality.safetensors", "handler.py", "requirements.txt",
-    "figures/learning_curves.png",
+    "error_groups.json", "figures/learning_curves.png", "figures/examples.png",
     *(f"figures/{picture}_{split}.png" for picture in CARD_PICTURES for split in CARD_SPLITS),
     "examples/kl[0-4]_left.png", "examples/kl[0-4]_right.png", "examples/ATTRIBUTION.md",
     "dataset_script/__init__.py", "dataset_script/radiograph.py", "dataset_script/pixels.py",
-    "dataset_script/dicom*.py",
+    "dataset_script/dicom*.py", *RELEASE_FILES.values(),
 )  # fmt: skip
 NEEDED_FILES = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 TOLERANCE = 1e-4

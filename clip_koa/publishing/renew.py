@@ -14,10 +14,12 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from clip_koa.evaluation.error_groups import FILE as GROUPS_FILE
 from clip_koa.publishing.card import render_card
 from clip_koa.publishing.card_facts import OFFICIAL, CardFacts
 from clip_koa.publishing.errors import ReleaseError
-from clip_koa.publishing.release import add_examples, score_examples, stored_dtype
+from clip_koa.publishing.examples import PICTURE, add_examples, draw_examples, score_examples
+from clip_koa.publishing.release import stored_dtype
 from dataset_script.exit_status import main_of
 from dataset_script.files import replaced
 from modeling_clip_koa import CLIPKOAForImageClassification
@@ -36,7 +38,9 @@ def renewed_card(folder: Path, repo_id: str, examples: list[Path]) -> str:
     """
     old = ModelCard.load(folder / "README.md")
     kept = _training(old.text)
+    groups = folder / GROUPS_FILE
     facts = CardFacts(
+        groups=json.loads(groups.read_text(encoding="utf-8")) if groups.is_file() else {},
         results=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         base_model=old.data.base_model, dataset_id=old.data.datasets, dataset=OFFICIAL,
         pictures={path.stem: b"" for path in (folder / "figures").glob("*.png")},
@@ -61,7 +65,10 @@ def run(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("repo_id", metavar="USER/NAME", help="where it is published")
     options = parser.parse_args(arguments)
     shutil.rmtree(options.folder / "examples", ignore_errors=True)
-    card = renewed_card(options.folder, options.repo_id, add_examples(options.folder / "examples"))
+    examples = add_examples(options.folder / "examples")
+    if not (options.folder / PICTURE).is_file():  # another machine's would differ by roundings
+        draw_examples(CLIPKOAForImageClassification.from_pretrained(options.folder), examples, options.folder)
+    card = renewed_card(options.folder, options.repo_id, examples)
     with replaced(options.folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     return 0

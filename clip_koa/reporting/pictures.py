@@ -256,3 +256,31 @@ def robustness(results: dict, head: str) -> Figure:
     panels[3].set(title="Grades that change", xlim=(0, max(0.05, 1.25 * max(changed))))
     panels[0].set_yticks(places, [results[name]["title"] for name in names])
     return picture
+
+
+def graded_examples(images: list, titles: list[str], probabilities: list) -> Figure:
+    """X-rays in rows of one for each grade, each over bars of the probabilities that a model gives it.
+
+    Args:
+        images: arrays (H, W, 3) of 8 bits, N of them.
+        titles: what the data set calls each.
+        probabilities: (N, K), of each.
+    """
+    columns = len(GRADES)
+    rows = -(-len(images) // columns)
+    picture = Figure(figsize=(7, 2.2 * rows), layout="constrained")
+    grid = picture.subplots(2 * rows, columns, height_ratios=(3, 1) * rows, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for place, (image, title, shares) in enumerate(zip(images, titles, probabilities, strict=True)):
+        row, column = divmod(place, columns)
+        above, below = grid[2 * row, column], grid[2 * row + 1, column]
+        above.imshow(image)
+        above.set_title(title, fontsize=6)
+        below.set_axis_on()
+        named = int(np.argmax(shares))
+        below.bar(GRADES, shares, color=[COLOURS[1] if grade == named else "#b8c0c8" for grade in GRADES])
+        below.set(ylim=(0, 1), yticks=(), xticks=GRADES)
+        below.set_xticklabels(SHORT_LABELS, fontsize=5)
+        below.set_title(f"model: {GRADE_LABELS[named]}, {shares[named]:.0%}", fontsize=6, weight="normal")
+    return picture

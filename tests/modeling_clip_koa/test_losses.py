@@ -47,7 +47,9 @@ def test_consistency_is_symmetric_and_zero_only_for_equal_views(kind, rows, othe
     assert consistency_loss(logits, logits, kind).abs() < 1e-6
     # A constant added to all logits changes no distribution, but it changes similarities.
     shifted = consistency_loss(logits, logits + 3.0, kind)
-    assert shifted.abs() < 1e-5 or (kind == "similarity" and shifted.item() == pytest.approx(9 * logits.shape[1], 1e-4))
+    assert shifted.abs() < 1e-5 or (
+        kind == "similarity" and shifted.item() == pytest.approx(9 * logits.shape[1], 1e-4)
+    )
 
 
 def test_js_is_bounded_by_ln_2():

@@ -371,7 +371,9 @@ def test_a_student_is_taught_by_members_that_never_saw_the_xray(three, corpus, t
     mean = average_members(three, "train")["t0"]
     expected = 0.25 * mean[1] / mean[1].sum() + 0.75 * np.eye(5)[mean[0]]
     assert shares[0].tolist() == pytest.approx(expected.tolist()) and shares.sum(1) == pytest.approx(np.ones(3))
-    assert teach(three, 0.0)[1].tolist() == np.eye(5)[[average_members(three, "train")[key][0] for key in keys]].tolist()
+    assert (
+        teach(three, 0.0)[1].tolist() == np.eye(5)[[average_members(three, "train")[key][0] for key in keys]].tolist()
+    )
 
     split = load_splits(str(corpus))["train"]
     xrays = read_xrays(split, SIZE)
@@ -381,7 +383,9 @@ def test_a_student_is_taught_by_members_that_never_saw_the_xray(three, corpus, t
     said = draws / draws.sum(-1, keepdim=True)
     for fold in range(5):
         part = folds == fold
-        table = member_table([("train", fold, xrays.take(part), said[np.flatnonzero(part)])], {"name": f"m{fold}", "family": "m"})
+        table = member_table(
+            [("train", fold, xrays.take(part), said[np.flatnonzero(part)])], {"name": f"m{fold}", "family": "m"}
+        )
         write_member_file(folder / f"m{fold}.parquet", table)
         command = ["teacher", "--members", str(folder), "--share", "0.6", "--output", str(output)]
         assert members.main(command) == 0

@@ -65,7 +65,9 @@ def test_what_is_no_file_of_soft_labels_says_why(split, corpus, write, tmp_path)
     (tmp_path / "text.parquet").write_text("no Parquet")
     with pytest.raises(SoftLabelsError, match="text.parquet: it is no Parquet file"):
         read_soft_labels(tmp_path / "text.parquet", split)
-    with pytest.raises(SoftLabelsError, match="labels.parquet: it is no Parquet file with the columns xray and share_0 to share_4"):
+    with pytest.raises(
+        SoftLabelsError, match="labels.parquet: it is no Parquet file with the columns xray and share_0 to share_4"
+    ):
         read_soft_labels(write(soft_label_table(keys, shares).drop_columns(["share_4"])), split)
     missing = f"lacks 2 of the {len(split)} X-rays, such as .*\\.png: it knows X-rays by their pixels"
     with pytest.raises(SoftLabelsError, match=missing):
@@ -92,7 +94,11 @@ def test_a_run_learns_the_shares(split, corpus, write, run_python, tmp_path):
     even = write(soft_label_table(_keys(split, corpus), np.full((len(split), 5), 0.2)))
     command = ("train.py", "--data.corpus", corpus, "--optimisation.max_steps", 2, "--data.augmentation", 0)
     losses = {}
-    for name, options in {"plain": (), "grades": ("--data.soft_labels", grades), "even": ("--data.soft_labels", even)}.items():
+    for name, options in {
+        "plain": (),
+        "grades": ("--data.soft_labels", grades),
+        "even": ("--data.soft_labels", even),
+    }.items():
         run_python(*command, "--run.output_dir", tmp_path / name, *options)
         records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         losses[name] = [record["loss"] for record in records if record["kind"] == "train"]

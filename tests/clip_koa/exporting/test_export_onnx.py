@@ -117,9 +117,9 @@ def test_an_import_of_the_export_hides_no_module_of_ours(run_python):
     code = """
 import sys
 places = list(sys.path)
-from clip_koa.exporting.export import _quantize
+from clip_koa.exporting.export import quantize
 try:
-    _quantize("none.onnx", "none")
+    quantize("none.onnx", "none")
 except Exception:
     pass
 assert sys.path == places, set(sys.path) - set(places)
