@@ -29,6 +29,8 @@ _EXTRAS = {
     "gradio": "app",
     "highdicom": "pacs",
     "mcp": "mcp",
+    "nbclient": "notebooks",
+    "nbformat": "notebooks",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
