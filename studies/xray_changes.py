@@ -145,3 +145,11 @@ XRAY_CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "collimated": _collimated,
     "letters": _marked,
 }
+
+
+def in_foreign_style(picture: Image.Image) -> Image.Image:
+    """An X-ray as another clinic's system might give it: another gray curve, CLAHE, half the pixels, sharpened."""
+    for change in ("gamma .6", "equalised locally"):
+        picture = XRAY_CHANGES[change](picture)
+    picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    return XRAY_CHANGES["sharpened by 150 %"](picture)

@@ -116,7 +116,7 @@ class LossOptions:
 class OptimisationOptions:
     """Steps and learning rates."""
 
-    epochs: int = _field(9, "passes over the train split", at_least=1)
+    epochs: int = _field(8, "passes over the train split", at_least=1)
     max_steps: int = _field(0, "optimizer steps at which to stop earlier; 0: no bound", at_least=0)
     batch_size: int = _field(16, "X-rays per optimizer step, over all processes and accumulation", at_least=1)
     learning_rate: float = _field(3e-5, "peak learning rate of pretrained weights", at_least=0)

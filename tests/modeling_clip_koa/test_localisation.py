@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import load, save_file
 
 from clip_koa.localisation.fit import new_locator
+from clip_koa.training.optimisation import freeze_lower_blocks
 from dataset_script.films import compose_film, draw_pairs
 from modeling_clip_koa import localisation_clip_koa
 from modeling_clip_koa.frames_clip_koa import inside_of_frames
@@ -388,6 +389,23 @@ def test_a_knee_that_is_cut_off_is_warned_of(seeing):
     assert grade.outside > 0.1 and "border of the image cuts this knee off" in grade.warning
     (whole,) = seeing.grade_film(draw_discs((300, 300), [(170, 140, 60)]))
     assert not whole.warning
+
+
+def test_a_training_that_freezes_all_that_it_reads_keeps_it(make_model, locator, image_processor, tmp_path):
+    model = make_model().eval()
+    model.beside = Beside(image_processor, locator=locator.eval())
+    window = [Image.linear_gradient("L").resize((16, 16))]
+    before = locator.locate(model, window)
+    freeze_lower_blocks(model, locator.blocks)
+    model.train()
+    (model.vision_model.encoder.layers[-1].mlp.fc1.weight.sum() ** 2).backward()
+    torch.optim.SGD([p for p in model.parameters() if p.grad is not None], 0.1).step()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.beside.locator.locate(again, window), before)
+    again.vision_model.encoder.layers[0].requires_grad_(True)
+    again.train()
+    assert not again.can_find_knees
 
 
 def test_it_is_saved_and_loaded_with_the_model_and_forgotten_when_that_is_trained(
