@@ -36,7 +36,7 @@ def consistency_loss(logits: torch.Tensor, flipped_logits: torch.Tensor, kind: s
     paper's figure, by squared error summed over the grades; it is 0 only where these are equal.
 
     Args:
-        logits, flipped_logits: (N, K); of `"similarity"` the cosine similarities, which are the logits over their scale.
+        logits, flipped_logits: (N, K); of `"similarity"` the cosine similarities, that is the logits over their scale.
         kind: `"mse"`, `"kl"`, `"js"` or `"similarity"`.
 
     Returns:

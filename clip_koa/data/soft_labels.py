@@ -1,4 +1,4 @@
-"""Labels that are shares of the grades, out of a file that knows X-rays by their pixels, as a teacher's answers are."""
+"""Labels that are shares of the grades, such as a teacher's, out of a file that knows X-rays by their pixels."""
 
 import hashlib
 from pathlib import Path

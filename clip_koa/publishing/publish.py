@@ -40,8 +40,8 @@ class Publication:
         ReleaseError: what cannot be published so.
     """
 
-    # Model folder; of a space a published model, of one in the browser either; of a data set or metric its folder here;
-    # or a corpus.
+    # Model folder; of a space a published model, of one in the browser either; of a data set or metric its folder
+    # here; of a benchmark a corpus.
     subject: str
     repo_id: str
     kind: str = "model"  # of ALLOWED

@@ -44,8 +44,8 @@ from studies.benchmark.start import measure_start
 from studies.benchmark.training import measure_batches, measure_training, measure_views, profile_training
 
 SECTIONS = (
-    "views", "inference", "backends", "start", "training", "batches", "profile", "loader", "memory", "growth", "cluster",
-    "busy",
+    "views", "inference", "backends", "start", "training", "batches", "profile", "loader", "memory", "growth",
+    "cluster", "busy",
 )  # fmt: skip
 
 
