@@ -53,7 +53,6 @@ def write_graphs(model: CLIPKOAForImageClassification, folder: Path) -> list[str
     pixels = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
     network = GradingNetwork(model, typicality_block(model))
     _write(network, pixels, "pixel_values", ("logits", "flipped_logits", "features"), folder / GRADE_FILE)
-    )
     if not model.can_find_knees:
         return [GRADE_FILE]
     locator = model.beside.locator
