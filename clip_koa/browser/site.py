@@ -86,7 +86,7 @@ def build_site(folder: Path, model_name: str, example_folder: Path, title: str =
 def _facts(model: CLIPKOAForImageClassification, model_name: str, title: str) -> dict:
     """What the page must know of the model besides its graphs."""
     weights = file_beside(model_name, "model.safetensors")
-    threshold, _ = model.calibration_at(_LEVEL)
+    set_rule, _ = model.calibration_at(_LEVEL)
     return {
         "name": title,
         "digest": file_digest(weights) if weights else "",
@@ -95,7 +95,7 @@ def _facts(model: CLIPKOAForImageClassification, model_name: str, title: str) ->
         "size": model.config.vision_config.image_size,
         "seen": _seen(model_name, model.image_processor),
         "shades": _shades(model).tolist(),
-        "threshold": threshold,
+        "sets": set_rule and set_rule.keywords,  # `least`, or of an earlier calibration `threshold`
         "window": model.beside.locator.window if model.can_find_knees else None,
     }
 

@@ -58,7 +58,7 @@ export class Model {
       imageProbabilities: softmax(one),
       mirrorProbabilities: softmax(other),
       grade: likeliest(probabilities),
-      set: facts.threshold === null ? [] : confidenceSet(probabilities, facts.threshold),
+      set: facts.sets === null ? [] : confidenceSet(probabilities, facts.sets),
       atypicality,
       isAtypical,
       ways,
@@ -96,10 +96,15 @@ function softmax(logits) {
   return exponents.map((value) => value / sum);
 }
 
-// The largest interval of grades, grown from the likeliest to its likelier neighbour, within the threshold.
-function confidenceSet(probabilities, threshold) {
+// The grades whose probability is at least their limit, the likeliest, and those between. Of an earlier calibration the
+// largest interval that grows from the likeliest grade to its likelier neighbour, within the threshold.
+function confidenceSet(probabilities, { least, threshold }) {
   let low = likeliest(probabilities);
   let high = low;
+  if (least) {
+    const taken = probabilities.map((share, grade) => grade === low || share >= least[grade] - 1e-9);
+    return range(taken.indexOf(true), taken.lastIndexOf(true));
+  }
   let mass = probabilities[low];
   for (;;) {
     const [down, up] = [probabilities[low - 1] ?? -1, probabilities[high + 1] ?? -1];
@@ -108,8 +113,10 @@ function confidenceSet(probabilities, threshold) {
     if (down > up) low--;
     else high++;
   }
-  return Array.from({ length: high - low + 1 }, (_, place) => low + place);
+  return range(low, high);
 }
+
+const range = (low, high) => Array.from({ length: high - low + 1 }, (_, place) => low + place);
 
 // The share of X-rays that the model was not trained on which are more typical than these features.
 function shareMoreTypical({ mean, precision, distances, direction, offset }, features) {
