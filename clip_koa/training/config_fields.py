@@ -40,6 +40,7 @@ class RunOptions:
     checkpoint_steps: int = _field(
         0, "optimizer steps between checkpoints; 0: one each epoch", recipe=False, at_least=0
     )
+    evaluation_epochs: int = _field(1, "epochs between evaluations; the end is evaluated always", at_least=1)
     best_metric: str = _field(
         "text_flip_averaged.quadratic_weighted_kappa",
         "head.metric on validation that chooses best/, such as linear.accuracy (of mae the lowest is best); "

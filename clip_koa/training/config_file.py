@@ -34,8 +34,6 @@ _GONE = {
     "log_steps": None,
     "trackers": None,
     "evaluate_test": None,
-    "evaluation_epochs": None,
-    "run.evaluation_epochs": None,
 }
 
 

@@ -68,7 +68,8 @@ def train(run: Run) -> None:
                 _train_epoch(run, bar, stop)
                 if state.batches >= len(run.train_loader):
                     state.epoch, state.batches = state.epoch + 1, 0
-                validate(run, bar)
+                if state.epoch % run.config.run.evaluation_epochs == 0 or run.finished:
+                    validate(run, bar)
                 _save(run)
     except (Preempted, KeyboardInterrupt):
         _tell(run, "interrupted")
