@@ -28,11 +28,15 @@ class GradingNetwork(torch.nn.Module):
 
 
 class FindingNetwork(torch.nn.Module):
-    """Windows (V, 3, W, W) to the tokens, (V, T, D), that the model's locator reads."""
+    """Windows (V, 3, W, W) to the tokens, (V, T, D), that a locator reads.
 
-    def __init__(self, model: CLIPKOAForImageClassification):
+    Args:
+        blocks: that the locator passes.
+    """
+
+    def __init__(self, model: CLIPKOAForImageClassification, blocks: int):
         super().__init__()
-        self.model, self.blocks = model, model.beside.locator.blocks
+        self.model, self.blocks = model, blocks
         self.eval()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:

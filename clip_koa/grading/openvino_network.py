@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from clip_koa.grading.model_loading import (
     readable,
 )
 from clip_koa.grading.openvino_cache import entry_name, find_entry, forget_entry, keep_entry
-from modeling_clip_koa import XrayPreprocessor
+from modeling_clip_koa import LocalisationError, XrayPreprocessor
 from modeling_clip_koa.grading_clip_koa import Beside, GradesXrays
 
 if TYPE_CHECKING:
@@ -186,14 +187,20 @@ _MACHINE = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
 
 
 def convert(model: CLIPKOAForImageClassification) -> dict:
-    """The networks of a model in OpenVINO's form, in fp32: what grades, and what finds knees if it has a locator."""
+    """The networks of a model in OpenVINO's form, in fp32: what grades, and what finds knees if it has a locator.
+
+    A damaged locator is told where knees are looked for, as in PyTorch.
+    """
     from clip_koa.grading.networks import FindingNetwork, GradingNetwork, quiet
 
     openvino, beside = import_openvino(), model.beside
     parts = {GRADING: (GradingNetwork(model, beside.typicality.block if beside.typicality else 0), OUTPUTS)}
     sizes = {GRADING: model.config.vision_config.image_size}
-    if beside.has_locator:
-        parts[FINDING], sizes[FINDING] = (FindingNetwork(model), ("tokens",)), beside.locator.window
+    locator = None
+    with suppress(LocalisationError):
+        locator = beside.locator
+    if locator:
+        parts[FINDING], sizes[FINDING] = (FindingNetwork(model, locator.blocks), ("tokens",)), locator.window
     networks = {}
     for part, (network, outputs) in parts.items():
         shape = (model.config.vision_config.num_channels, sizes[part], sizes[part])

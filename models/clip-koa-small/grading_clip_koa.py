@@ -1,15 +1,20 @@
-"""Grades images: PIL images in, for each a `Grade`, by whatever network gives the two views' logits."""
+"""Grades images: PIL images in, for each a `Grade`, by whatever network gives the two views' logits.
+
+Importing it takes nothing of transformers that runs networks: an image processor and its class are imported when one
+is read.
+"""
+
+from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .appearance_clip_koa import WAYS, measure_appearance, otherwise
@@ -44,6 +49,9 @@ from .localisation_clip_koa import (
 )
 from .preprocessing_clip_koa import XrayPreprocessor, read_picture
 from .prompts_clip_koa import GRADE_MEANINGS
+
+if TYPE_CHECKING:
+    from transformers.image_processing_utils import BaseImageProcessor
 
 # Radiographic osteoarthritis begins here (Kellgren & Lawrence).
 _OSTEOARTHRITIS_GRADE = 2
@@ -155,19 +163,24 @@ class Beside:
         self._preprocess: XrayPreprocessor | None = None
 
     @classmethod
-    def read(cls, name: str, config: CLIPKOAConfig, **hub_arguments) -> "Beside":
+    def read(
+        cls, name: str, config: CLIPKOAConfig, preprocess: XrayPreprocessor | None = None, **hub_arguments
+    ) -> Beside:
         """Reads what lies in a model folder or Hub repository.
 
         Args:
             config: of the model.
+            preprocess: what was made of its image processor, which then is not read; default: it is.
             **hub_arguments: for a Hub id, such as `revision`.
         """
-        return cls(
-            _or_error(_read_image_processor, name, **hub_arguments),
+        beside = cls(
+            preprocess.image_processor if preprocess else _or_error(_read_image_processor, name, **hub_arguments),
             _or_error(read_calibration, name, **hub_arguments),
             _or_error(read_typicality, name, config, **hub_arguments),
             _or_error(read_locator, name, config, **hub_arguments),
         )
+        beside._preprocess = preprocess
+        return beside
 
     @property
     def image_processor(self) -> BaseImageProcessor:
@@ -210,15 +223,15 @@ class Beside:
             raise LocalisationError(NO_LOCATOR)
         return found
 
-    def with_image_processor(self, image_processor: BaseImageProcessor) -> "Beside":
+    def with_image_processor(self, image_processor: BaseImageProcessor) -> Beside:
         """The same with another image processor."""
         return Beside(image_processor, *self._found[1:])
 
-    def without_calibration(self) -> "Beside":
+    def without_calibration(self) -> Beside:
         """The same without what was fitted to grades and to how typical X-rays are."""
         return Beside(self._found[0], locator=self._found[3])
 
-    def without_locator(self) -> "Beside":
+    def without_locator(self) -> Beside:
         """The same without what finds knees."""
         return Beside(*self._found[:3])
 
@@ -260,6 +273,8 @@ def _read_image_processor(name: str, **hub_arguments) -> BaseImageProcessor:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        from transformers import AutoImageProcessor  # here, as it brings all that runs networks
+
         return AutoImageProcessor.from_pretrained(name, **hub_arguments)
     except Exception as error:  # transformers raises what a damaged file happens to lead to
         raise ValueError(f"{name}: its image processor is damaged: {error}") from error
@@ -284,7 +299,8 @@ class GradesXrays:
     """`grade` and `explain` for X-rays that are images already; `dataset_script.radiograph` reads them from any file.
 
     An image may be in any mode, deep or turned by EXIF: it goes through `read_picture`, as files do in
-    `read_radiograph`. Whoever takes this class in gives `config`, `beside` and `grade_pixels`.
+    `read_radiograph`. Whoever takes this class in gives `config`, `beside` and `grade_pixels`, and to find knees also
+    `tokens_after`.
     """
 
     config: CLIPKOAConfig
@@ -296,6 +312,10 @@ class GradesXrays:
         Returns:
             Text logits (N, K) of the X-rays and of their mirror images, and what `Typicality` takes, (N, D), or None.
         """
+        raise NotImplementedError
+
+    def tokens_after(self, pixel_values: torch.Tensor, count: int, any_size: bool = False) -> torch.Tensor:
+        """The tokens (V, T, D) of images (V, 3, H, W) after the lowest `count` blocks, as a locator reads them."""
         raise NotImplementedError
 
     @property

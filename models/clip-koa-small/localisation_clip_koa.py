@@ -150,13 +150,15 @@ class KneeLocator(nn.Module):
         return self.give(nn.functional.gelu(self.join(reduced.flatten(1))))
 
     @torch.inference_mode()
+    def pixels(self, windows: Sequence[Image.Image]) -> torch.Tensor:
+        """The pixel values (N, 3, H, W) of windows (mode L, `window` pixels a side), as the tower takes them."""
+        values = torch.from_numpy(np.stack([np.asarray(window) for window in windows])).float() / 255
+        return (values[:, None] - self.image_mean[:, None, None]) / self.image_std[:, None, None]
+
+    @torch.inference_mode()
     def tokens(self, model, windows: Sequence[Image.Image]) -> torch.Tensor:
         """The tokens (N, P, D) of windows (mode L, `window` pixels a side)."""
-        values = torch.from_numpy(np.stack([np.asarray(window) for window in windows])).float() / 255
-        pixels = (values[:, None] - self.image_mean[:, None, None]) / self.image_std[:, None, None]
-        weight = model.visual_projection.weight
-        tokens = model.tokens_after(pixels.to(weight.device, weight.dtype), self.blocks, any_size=True)
-        return tokens[:, 1:].float().cpu()
+        return model.tokens_after(self.pixels(windows), self.blocks, any_size=True)[:, 1:].float().cpu()
 
     def traits(self, tokens: torch.Tensor) -> torch.Tensor:
         """By what framed knees are told from other images: (N, K + 1), of tokens (N, P, D)."""

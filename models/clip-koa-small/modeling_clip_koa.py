@@ -346,8 +346,11 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
     def tokens_after(self, pixel_values: torch.FloatTensor, count: int, any_size: bool = False) -> torch.Tensor:
         """Tokens (V, T, D) after the lowest `count` blocks of the vision tower, for (V, 3, H, W).
 
-        With `any_size` the images may be of another size than the configuration's.
+        They are computed on the model's device and in its precision. With `any_size` the images may be of another size
+        than the configuration's.
         """
+        weight = self.visual_projection.weight
+        pixel_values = pixel_values.to(weight.device, weight.dtype)
         blocks = list(self.vision_model.encoder.layers[:count])
         options = self._vision_options(False, False, any_size)
         return self._tower_of(blocks)(pixel_values=pixel_values, **options).last_hidden_state

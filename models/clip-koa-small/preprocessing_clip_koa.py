@@ -442,13 +442,16 @@ class XrayPreprocessor:
 
     Args:
         image_processor: the one saved beside a checkpoint.
+        shades: (3, 256) fp32, what it makes of each gray level; default: it is asked.
     """
 
-    def __init__(self, image_processor):
+    def __init__(self, image_processor, shades: torch.Tensor | None = None):
         self.image_processor = image_processor
-        ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
-        options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-        self._shades = image_processor(ramp, **options)["pixel_values"][0].flatten(1)  # (3, 256), of each gray level
+        if shades is None:
+            ramp = Image.frombytes("L", (16, 16), bytes(range(256)))
+            options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+            shades = image_processor(ramp, **options)["pixel_values"][0].flatten(1)
+        self.shades = shades
 
     def __call__(self, pictures: list[Image.Image]) -> torch.Tensor:
         """The pictures' pixel values, (N, 3, H, W) fp32, normalised.
@@ -466,7 +469,7 @@ class XrayPreprocessor:
         squares = [self.square(picture) for picture in pictures]
         pixels = torch.frombuffer(bytearray(b"".join(square.tobytes() for square in squares)), dtype=torch.uint8).int()
         width, height = squares[0].size
-        channels = [shades.index_select(0, pixels).view(-1, height, width) for shades in self._shades]
+        channels = [shades.index_select(0, pixels).view(-1, height, width) for shades in self.shades]
         return torch.stack(channels, dim=1)
 
     def cut(self, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
