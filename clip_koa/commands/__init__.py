@@ -12,6 +12,7 @@ from importlib import import_module
 import typer
 from typer.core import TyperGroup
 
+from clip_koa.threads import let_waiting_threads_sleep
 from dataset_script.exit_status import MEANINGS, run_command
 
 COMMANDS = (
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: of the command line; default: this process's.
     """
+    let_waiting_threads_sleep()
     app = typer.Typer(
         cls=_Commands, epilog=_EPILOG, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
         # An option may be written with hyphens too.

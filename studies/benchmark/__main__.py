@@ -34,7 +34,7 @@ from dataset_script.knee_xray import KneeXray
 from modeling_clip_koa import PROMPT_SETS
 from studies.benchmark.backends import measure_backends
 from studies.benchmark.busy import measure_busy
-from studies.benchmark.cluster import measure_cluster, measure_driver
+from studies.benchmark.cluster import measure_ceilings, measure_cluster, measure_driver
 from studies.benchmark.growth import measure_growth
 from studies.benchmark.inference import measure_inference
 from studies.benchmark.loading import measure_loader
@@ -70,7 +70,7 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
         return measure_growth(options.archives)
     if section == "cluster":
         measured = measure_cluster(options.model, options.batch_size * 10, options.rounds)
-        return {**measured, **measure_driver(options.archives)}
+        return {**measured, **measure_ceilings(), **measure_driver(options.archives)}
     if section == "busy":
         return measure_busy(options.model, options.batch_size, options.rounds)
     if section == "memory":

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 
+from clip_koa.threads import SPINS
 from studies.benchmark.measure import ratio
 
 # libgomp, which computes for torch, reads them once, when it is loaded.
 SETTINGS = {
     "threads that wait awake": {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""},
     "threads that wait asleep": {"OMP_WAIT_POLICY": "passive"},
-    "threads that soon sleep": {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": ""},
+    "threads that soon sleep": {"GOMP_SPINCOUNT": str(SPINS), "OMP_WAIT_POLICY": ""},
     "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": ""},
 }
 

@@ -2,20 +2,27 @@
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 from clip_koa.grading.grade_table import rows_of, table_at
+from clip_koa.grading.grader import BATCH_SIZE, GradedXray
+from clip_koa.grading.growing_table import GrowingTable
+from clip_koa.grading.run import entries_of
 from clip_koa.training.checkpoints import save_model_folder
 from clip_koa.training.starting_points import IMAGENET_MEAN, IMAGENET_STD, build_image_processor, load_starting_point
 from clip_koa.training.tokenizer import build_prompt_tokenizer
-from modeling_clip_koa import PROMPT_SETS
+from dataset_script.radiograph import read_radiograph
+from dataset_script.synthetic import draw_knee
+from modeling_clip_koa import PROMPT_SETS, Grade
 from studies.benchmark.growth import link_xrays
 from studies.benchmark.measure import build_model, ratio
 
@@ -118,3 +125,41 @@ def _spend(folder: Path, inputs: list[Path], count: int, on_cluster: bool) -> _S
             raise subprocess.CalledProcessError(run.returncode, run.args)
     (first, *begin), (last, *end) = marks[0], marks[-1]
     return _Spent(*((after - before) / (last - first) for before, after in zip(begin, end, strict=True)))
+
+
+def measure_ceilings(count: int = 2000) -> dict[str, dict]:
+    """Processor time of what a model on many machines may come to wait for.
+
+    Returns:
+        Milliseconds to read a film of 3000x2400 pixels (PNG), and for the one writer to keep the row of an X-ray and
+        to put the whole table in its place.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        file = folder / "film.png"
+        draw_knee(2, "L", 1, 2400).resize((3000, 2400)).save(file)
+        reading = _processor_time(lambda: read_radiograph(file), 5)
+        views = (0.05, 0.2, 0.5, 0.2, 0.05)
+        named = [str(folder / f"{number:07d}.png") for number in range(count)]
+        for name in named:
+            os.link(file, name)
+        with GrowingTable(folder / "grades.parquet") as table:
+            table.begin(named, "model=0123456789abcdef code=0123456789abcdef level=0.9")
+
+            def keep():
+                for waiting in table.batches(BATCH_SIZE):
+                    grade = Grade(2, "KL2 mild", "definite", views, views, views, confidence_set=(1, 2))
+                    table.add(waiting, entries_of(GradedXray(xray.file, grade, "L") for xray in waiting))
+                table.finish()
+
+            writing = _processor_time(keep, 1) / count
+    return {"milliseconds of a core": {"a film read": 1000 * reading, "a row kept and written": 1000 * writing}}
+
+
+def _processor_time(action: Callable, rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        started = time.process_time()
+        action()
+        times.append(time.process_time() - started)
+    return statistics.median(times)
