@@ -9,8 +9,11 @@ from webapp.conftest import visiting
 from browser.conftest import serving
 from clip_koa.browser import site
 from clip_koa.grading.grader import Grader
+from clip_koa.webapp.texts import texts_of
 from dataset_script.films import compose_film
+from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
+from modeling_clip_koa.localisation_clip_koa import Knee
 from modeling_clip_koa.prompts_clip_koa import GRADE_MEANINGS
 
 pytestmark = pytest.mark.slow
@@ -29,11 +32,13 @@ def released(browser, packed, tmp_path_factory):
     with serving(folder) as (_, url), visiting(browser, url) as page:
         page.set_default_timeout(_PATIENCE)
 
-        def both(files, framing="auto"):
+        def both(files, framing="auto", then=None):
             page.locator(f"#framing input[value={framing}]").check()
             page.locator("#file").set_input_files([str(file) for file in files])
             page.locator("#progress").wait_for(state="visible")
             page.locator("#progress").wait_for(state="hidden")
+            if then:
+                then(page)
             seen = page.evaluate(_FACTS)
             shown = page.locator("#card").inner_text()
             page.locator("#forget").click()
@@ -64,6 +69,26 @@ def test_the_knees_of_a_film_are_found_where_python_finds_them(released, tmp_pat
     for told, xray in zip(seen, graded, strict=True):
         assert np.abs(np.subtract(told["box"], xray.grade.box)).max() <= 1
         assert told["grade"] == xray.grade.grade and told["side_assumed"]
+
+
+def test_a_box_that_is_moved_by_keyboard_is_graded_anew(released, tmp_path):
+    knees = [Image.open(EXAMPLES / f"kl3_{side}.png").convert("L") for side in ("right", "left")]
+    compose_film(*knees, 2).image.save(tmp_path / "film.png")
+
+    def move(page):
+        page.locator("#card .box:not(.other)").focus()
+        for key in ("ArrowLeft", "ArrowDown", "+"):
+            page.keyboard.press(key)
+        page.locator("#card .warning", has_text=texts_of("en")["by_hand"]).wait_for()
+
+    seen, graded, _ = released([tmp_path / "film.png"], then=move)
+    told = next(told for told in seen if told["by_hand"])
+    before = next(xray.grade for xray in graded if xray.laterality == told["laterality"])
+    radiograph = read_radiograph(tmp_path / "film.png")
+    knee = Knee(tuple(told["box"]), angle=told["angle"])
+    expected = Grader(str(MODEL)).grade_knee(radiograph, knee).grade
+    assert tuple(told["box"]) != before.box and told["grade"] == expected.grade
+    assert np.abs(np.subtract(told["probabilities"], expected.probabilities)).max() < 0.02
 
 
 def test_a_drawing_is_refused_as_in_python(released, tmp_path):
