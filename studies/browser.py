@@ -116,7 +116,7 @@ def write_xrays(folder: Path, film_count: int) -> dict[str, list[Path]]:
         knees = [Image.open(examples[f"kl{number % 5}_{side}.png"]).convert("L") for side in ("right", "left")]
         films.append(folder / f"film_{look}.png")
         compose_film(*knees, number, look).image.save(films[-1])
-    return {"examples": list(examples.values()), "drawn knees": drawn, "composed films": films}
+    return {"examples": list(examples.values()), "drawings": drawn, "films": films}
 
 
 def measure_times(folder: Path, xrays: list[Path]) -> None:
@@ -140,24 +140,27 @@ def run(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("folder", type=Path, help="as clip-koa publish --browser-space --output writes it")
     parser.add_argument("--model", required=True, help="the model in it")
     parser.add_argument("--data_dir", type=Path, help="X-rays of a corpus, too")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, default=100, help="of the corpus, evenly spread")
     parser.add_argument("--films", type=int, default=3, help="composed of the examples, each in another look")
+    parser.add_argument("--groups", nargs="+", help="of X-rays that are graded; default: all")
     parser.add_argument("--sections", nargs="+", default=["times", "grades"], choices=["times", "grades"])
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         groups = write_xrays(Path(place), given.films)
         if given.data_dir:
             paths = [xray.path for xray in list_files(resolve_data_dir(given.data_dir))[given.split]]
-            groups[f"{given.split} split"] = paths[:: max(1, len(paths) // given.limit)][: given.limit]
+            groups["corpus"] = paths[:: max(1, len(paths) // given.limit)][: given.limit]
         if "times" in given.sections:
             measure_times(given.folder, groups["examples"])
         if "grades" in given.sections:
             with opened(given.folder) as (browser, url):
                 page = Page(browser, url)
                 for name, files in groups.items():
+                    if given.groups and name not in given.groups:
+                        continue
                     # A drawing is no knee to the locator: it is graded as it is.
-                    framing = "as_is" if name == "drawn knees" else "auto"
+                    framing = "as_is" if name == "drawings" else "auto"
                     graded = list(Grader(given.model, framing=framing).grade(files))
                     compare(name, page.grade(files, framing), graded)
     return 0

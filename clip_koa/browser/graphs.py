@@ -1,8 +1,9 @@
-"""The networks that run in a browser, as ONNX graphs whose large weights are kept in 8 bits.
+"""The networks that run in a browser, as ONNX graphs whose large weights are kept in 8 or 16 bits.
 
-Only the weights are rounded: what passes between layers stays in fp32. So the graphs are a quarter of the checkpoint's
-size to fetch and give its grades; rounding what passes between the layers too gave another grade to one of ten
-examples (docs/notebook/browser_trials.md).
+Only the weights are rounded: what passes between layers stays in fp32. So the graphs are small to fetch and give the
+checkpoint's grades; rounding what passes between the layers too gave another grade to one of ten examples. Weights of
+the network that finds knees have 16 bits, since a box that is a pixel off changes a grade more than 8 bits of the
+other do (docs/notebook/browser_trials.md).
 """
 
 import tempfile
@@ -52,16 +53,18 @@ def write_graphs(model: CLIPKOAForImageClassification, folder: Path) -> list[str
     vision = model.config.vision_config
     pixels = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
     network = GradingNetwork(model, typicality_block(model))
-    _write(network, pixels, "pixel_values", ("logits", "flipped_logits", "features"), folder / GRADE_FILE)
+    _write(network, pixels, "pixel_values", ("logits", "flipped_logits", "features"), folder / GRADE_FILE, 8)
     if not model.can_find_knees:
         return [GRADE_FILE]
     locator = model.beside.locator
     windows = torch.zeros(2, locator.window, locator.window)
-    _write(_Locates(model, locator), windows, "windows", ("found",), folder / LOCATE_FILE)
+    _write(_Locates(model, locator), windows, "windows", ("found",), folder / LOCATE_FILE, 16)
     return [GRADE_FILE, LOCATE_FILE]
 
 
-def _write(network: torch.nn.Module, sample: torch.Tensor, name: str, outputs: tuple[str, ...], path: Path) -> None:
+def _write(
+    network: torch.nn.Module, sample: torch.Tensor, name: str, outputs: tuple[str, ...], path: Path, bits: int
+) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as place, quiet():
         whole = Path(place) / path.name
         torch.onnx.export(
@@ -69,16 +72,16 @@ def _write(network: torch.nn.Module, sample: torch.Tensor, name: str, outputs: t
             output_names=list(outputs), dynamic_shapes=({0: torch.export.Dim("N")},),
         ).save(whole)  # fmt: skip
         graph = onnx.load(whole)
-    _round_weights(graph.graph)
+    _round_weights(graph.graph, bits)
     _forget_origin(graph)
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
 
 
-def _round_weights(graph: onnx.GraphProto) -> None:
-    """Keeps the matrices of matrix products in 8 bits, with a scale for each column.
+def _round_weights(graph: onnx.GraphProto, bits: int) -> None:
+    """Keeps the matrices of matrix products in 8 bits, with a scale for each column, or in 16.
 
-    ONNX Runtime multiplies them out once, when it loads the graph.
+    ONNX Runtime makes them 32 bits again once, when it loads the graph.
     """
     read = {name for node in graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input}
     kept, added = [], []
@@ -87,10 +90,13 @@ def _round_weights(graph: onnx.GraphProto) -> None:
         if tensor.name not in read or not is_matrix or np.prod(tensor.dims) < _LEAST_WEIGHTS:
             kept.append(tensor)
             continue
-        values = numpy_helper.to_array(tensor)
+        values, name = numpy_helper.to_array(tensor), tensor.name
+        if bits == 16:
+            kept.append(numpy_helper.from_array(values.astype(np.float16), f"{name}.rounded"))
+            added.append(helper.make_node("Cast", [f"{name}.rounded"], [name], to=TensorProto.FLOAT))
+            continue
         scale = np.maximum(np.abs(values).max(0, keepdims=True) / 127, np.finfo(np.float32).tiny)
         rounded = np.rint(values / scale).astype(np.int8)
-        name = tensor.name
         kept.append(numpy_helper.from_array(rounded, f"{name}.rounded"))
         kept.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}.scale"))
         added.append(helper.make_node("Cast", [f"{name}.rounded"], [f"{name}.cast"], to=TensorProto.FLOAT))

@@ -7,6 +7,7 @@ import { FILTERS } from "./gray.js";
 
 const SIDES = { xray: 1600, film: 1600, mirror: 192, thumbnail: 192 }; // pixels of pictures' longer sides, at most
 const films = new Map();
+const filmPictures = new Map(); // by film and polarity: each film is shown with every knee of it
 let model = null;
 
 const tasks = {
@@ -46,15 +47,20 @@ const tasks = {
     if (!known) return {};
     const readings = known.readings.filter((one) => one.id !== reading);
     if (readings.length) films.set(film, { ...known, readings });
-    else films.delete(film);
+    else forgetFilm(film);
     return {};
   },
 
   async leave() {
-    films.clear();
+    for (const film of [...films.keys()]) forgetFilm(film);
     return {};
   },
 };
+
+function forgetFilm(id) {
+  films.delete(id);
+  for (const inverted of [true, false]) filmPictures.delete(`${id} ${inverted}`);
+}
 
 // Keeps a film; gives its knees as the page takes them, with pictures of those that are new.
 async function kept(film) {
@@ -63,11 +69,13 @@ async function kept(film) {
   const isNew = (one) => !before?.readings.some((other) => other.id === one.id);
   const knees = film.readings.map((one) => describe(model, film, one));
   const pictures = {};
+  const key = `${film.id} ${film.inverted}`;
+  if (!filmPictures.has(key)) filmPictures.set(key, await asPng(film.gray, SIDES.film));
   for (const one of film.readings.filter(isNew)) {
     const picture = pictureOf(film, one);
     pictures[one.id] = {
       xray: await asPng(picture, SIDES.xray), thumbnail: await asPng(picture, SIDES.thumbnail),
-      mirror: await asPng(picture.mirror(), SIDES.mirror), film: await asPng(film.gray, SIDES.film),
+      mirror: await asPng(picture.mirror(), SIDES.mirror), film: filmPictures.get(key),
     };
   }
   return { knees, pictures };

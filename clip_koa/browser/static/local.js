@@ -62,15 +62,20 @@ async function read(item) {
   return { bytes: await answer.arrayBuffer(), example: { grade: Number(shown), side } };
 }
 
-// Gives the pictures of new knees an address each, and forgets those of knees that are no more.
+// Gives the pictures of new knees an address each, and forgets those of knees that the film no longer has.
 function keep(answer) {
-  for (const [id, blobs] of Object.entries(answer.pictures))
-    pictures.set(id, Object.fromEntries(Object.entries(blobs).map(([kind, blob]) => [kind, URL.createObjectURL(blob)])));
+  const stay = answer.knees.map((knee) => knee.id);
+  for (const [id, { of }] of [...pictures]) if (of === answer.knees[0].film && !stay.includes(id)) forgetPictures(id);
+  for (const [id, blobs] of Object.entries(answer.pictures)) {
+    const addresses = Object.entries(blobs).map(([kind, blob]) => [kind, URL.createObjectURL(blob)]);
+    pictures.set(id, { of: answer.knees[0].film, ...Object.fromEntries(addresses) });
+  }
   return answer;
 }
 
 function forgetPictures(id) {
-  for (const address of Object.values(pictures.get(id) ?? {})) URL.revokeObjectURL(address);
+  const { of: _, ...addresses } = pictures.get(id) ?? {};
+  for (const address of Object.values(addresses)) URL.revokeObjectURL(address);
   pictures.delete(id);
 }
 
@@ -81,13 +86,21 @@ function chooseLanguage() {
   return liked.find((name) => known.includes(name)) ?? "en";
 }
 
+// The registration once its worker is active; an error where it could not be installed.
+function readyWorker(registration) {
+  return new Promise((resolve, reject) => {
+    navigator.serviceWorker.ready.then(resolve);
+    const { installing } = registration;
+    installing?.addEventListener("statechange", () => installing.state === "redundant" && reject(new Error("not installed")));
+  });
+}
+
 // Keeps the page for visits without a network. Its first answer comes without the headers that let the model use all
 // cores: the page is then loaded once more, which the worker for it answers.
 async function workOffline() {
   if (!("serviceWorker" in navigator)) return false;
   try {
-    await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" });
-    const { active } = await navigator.serviceWorker.ready;
+    const { active } = await readyWorker(await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" }));
     if (!crossOriginIsolated && window === window.top && !sessionStorage.getItem("loaded-again")) {
       sessionStorage.setItem("loaded-again", "true");
       location.reload();
