@@ -17,7 +17,7 @@ setup: .venv/.installed  ## install everything into .venv, as constraints.txt pi
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,detection,dev,mcp,notebooks,onnx,openvino,pacs,ray,s3,vision-weights]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app,detection,dev,mcp,notebooks,onnx,openvino,pacs,ray,s3,trackio,vision-weights]'
 	touch $@
 
 demo: setup  ## grade the real examples, then train on generated X-rays, report, and grade unseen ones

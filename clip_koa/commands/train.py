@@ -21,7 +21,7 @@ def train(
     with importing():
         from clip_koa.interruption import work_is_kept
         from clip_koa.locks import WriterLock, only_writer
-        from clip_koa.reporting.report import write_report
+        from clip_koa.reporting.report import hardest_pictures, write_report
         from clip_koa.training.engine import train as train_run
         from clip_koa.training.preparation import build_accelerator, load_run_corpus, prepare_run
         from clip_koa.training.run_config import parse_run_config
@@ -40,6 +40,7 @@ def train(
         with signals_as_exceptions():  # training hears them by itself
             evaluate_best(run, corpus)
         if accelerator.is_main_process:
+            run.recorder.show("hardest X-rays", hardest_pictures(run.folder, corpus), run.state.step)
             print(f"Report: {write_report(run.folder, corpus)}\nModel:  {run.folder / 'best'}")
     # The last collective must carry no tensor: gloo frees its tensors in a thread of its own that needs Python's lock,
     # which ending the process group may hold while it waits for that thread.

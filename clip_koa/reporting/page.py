@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, Image
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
+from PIL.Image import Image as Picture
 
 from clip_koa.evaluation.heads import grading
 from clip_koa.evaluation.predictions import GradedSplit
@@ -197,18 +198,21 @@ def hardest_xrays(graded: GradedSplit, xrays: Dataset | None = None, count: int 
     ]
 
 
-def _thumbnails(xrays: Dataset, files: list[str]) -> dict[str, str]:
-    """Small JPEG pictures of the named X-rays, as data URLs."""
+def stored_pictures(xrays: Dataset, files: list[str]) -> dict[str, Picture]:
+    """The named X-rays of a split, (H, W) in mode L, as far as it holds them."""
     place = {file: index for index, file in enumerate(xrays["file"])}
     stored = xrays.cast_column("image", Image(decode=False))
+    return {file: read_stored_image(stored[place[file]]["image"]) for file in files if file in place}
+
+
+def _thumbnails(xrays: Dataset, files: list[str]) -> dict[str, str]:
+    """Small JPEG pictures of the named X-rays, as data URLs."""
     thumbnails = {}
-    for file in files:
-        if file in place:
-            image = read_stored_image(stored[place[file]]["image"])
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=80)
-            thumbnails[file] = _data_url(buffer.getvalue(), "jpeg")
+    for file, image in stored_pictures(xrays, files).items():
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        thumbnails[file] = _data_url(buffer.getvalue(), "jpeg")
     return thumbnails
 
 

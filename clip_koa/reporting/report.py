@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets import Dataset
+from PIL.Image import Image
 
 from clip_koa.evaluation.heads import measure_heads
 from clip_koa.evaluation.predictions import GradedSplit, read_predictions
 from clip_koa.files import write_file
 from clip_koa.reporting import pictures
-from clip_koa.reporting.page import save_picture, split_section, write_page
+from clip_koa.reporting.page import hardest_xrays, save_picture, split_section, stored_pictures, write_page
 
 
 def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = None) -> Path:
@@ -58,6 +59,21 @@ def write_report(run_folder: str | Path, corpus: Mapping[str, Dataset] | None = 
         curves=curves,
         papers={title: path.read_text(encoding="utf-8") for title, path in papers.items() if path.is_file()},
     )
+
+
+def hardest_pictures(run_folder: Path, corpus: Mapping[str, Dataset]) -> list[tuple[Image, str]]:
+    """The validation X-rays whose true grade a run's best model takes for least likely, each with what it says.
+
+    Args:
+        run_folder: with report/predictions_validation.jsonl.
+        corpus: its splits.
+    """
+    graded = _read_graded(run_folder / "report" / "predictions_validation.jsonl")
+    if graded is None:
+        return []
+    hardest = hardest_xrays(graded)
+    found = stored_pictures(corpus["validation"], [row["file"] for row in hardest])
+    return [(found[row["file"]], f"{row['true']}, graded {row['predicted']}") for row in hardest]
 
 
 def _read_graded(path: Path) -> GradedSplit | None:

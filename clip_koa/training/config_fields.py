@@ -149,7 +149,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run; `resume` is of one launch of it and is not kept.
+    """One training run; `resume` and `trackers` are of one launch of it and are not kept.
 
     Raises:
         RunConfigError: fields that do not go together. What each of them may hold, the reader of them checks
@@ -163,6 +163,7 @@ class RunConfig:
     optimisation: OptimisationOptions = OptimisationOptions()
     compute: ComputeOptions = ComputeOptions()
     resume: str = field(default="", compare=False)
+    trackers: tuple[str, ...] = field(default=("tensorboard",), compare=False)
 
     def __post_init__(self):
         if self.model.lora_rank and self.model.freeze_layers:
@@ -191,7 +192,7 @@ class RunConfig:
 
     def changed(self, changes: dict[str, object]) -> "RunConfig":
         """This configuration with other values, by dotted name."""
-        return from_values({**self.values(), **changes}, self.resume)
+        return from_values({**self.values(), **changes}, self.resume, self.trackers)
 
     def differences(self, other: "RunConfig") -> list[str]:
         """Fields of the recipe that differ, as `name: other -> own`: a resumed run may not change them."""
@@ -209,7 +210,9 @@ GROUPS = {group.name: group.type for group in dataclasses.fields(RunConfig) if d
 FIELDS = {f"{name}.{option.name}": option for name, group in GROUPS.items() for option in dataclasses.fields(group)}
 
 
-def from_values(values: dict[str, object], resume: str = "") -> RunConfig:
+def from_values(
+    values: dict[str, object], resume: str = "", trackers: tuple[str, ...] = ("tensorboard",)
+) -> RunConfig:
     """A configuration out of values by dotted name; the fields left out have their defaults.
 
     Raises:
@@ -219,4 +222,5 @@ def from_values(values: dict[str, object], resume: str = "") -> RunConfig:
     groups = {name: {} for name in GROUPS}
     for name, value in values.items():
         groups[name.split(".")[0]][FIELDS[name].name] = value
-    return RunConfig(**{name: GROUPS[name](**given) for name, given in groups.items()}, resume=resume)
+    built = {name: GROUPS[name](**given) for name, given in groups.items()}
+    return RunConfig(**built, resume=resume, trackers=trackers)

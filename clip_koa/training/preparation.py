@@ -72,7 +72,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         gradient_accumulation_steps=config.compute.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         step_scheduler_with_optimizer=False,
-        log_with="tensorboard",
+        log_with=list(config.trackers),
         project_config=ProjectConfiguration(folder, logging_dir=str(Path(folder) / "tensorboard")),
     )
 

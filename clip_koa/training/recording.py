@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard's files, what repeats it in run.json, status.json."""
+"""What a run writes down: metrics.jsonl, its trackers' files, what repeats it in run.json, status.json."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from datasets import DatasetDict, Image
 from clip_koa.files import write_file, writing
 from clip_koa.training.run_config import RunConfig, RunConfigError
 from clip_koa.training.status import write_status
+from clip_koa.training.trackers import log_pictures, open_trackers
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "safetensors", "numpy", "Pillow")
 # A live run shows that often that it lives.
@@ -55,8 +56,7 @@ class Recorder:
             self._write_run(corpus, step)
             write_file(self.folder / "config.yaml", self.config.to_yaml().encode())
             self._drop_records_after(step)
-        keywords = {"tensorboard": {"purge_step": step + 1}}
-        self.accelerator.init_trackers("clip_koa", config=self.config.values(), init_kwargs=keywords)
+        open_trackers(self.accelerator, self.config.trackers, self.folder, self.config.values(), step)
 
     def _write_run(self, corpus: DatasetDict, step: int) -> None:
         path = self.folder / "run.json"
@@ -84,7 +84,7 @@ class Recorder:
             write_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def record(self, **values) -> None:
-        """Adds a line to metrics.jsonl and passes its numbers on to TensorBoard."""
+        """Adds a line to metrics.jsonl and passes its numbers on to the trackers."""
         if self.accelerator.is_main_process:
             with writing(self.folder / "metrics.jsonl") as path, open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
@@ -92,6 +92,10 @@ class Recorder:
         if values.get("checkpoint") == "best":
             kind = f"best_{kind}"
         self.accelerator.log(dict(_numbers(values, kind)), step=values["step"])
+
+    def show(self, title: str, shown: list, step: int) -> None:
+        """Shows pictures with captions in the dashboards that take some; see `log_pictures`."""
+        log_pictures(self.accelerator, title, shown, step)
 
     def status(self, state: str, **values) -> None:
         """Writes status.json: `running`, `interrupted`, `failed` or `finished`."""

@@ -23,6 +23,7 @@ from clip_koa.training.config_fields import (
     from_values,
 )
 from clip_koa.training.config_file import FLAT_NAMES, read_fields, shortened
+from clip_koa.training.trackers import TRACKERS, check_trackers
 
 __all__ = [
     "FIELDS",
@@ -80,7 +81,8 @@ def _as_arguments(texts: dict[str, str]) -> list[str]:
 
 
 def _build(given: dict) -> RunConfig:
-    return from_values({name: value for name, value in given.items() if name in FIELDS}, given.get("resume") or "")
+    values = {name: value for name, value in given.items() if name in FIELDS}
+    return from_values(values, given.get("resume") or "", check_trackers(given.get("trackers") or TRACKERS[0]))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -148,7 +150,7 @@ def _parser():
     parser = ArgumentParser(
         prog="clip-koa train",
         description="Train CLIP-KOA. Every field can stand in a YAML file, in its group, and be overridden here.",
-        usage="%(prog)s [--config FILE] [--resume latest] [--GROUP.FIELD VALUE ...]",
+        usage="%(prog)s [--config FILE] [--resume latest] [--trackers NAMES] [--GROUP.FIELD VALUE ...]",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=44, width=_COLUMNS),
         exit_on_error=False,
         allow_abbrev=False,
@@ -156,6 +158,9 @@ def _parser():
     launch = parser.add_argument_group("launch", "What this launch does with the run.")
     launch.add_argument("--config", metavar="FILE", help="YAML file with any of the fields below")
     launch.add_argument("--resume", metavar="CHECKPOINT", help="latest, or a folder under checkpoints/, to go on from")
+    launch.add_argument(
+        "--trackers", metavar="NAMES", help="tensorboard (default), trackio, or both with a comma between them"
+    )
     for group, options in GROUPS.items():
         section = parser.add_argument_group(group, options.__doc__)
         for option in dataclasses.fields(options):

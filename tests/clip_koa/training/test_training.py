@@ -409,7 +409,7 @@ def test_lora_and_gradient_checkpointing_leave_a_plain_model(run_python, tmp_pat
         (("--model.freeze_layers", 9), "has 4 blocks"),
         (("--resume", "step_000009"), "is no checkpoint"),
         (("--data.corpus", "synthetic:many"), "synthetic:many: name a number of people.*synthetic:40"),
-        (("--trackers", "wandb"), "'--trackers' is no field"),
+        (("--trackers", "wandb"), "trackers='wandb': it must be tensorboard or trackio"),
     ],
 )
 def test_errors_are_one_line(run_python, tmp_path, arguments, reason):
