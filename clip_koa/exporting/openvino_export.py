@@ -34,7 +34,7 @@ from modeling_clip_koa.grading_clip_koa import GradesXrays
 from modeling_clip_koa.localisation_clip_koa import Pyramid
 
 _BESIDE = ("config.json", "preprocessor_config.json", CALIBRATION_FILE, TYPICALITY_FILE, LOCALISATION_FILE)
-CALIBRATION_XRAYS = 300  # of the train split, spread evenly over its list; NNCF's own number
+CALIBRATION_XRAYS = 128  # of the train split, spread evenly over its list and so over its grades
 _MEASURED_XRAYS = 2000  # of validation, at most
 _BATCH_SIZE = 16
 # Windows of a crop that the finding network is calibrated on: the whole, and the parts that a search comes by.
