@@ -119,7 +119,7 @@ def _spend(folder: Path, inputs: list[Path], count: int, on_cluster: bool) -> _S
                     with contextlib.suppress(psutil.Error):
                         spent = one.cpu_times()
                         times[one.pid] = spent.user + spent.system
-        if _FROM * count <= done <= _TO * count:
+        if _FROM * count <= done <= _TO * count and (not marks or done > marks[-1][0]):  # when a batch came
             marks.append((done, time.perf_counter(), sum(times.values())))
         time.sleep(0.2)
     for run, _ in runs:
