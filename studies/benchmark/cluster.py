@@ -70,7 +70,7 @@ def measure_cluster(name: str, count: int, rounds: int) -> dict[str, dict]:
 
 
 def measure_driver(counts: tuple[int, ...]) -> dict[str, dict]:
-    """MiB at the peak of the process that hands out and writes, for archives of each size, with a tiny model."""
+    """Of the process that hands out and writes, MiB at the peak and seconds of a core, with a tiny model."""
     figures = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -79,15 +79,17 @@ def measure_driver(counts: tuple[int, ...]) -> dict[str, dict]:
         for count in counts:
             archive = link_xrays(folder / str(count), count)
             driver, _ = _grade(folder, archive, on_cluster=True)
-            peak = 0
+            peak = spent = 0
             while driver.poll() is None:
-                with contextlib.suppress(OSError, StopIteration):
+                with contextlib.suppress(OSError, StopIteration, psutil.Error):
                     lines = Path(f"/proc/{driver.pid}/status").read_text().splitlines()
                     peak = max(peak, int(next(line for line in lines if line.startswith("VmHWM")).split()[1]))
+                    times = psutil.Process(driver.pid).cpu_times()
+                    spent = max(spent, times.user + times.system)
                 time.sleep(0.5)
             if driver.returncode:
                 raise subprocess.CalledProcessError(driver.returncode, driver.args)
-            figures[f"{count} X-rays"] = {"MiB of the driver": peak // 1024}
+            figures[f"{count} X-rays"] = {"MiB of the driver": peak // 1024, "seconds of a core": spent}
     return figures
 
 
@@ -117,7 +119,7 @@ def _spend(folder: Path, inputs: list[Path], count: int, on_cluster: bool) -> _S
                     with contextlib.suppress(psutil.Error):
                         spent = one.cpu_times()
                         times[one.pid] = spent.user + spent.system
-        if _FROM * count <= done <= _TO * count:
+        if _FROM * count <= done <= _TO * count and (not marks or done > marks[-1][0]):  # when a batch came
             marks.append((done, time.perf_counter(), sum(times.values())))
         time.sleep(0.2)
     for run, _ in runs:
