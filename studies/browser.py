@@ -142,7 +142,7 @@ def compare_boxes(folder: Path, model_name: str, count: int) -> None:
             grades.append(first.grade == second.grade)
             shares.append(np.abs(np.subtract(first.probabilities, second.probabilities)).max())
     print(
-        f"boxes of {len(apart)} knees of {count} films: {sum(one == 0 for one in apart)} the same, at most {max(apart)} "
+        f"boxes of {len(apart)} knees of {count} films: {apart.count(0)} the same, at most {max(apart)} "
         f"pixels apart; same grade {sum(grades)}; largest difference of a probability {max(shares):.4f}"
     )
 
@@ -198,7 +198,7 @@ def run(arguments: list[str] | None, prog: str) -> int:
             paths = [xray.path for xray in list_files(resolve_data_dir(given.data_dir))[given.split]]
             groups["corpus"] = paths[:: max(1, len(paths) // given.limit)][: given.limit]
         if "boxes" in given.sections:
-            compare_boxes(given.folder, given.model, 5 * given.films)
+            compare_boxes(given.folder, given.model, given.films)
         if "times" in given.sections:
             measure_times(given.folder, groups["examples"])
         if "grades" in given.sections:
