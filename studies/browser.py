@@ -21,14 +21,17 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
 from clip_koa.grading.grader import GradedXray, Grader
+from clip_koa.grading.model_loading import load_checkpoint
 from clip_koa.webapp.examples import find_examples
 from dataset_script.exit_status import main_of
 from dataset_script.films import LOOKS, compose_film
 from dataset_script.layouts import list_files, resolve_data_dir
 from dataset_script.synthetic import draw_knee
+from modeling_clip_koa.localisation_clip_koa import cut_knee, find_knees
 
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 _SEEN = "async () => (await import('/page/shell.js')).page.items.map(({ error, facts }) => ({ error, ...facts }))"
@@ -103,6 +106,47 @@ def compare(name: str, seen: list[dict], graded: list[GradedXray]) -> None:
     )
 
 
+class GraphLocator:
+    """The page's graph in the place of the checkpoint's locator, for `find_knees`."""
+
+    def __init__(self, path: Path, window: int):
+        import onnxruntime
+
+        self.session, self.window = onnxruntime.InferenceSession(path), window
+
+    def locate(self, model, windows: list[Image.Image]) -> np.ndarray:
+        """Of windows (mode L) what `KneeLocator.locate` gives, (N, 6)."""
+        if not windows:
+            return np.empty((0, 6))
+        values = np.stack([np.asarray(window) for window in windows]).astype(np.float32)
+        return self.session.run(None, {"windows": values})[0].astype(np.float64)
+
+
+def compare_boxes(folder: Path, model_name: str, count: int) -> None:
+    """Prints how far apart the boxes of checkpoint and graph lie on composed films, both computed in Python."""
+    model, _ = load_checkpoint(model_name, dtype=torch.float32)
+    locator = model.beside.locator
+    graph = GraphLocator(folder / "model" / "locate.onnx", locator.window)
+    examples = {example.name: example.path for example in find_examples(_EXAMPLES)}
+    apart, grades, shares = [], [], []
+    for number in range(count):
+        knees = [Image.open(examples[f"kl{number % 5}_{side}.png"]).convert("L") for side in ("right", "left")]
+        film = compose_film(*knees, number, list(LOOKS)[number % len(LOOKS)]).image
+        ours, theirs = (find_knees(model, one, [film])[0] for one in (locator, graph))
+        if len(ours) != len(theirs):
+            print(f"film {number}: {len(ours)} knees in Python, {len(theirs)} by the graph")
+            continue
+        for one, other in zip(ours, theirs, strict=True):
+            apart.append(np.abs(np.subtract(one.box, other.box)).max())
+            first, second = model.grade([cut_knee(film, one), cut_knee(film, other)])
+            grades.append(first.grade == second.grade)
+            shares.append(np.abs(np.subtract(first.probabilities, second.probabilities)).max())
+    print(
+        f"boxes of {len(apart)} knees of {count} films: {apart.count(0)} the same, at most {max(apart)} "
+        f"pixels apart; same grade {sum(grades)}; largest difference of a probability {max(shares):.4f}"
+    )
+
+
 def write_xrays(folder: Path, film_count: int) -> dict[str, list[Path]]:
     """Drawn knees, and films composed of the examples."""
     drawn = []
@@ -144,13 +188,17 @@ def run(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("--limit", type=int, default=100, help="of the corpus, evenly spread")
     parser.add_argument("--films", type=int, default=3, help="composed of the examples, each in another look")
     parser.add_argument("--groups", nargs="+", help="of X-rays that are graded; default: all")
-    parser.add_argument("--sections", nargs="+", default=["times", "grades"], choices=["times", "grades"])
+    parser.add_argument(
+        "--sections", nargs="+", default=["times", "grades", "boxes"], choices=["times", "grades", "boxes"]
+    )
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         groups = write_xrays(Path(place), given.films)
         if given.data_dir:
             paths = [xray.path for xray in list_files(resolve_data_dir(given.data_dir))[given.split]]
             groups["corpus"] = paths[:: max(1, len(paths) // given.limit)][: given.limit]
+        if "boxes" in given.sections:
+            compare_boxes(given.folder, given.model, given.films)
         if "times" in given.sections:
             measure_times(given.folder, groups["examples"])
         if "grades" in given.sections:
