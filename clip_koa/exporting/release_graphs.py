@@ -11,7 +11,7 @@ from clip_koa.grading.onnx_network import RELEASE_FILES, ExportedModel
 from modeling_clip_koa import CLIPKOAForImageClassification
 
 # Of a probability on drawn X-rays. The lower precisions differ by design: theirs only tell a broken graph.
-TOLERANCES = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.25}
+TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "int8": 0.25}
 
 
 def write_release_graphs(model: CLIPKOAForImageClassification, folder: Path) -> dict[str, float]:

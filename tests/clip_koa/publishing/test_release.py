@@ -51,7 +51,7 @@ def test_a_release_loads_in_every_way_and_tells_nothing_of_the_machine(checkpoin
 
 
 def test_without_the_examples_beside_the_code_a_release_has_none(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_koa.publishing.release.EXAMPLES", tmp_path / "nowhere")
+    monkeypatch.setattr("clip_koa.publishing.examples.EXAMPLES", tmp_path / "nowhere")
     release = build_release(checkpoint, tmp_path / "release", "anna/knees")
     assert not (release.folder / "examples").exists()
     card = ModelCard.load(release.folder / "README.md")
