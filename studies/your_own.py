@@ -42,7 +42,8 @@ _HEAD = "text_flip_averaged"
 _RESAMPLES = 2000
 _SHOWN = ("accuracy", "quadratic_weighted_kappa", "mae", "log_loss", "expected_calibration_error")
 _SHARES = (0.75, 0.25)  # of the labelled X-rays: to learn from, and to calibrate on
-_OTHERS = 12  # knees that other images are made of, and images of each kind that is made of none
+_JUDGED = 100  # knees in the style of which it is asked whether they are refused or warned of
+_OTHERS = 6  # of them, that other images are made of, and images of each kind
 
 
 class StudyError(CLIPKOAError, RuntimeError):
@@ -205,7 +206,8 @@ def judge(study: Study, xrays: Path, tuned: Path) -> dict:
     """By model: which shares of X-rays in the style, and of other images, are refused or warned of."""
     builder = KneeXray("folder", data_dir=str(xrays))
     builder.download_and_prepare()
-    knees = sample_images(builder.as_dataset(split="test"), 200)
+    knees = sample_images(builder.as_dataset(split="test"), _JUDGED)
+    chosen = [knee.resize((SIDE, SIDE)) for knee in knees[:_OTHERS]]
     found = {}
     for name, folder in {"released": study.model, "tuned": tuned}.items():
         model, image_processor = load_checkpoint(folder, dtype=torch.float32)
@@ -213,8 +215,9 @@ def judge(study: Study, xrays: Path, tuned: Path) -> dict:
         judged = Judge(model, image_processor, read_typicality(folder, model.config))
         others = [
             picture
-            for make in OTHER_IMAGES.values()
-            for picture in make([knee.resize((SIDE, SIDE)) for knee in knees[:_OTHERS]], np.random.default_rng(0))
+            for kind, make in OTHER_IMAGES.items()
+            if kind != "blurred"  # a knee still
+            for picture in make(chosen, np.random.default_rng(0))[:_OTHERS]
         ]
         found[name] = {"knees": judged(knees, name), "other images": judged(others, name)}
     return found
