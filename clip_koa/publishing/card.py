@@ -77,7 +77,11 @@ def _calibration(path: Path) -> dict | None:
         report = json.loads(path.read_text(encoding="utf-8"))
         text = report["heads"]["text"]
         error = {side: text[side]["expected_calibration_error"] for side in ("before", "after")}
-        return {"split": report["split"], **{name: text[name] for name in _SET_FIGURES}, **error}
+        by_grade = [share for share in text.get("coverage_per_grade") or () if share is not None]
+        return {
+            "split": report["split"], **{name: text[name] for name in _SET_FIGURES}, **error,
+            "least_coverage": min(by_grade, default=None),
+        }  # fmt: skip
     except (ValueError, KeyError, TypeError) as damage:
         raise ReleaseError(
             f"{path.name} of the checkpoint is damaged ({type(damage).__name__}): run clip-koa calibrate anew."
