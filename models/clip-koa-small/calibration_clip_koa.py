@@ -1,8 +1,10 @@
-"""What `clip-koa calibrate` keeps beside the weights: thresholds of confidence sets, and how training X-rays look."""
+"""What `clip-koa calibrate` keeps beside the weights: rules of confidence sets, and how training X-rays look."""
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +29,7 @@ NO_PAIRS = (
 )
 _LARGEST_WEIGHT = 2.0
 _SUM_TOLERANCE = 1e-3
-# Levels of confidence for which a calibrated checkpoint keeps thresholds.
+# Levels of confidence for which a calibrated checkpoint keeps what its sets need.
 LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
 
 
@@ -133,41 +135,52 @@ def pair_prior(calibration: dict | None) -> PairPrior:
     return PairPrior(torch.tensor(pairs["joint"], dtype=torch.float64), float(pairs["weight"]))
 
 
-def grown_intervals(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each X-ray the nested intervals of grades that grow from the likeliest to its likelier neighbour.
+SetRule = Callable[[torch.Tensor], list[tuple[int, ...]]]  # probabilities (N, K) -> N sets of neighbouring grades
 
-    Args:
-        probabilities: (N, K).
 
-    Returns:
-        order (N, K), the grades as they join, and mass (N, K), the interval's probability once they have.
+def likely_sets(probabilities: torch.Tensor, least: Sequence[float]) -> list[tuple[int, ...]]:
+    """For each row of (N, K) the grades whose probability is at least `least` (K,), and those between them.
+
+    Sets of least ambiguity with a bound for each class (Sadinle et al. 2019, arXiv 1609.00451). The likeliest grade is
+    always in, and what lies between two grades of a set is filled in, as grades are ordered and a reader understands
+    "2 to 3"; both can only add to what a set holds.
+    """
+    # A hair below, so that a grade whose probability is the least itself is taken.
+    taken = probabilities.double() >= torch.tensor(least, dtype=torch.float64, device=probabilities.device) - 1e-9
+    taken.scatter_(1, probabilities.argmax(1, keepdim=True), True)
+    first = taken.int().argmax(1)
+    last = taken.shape[1] - 1 - taken.flip(1).int().argmax(1)
+    return [tuple(range(low, high + 1)) for low, high in zip(first.tolist(), last.tolist(), strict=True)]
+
+
+def grown_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple[int, ...]]:
+    """For each row of (N, K) the interval that grows from the likeliest grade while its probability is small enough.
+
+    It takes in the likelier neighbour until the next one would bring its probability above the threshold. Sets of
+    checkpoints that were calibrated before `least_probabilities` were kept.
     """
     count, grades = probabilities.shape
-    padded = torch.nn.functional.pad(probabilities, (1, 1), value=-1.0)  # a neighbour outside never joins
-    rows = torch.arange(count)
+    padded = torch.nn.functional.pad(probabilities.double(), (1, 1), value=-1.0)  # a neighbour outside never joins
+    rows = torch.arange(count, device=probabilities.device)
     low = high = probabilities.argmax(1) + 1
-    order = [low - 1]
+    mass = padded[rows, low]
+    grown = [(low, high)]
+    sizes = torch.ones_like(rows)
     for _ in range(grades - 1):
         down = padded[rows, low - 1] > padded[rows, high + 1]
         low, high = torch.where(down, low - 1, low), torch.where(down, high, high + 1)
-        order.append(torch.where(down, low, high) - 1)
-    order = torch.stack(order, dim=1)
-    return order, probabilities.gather(1, order).cumsum(1)
-
-
-def confidence_sets(probabilities: torch.Tensor, threshold: float) -> list[tuple[int, ...]]:
-    """For each row of (N, K) the largest grown interval within the threshold, of at least the likeliest grade."""
-    order, mass = grown_intervals(probabilities.double())
-    # A hair above, so that an interval whose mass is the threshold itself is taken.
-    sizes = (mass <= threshold + 1e-9).sum(1).clamp(min=1).tolist()
-    return [tuple(sorted(row[:size])) for row, size in zip(order.tolist(), sizes, strict=True)]
+        mass = mass + padded[rows, torch.where(down, low, high)]
+        sizes += mass <= threshold + 1e-9  # a hair above, so that an interval whose mass is the threshold is taken
+        grown.append((low, high))
+    lows, highs = (torch.stack(edges, dim=1)[rows, sizes - 1] - 1 for edges in zip(*grown, strict=True))
+    return [tuple(range(low, high + 1)) for low, high in zip(lows.tolist(), highs.tolist(), strict=True)]
 
 
 def read_calibration(name: str, **hub_arguments) -> dict | None:
-    """What `CALIBRATION_FILE` of a checkpoint holds, its `thresholds` among it; None where there is none.
+    """What `CALIBRATION_FILE` of a checkpoint holds; None where there is none.
 
-    One that was calibrated with people of two knees keeps `pairs` besides: `pair_prior` reads their `joint` and
-    `weight`, and `threshold_at` their `thresholds`.
+    `set_rule` makes rules of it. One that was calibrated with people of two knees keeps `pairs` besides: `pair_prior`
+    reads their `joint` and `weight`, and `set_rule` the rest.
 
     Args:
         name: model folder or Hub id.
@@ -181,33 +194,54 @@ def read_calibration(name: str, **hub_arguments) -> dict | None:
         return None
     try:
         calibration = json.loads(found.read_text(encoding="utf-8"))
-        thresholds = {key: float(value) for key, value in calibration["thresholds"].items()}
+        kept = {"": calibration}
         if "pairs" in calibration:
             pair_prior(calibration)
-            thresholds |= {f"pairs, {key}": float(value) for key, value in calibration["pairs"]["thresholds"].items()}
+            kept["pairs, "] = calibration["pairs"]
+        limits = [
+            (f"{of}{key}", limit)
+            for of, part in kept.items()
+            for key, value in _limits(part).items()
+            for limit in (value if isinstance(value, list) else [value])
+        ]
+        wrong = [(key, limit) for key, limit in limits if not (math.isfinite(float(limit)) and float(limit) >= 0)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{found} is damaged ({type(error).__name__}): run clip-koa calibrate anew.") from error
-    for key, value in thresholds.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise CalibrationError(
-                f"{found} is damaged (the threshold of {key} is {value}): run clip-koa calibrate anew."
-            )
+    if wrong:
+        key, limit = wrong[0]
+        raise CalibrationError(f"{found} is damaged (the threshold of {key} is {limit}): run clip-koa calibrate anew.")
     return calibration
 
 
-def threshold_at(calibration: dict, level: float) -> float:
-    """The threshold of the sets that hold the true grade as often as `level` says.
+def _limits(kept: dict) -> dict[str, float | list[float]]:
+    """By level, what a grade's probability must at least be; or the threshold of `grown_sets`.
+
+    Raises:
+        KeyError, TypeError, ValueError: there is no such thing.
+    """
+    if "least_probabilities" not in kept:
+        return {key: float(value) for key, value in kept["thresholds"].items()}
+    limits = kept["least_probabilities"]
+    for value in limits.values():
+        if not isinstance(value, list) or len(value) != len(GRADE_MEANINGS):
+            raise ValueError("not one for each grade")
+    return limits
+
+
+def set_rule(calibration: dict, level: float) -> SetRule:
+    """The rule of the sets that hold the true grade as often as `level` says.
 
     Args:
-        calibration: as `read_calibration` gives it.
+        calibration: as `read_calibration` gives it, or its `pairs`.
 
     Raises:
         CalibrationError: a level for which none is kept.
     """
-    thresholds = calibration["thresholds"]
-    if f"{level:.2f}" not in thresholds or not math.isclose(level, round(level, 2)):
+    limits = _limits(calibration)
+    if f"{level:.2f}" not in limits or not math.isclose(level, round(level, 2)):
         raise CalibrationError(f"level {level}: use one of {LEVELS[0]:.2f}, {LEVELS[1]:.2f} ... {LEVELS[-1]:.2f}.")
-    return float(thresholds[f"{level:.2f}"])
+    limit = limits[f"{level:.2f}"]
+    return partial(likely_sets, least=limit) if isinstance(limit, list) else partial(grown_sets, threshold=limit)
 
 
 def read_typicality(name: str, config: CLIPKOAConfig | None = None, **hub_arguments) -> Typicality | None:

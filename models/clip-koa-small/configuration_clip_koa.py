@@ -7,7 +7,7 @@ from transformers import CLIPConfig
 
 from .prompts_clip_koa import GRADE_LABELS, PROMPT_SETS
 
-CONSISTENCY_KINDS = ("js", "kl", "mse")
+CONSISTENCY_KINDS = ("js", "kl", "mse", "similarity")
 
 # Where a saved folder tells `Auto*.from_pretrained(..., trust_remote_code=True)` to find the classes.
 AUTO_MAP = {
@@ -39,7 +39,8 @@ class CLIPKOAConfig(CLIPConfig):
         tokenized_prompts (`str`, *optional*): digest of the prompts the checkpoint's tokens belong to. Written by
             `set_prompts`; a difference from `prompts` makes `from_pretrained` tokenise them anew.
         symmetry (`bool`, defaults to `True`): cross-entropy on the X-ray and on its mirror image.
-        consistency (`str`, defaults to `"js"`): how the two grade distributions are compared: js, kl or mse.
+        consistency (`str`, defaults to `"js"`): how the two grade distributions are compared: js, kl or mse; or
+            similarity, which compares the similarities of image and prompts.
         consistency_weight (`float`, defaults to 1.0): weight of the consistency loss; 0 switches it off.
         classifier_weight (`float`, defaults to 1.0): weight of the linear head's loss beside the text head's.
         flip_average (`bool`, defaults to `True`): average the logits of X-ray and mirror image at inference.

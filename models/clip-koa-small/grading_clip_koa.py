@@ -22,13 +22,13 @@ from .calibration_clip_koa import (
     ATYPICAL,
     CALIBRATION_FILE,
     TYPICALITY_FILE,
+    SetRule,
     Typicality,
-    confidence_sets,
     file_beside,
     pair_prior,
     read_calibration,
     read_typicality,
-    threshold_at,
+    set_rule,
     typicality_file,
 )
 from .configuration_clip_koa import CLIPKOAConfig
@@ -332,16 +332,16 @@ class GradesXrays:
         """Whether a locator was fitted to the checkpoint, as `find_knees` needs one."""
         return self.beside.has_locator
 
-    def calibration_at(self, level: float) -> tuple[float | None, Typicality | None]:
-        """The threshold of confidence sets that hold the true grade as often as `level` says, and the typicality.
+    def calibration_at(self, level: float) -> tuple[SetRule | None, Typicality | None]:
+        """The rule of confidence sets that hold the true grade as often as `level` says, and the typicality.
 
         Each is None where the checkpoint does not keep it.
 
         Raises:
-            CalibrationError: a level for which no threshold is kept, or a damaged file.
+            CalibrationError: a level for which no rule is kept, or a damaged file.
         """
         calibration = self.beside.calibration
-        return calibration and threshold_at(calibration, level), self.beside.typicality
+        return set_rule(calibration, level) if calibration else None, self.beside.typicality
 
     def grade(
         self, images: Image.Image | Sequence[Image.Image], keep_polarity: bool = False, level: float = 0.9
@@ -356,7 +356,7 @@ class GradesXrays:
         Raises:
             ValueError: an image that is none, is damaged, has several frames or an absurd size; a model without an
                 image processor, or of other labels than the five grades.
-            CalibrationError: a level for which the checkpoint keeps no threshold, or a damaged file.
+            CalibrationError: a level for which the checkpoint keeps no rule, or a damaged file.
         """
         if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
             picture, inverted = read_picture(images, keep_polarity=keep_polarity)
@@ -383,16 +383,16 @@ class GradesXrays:
             level: how often the confidence sets are to hold the true grade.
 
         Raises:
-            CalibrationError: a checkpoint that keeps no pair prior, or a level for which it keeps no threshold.
+            CalibrationError: a checkpoint that keeps no pair prior, or a level for which it keeps no rule.
         """
         calibration, knees = self.beside.calibration, (one, other)
-        prior, threshold = pair_prior(calibration), threshold_at(calibration["pairs"], level)
+        prior, sets_of = pair_prior(calibration), set_rule(calibration["pairs"], level)
         if any(knee.refusal or knee.outside > MOST_OUTSIDE for knee in knees):
             return knees
         alone = [knee.single_probabilities or knee.probabilities for knee in knees]
         together = torch.stack(prior.combine(*(torch.tensor(own, dtype=torch.float64) for own in alone)))
         rows = zip(knees, alone, together.argmax(-1).tolist(), together.tolist(),
-                   confidence_sets(together, threshold), strict=True)  # fmt: skip
+                   sets_of(together), strict=True)  # fmt: skip
         return tuple(
             replace(
                 knee, grade=grade, name=self.config.id2label[grade], meaning=GRADE_MEANINGS[grade],
@@ -519,12 +519,12 @@ class GradesXrays:
             raise ValueError(
                 f"The model has {len(labels)} labels: grade gives KL grades 0 to {len(GRADE_MEANINGS) - 1}."
             )
-        threshold, typicality = self.calibration_at(level)
+        sets_of, typicality = self.calibration_at(level)
         logits, flipped_logits, features = self.grade_pixels(self.beside.preprocess(pictures))
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
         sets, atypicality, ways = [()] * len(pictures), [None] * len(pictures), [()] * len(pictures)
-        if threshold is not None:
-            sets = confidence_sets(averaged, threshold)
+        if sets_of is not None:
+            sets = sets_of(averaged)
         if typicality is not None and features is not None:
             atypicality = typicality.shares(features)
         if tells_knees := typicality is not None and typicality.bounds is not None:

@@ -30,13 +30,14 @@ def symmetry_loss(logits: torch.Tensor, flipped_logits: torch.Tensor | None, lab
 def consistency_loss(logits: torch.Tensor, flipped_logits: torch.Tensor, kind: str) -> torch.Tensor:
     """How far the grade distribution of the mirror image is from that of the X-ray; 0 where they are equal.
 
-    The paper does not give its form. These three are our choice, all symmetric in the two views:
-    `"mse"`, squared error summed over the grades; `"kl"`, the mean of the Kullback-Leibler divergences in both
-    directions; `"js"`, the Jensen-Shannon divergence (at most ln 2).
+    The paper does not give its form. These are our choice, all symmetric in the two views: `"mse"`, squared error
+    summed over the grades; `"kl"`, the mean of the Kullback-Leibler divergences in both directions; `"js"`, the
+    Jensen-Shannon divergence (at most ln 2). `"similarity"` compares the similarities themselves, S and Sᴴ in the
+    paper's figure, by squared error summed over the grades; it is 0 only where these are equal.
 
     Args:
-        logits, flipped_logits: (N, K).
-        kind: `"mse"`, `"kl"` or `"js"`.
+        logits, flipped_logits: (N, K); of `"similarity"` the cosine similarities, that is the logits over their scale.
+        kind: `"mse"`, `"kl"`, `"js"` or `"similarity"`.
 
     Returns:
         Scalar, the mean over the batch (nats for `"kl"` and `"js"`).
@@ -44,6 +45,8 @@ def consistency_loss(logits: torch.Tensor, flipped_logits: torch.Tensor, kind: s
     Raises:
         ValueError: unknown kind.
     """
+    if kind == "similarity":
+        return (logits - flipped_logits).square().sum(-1).mean()
     log_p, log_q = logits.log_softmax(-1), flipped_logits.log_softmax(-1)  # (N, K)
     p, q = log_p.exp(), log_q.exp()
     if kind == "mse":
@@ -54,7 +57,7 @@ def consistency_loss(logits: torch.Tensor, flipped_logits: torch.Tensor, kind: s
         log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
         per_image = 0.5 * (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1)
     else:
-        raise ValueError(f"consistency={kind!r} is not known: use one of js, kl, mse.")
+        raise ValueError(f"consistency={kind!r} is not known: use one of js, kl, mse, similarity.")
     return per_image.mean()
 
 

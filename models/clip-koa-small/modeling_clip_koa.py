@@ -332,7 +332,7 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
     def _text_logits(self, image_embeds: torch.Tensor, grade_embeds: torch.Tensor) -> torch.Tensor:
         # Cosines are multiplied by up to 100, which bf16 products would blur.
         with torch.autocast(image_embeds.device.type, enabled=False):
-            scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+            scale = self._logit_factor()
             return scale * image_embeds @ grade_embeds.float().t()
 
     def _tower_of(self, blocks: list[nn.Module]) -> nn.Module:
@@ -509,14 +509,20 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
         if all_finite(pixel_values) is False:
             raise ValueError("pixel_values hold values that are no finite numbers (NaN or infinity).")
 
+    def _logit_factor(self) -> torch.Tensor:
+        """What similarities are multiplied with, a scalar of at most 100."""
+        return self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+
     def _losses(self, logits, flipped_logits, classifier_logits, flipped_classifier_logits, labels) -> dict:
         """The loss and its named parts (scalars); logits are (N, K), and None of mirror images that are left out."""
         config, labels = self.config, labels.to(logits.device)
+        # The linear head has no similarities: its logits, over the same scale, stand for them.
+        scale = self._logit_factor() if config.consistency == "similarity" else 1.0
 
         def parts(original, flipped):
             consistency = original.new_zeros(())
             if flipped is not None and config.consistency_weight > 0:
-                consistency = consistency_loss(original, flipped, config.consistency)
+                consistency = consistency_loss(original / scale, flipped / scale, config.consistency)
             return symmetry_loss(original, flipped if config.symmetry else None, labels), consistency
 
         symmetry, consistency = parts(logits, flipped_logits)

@@ -30,12 +30,16 @@ def _prompt(grade: int, meaning: str) -> str:
     return f"knee x-ray, {GRADE_NAMES[grade]} osteoarthritis: {meaning}"
 
 
+# The paper's figure shows the first of these; its wording of the other grades is not known, and is that of the scale.
+_CASES = ("Normal", "Doubtful", "Mild", "Moderate", "Severe")
+
 # Named sets of prompts; each is, for every grade, the list of its descriptions.
 # "standard" has one prompt a grade, so that stock zero-shot classification with these five equals our text head;
-# "ensemble" averages the published variants.
+# "ensemble" averages the published variants; "case" is the sentence of the paper's figure (Jeong & Lee 2025).
 PROMPT_SETS = {
     "standard": [[_prompt(grade, meaning)] for grade, meaning in enumerate(GRADE_MEANINGS)],
     "ensemble": [
         [_prompt(grade, text) for text in (meaning, *_VARIANTS[grade])] for grade, meaning in enumerate(GRADE_MEANINGS)
     ],
+    "case": [[f"This is a {case} case of knee osteoarthritis."] for case in _CASES],
 }
