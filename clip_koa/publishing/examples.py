@@ -48,9 +48,12 @@ def draw_examples(model, files: list[Path], folder: Path) -> None:
     if not files:
         return
     images = [read_radiograph(file).image for file in files]
-    maps = [np.asarray(model.explain(image, keep_polarity=True).overlay().convert("RGB")) for image in images]
     with torch.no_grad():  # not `model.grade`, which reads the calibration, and this stands on the weights alone
         shares = model(model.beside.preprocess(images), flip_average=True).logits.softmax(-1).tolist()
+    maps = []
+    for image, row in zip(images, shares, strict=True):
+        explanation = model.explain(image, grade=int(np.argmax(row)), keep_polarity=True)
+        maps.append(np.asarray(explanation.overlay().convert("RGB")))
     (folder / PICTURE).parent.mkdir(exist_ok=True)
     save_picture(
         folder / PICTURE, "", "", pictures.graded_examples,
