@@ -38,7 +38,7 @@ def score_examples(model, image_processor, files: list[Path]) -> dict[str, list[
 
 
 def draw_examples(model, files: list[Path], folder: Path) -> None:
-    """Draws the picture that a card begins with: the X-rays under heat maps, and the grades of `model.grade`.
+    """Draws the picture that a card begins with: the X-rays under heat maps, and the grades of both views.
 
     Args:
         model: with its image processor.
@@ -48,12 +48,16 @@ def draw_examples(model, files: list[Path], folder: Path) -> None:
     if not files:
         return
     images = [read_radiograph(file).image for file in files]
-    maps = [np.asarray(model.explain(image, keep_polarity=True).overlay().convert("RGB")) for image in images]
-    grades = model.grade(images, keep_polarity=True)
+    with torch.no_grad():  # not `model.grade`, which reads the calibration, and this stands on the weights alone
+        shares = model(model.beside.preprocess(images), flip_average=True).logits.softmax(-1).tolist()
+    maps = []
+    for image, row in zip(images, shares, strict=True):
+        explanation = model.explain(image, grade=int(np.argmax(row)), keep_polarity=True)
+        maps.append(np.asarray(explanation.overlay().convert("RGB")))
     (folder / PICTURE).parent.mkdir(exist_ok=True)
     save_picture(
         folder / PICTURE, "", "", pictures.graded_examples,
-        maps, [_short_title(file.name) for file in files], [grade.probabilities for grade in grades],
+        maps, [_short_title(file.name) for file in files], shares,
     )  # fmt: skip
 
 
