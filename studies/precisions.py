@@ -25,7 +25,7 @@ from dataset_script.knee_xray import read_xray
 from dataset_script.layouts import find_files, read_contents, resolve_data_dir
 from dataset_script.listing import Xray
 from metrics.kl_grading.paired import compare_kl_gradings
-from modeling_clip_koa.calibration_clip_koa import confidence_sets, read_calibration, threshold_at
+from modeling_clip_koa.calibration_clip_koa import SetRule, read_calibration, set_rule
 
 _BATCH_SIZE = 16
 _LEVEL = 0.9
@@ -65,11 +65,11 @@ def measure(models: dict, xrays: list[Xray], output: Path) -> list[dict]:
     return rows
 
 
-def compare(rows: list[dict], name: str, threshold: float) -> dict:
+def compare(rows: list[dict], name: str, sets_of: SetRule) -> dict:
     """How what one graph said differs from PyTorch, both views averaged."""
     ours, theirs = (np.array([row[which] for row in rows]) for which in (_REFERENCE, name))
     differences = np.abs(ours - theirs).max(-1)
-    sets = [confidence_sets(torch.from_numpy(part), threshold) for part in (ours, theirs)]
+    sets = [sets_of(torch.from_numpy(part)) for part in (ours, theirs)]
     sides = [{"predictions": part.argmax(-1), "probabilities": part} for part in (ours, theirs)]
     paired = compare_kl_gradings(*sides, [row["label"] for row in rows], [row["person"] for row in rows])
     return {
@@ -83,7 +83,7 @@ def compare(rows: list[dict], name: str, threshold: float) -> dict:
     }
 
 
-def as_table(rows: list[dict], threshold: float) -> str:
+def as_table(rows: list[dict], sets_of: SetRule) -> str:
     """The figures as Markdown."""
     people = len({row["person"] for row in rows})
     lines = [
@@ -94,7 +94,7 @@ def as_table(rows: list[dict], threshold: float) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, file in RELEASE_FILES.items():
-        row = compare(rows, name, threshold)
+        row = compare(rows, name, sets_of)
         spread = "{:+.3f} to {:+.3f}".format(*row["accuracy_interval"])
         lines.append(
             f"| `{file}` | {row['same_grade']:.1%} | {row['same_set']:.1%} | {row['largest']:.1g} | "
@@ -117,7 +117,7 @@ def run(arguments: list[str] | None, prog: str) -> int:
     model, _ = load_checkpoint(str(options.model), dtype=torch.float32)
     graphs = {name: ExportedModel(options.model, file) for name, file in RELEASE_FILES.items()}
     rows = measure({_REFERENCE: model, **graphs}, draw_order(xrays)[: options.xrays], options.output)
-    print(as_table(rows, threshold_at(read_calibration(str(options.model)), _LEVEL)))
+    print(as_table(rows, set_rule(read_calibration(str(options.model)), _LEVEL)))
     return 0
 
 

@@ -80,7 +80,7 @@ def _calibration(path: Path) -> dict | None:
         by_grade = [share for share in text.get("coverage_per_grade") or () if share is not None]
         return {
             "split": report["split"], **{name: text[name] for name in _SET_FIGURES}, **error,
-            "least_coverage": min(by_grade, default=None),
+            "least_coverage": min(by_grade, default=None), "has_limits": "least_probabilities" in report,
         }  # fmt: skip
     except (ValueError, KeyError, TypeError) as damage:
         raise ReleaseError(

@@ -34,7 +34,8 @@ def release(tiny_start, tmp_path_factory):
     """A release of a tiny calibrated model, with its graphs, built and checked by the command."""
     place = tmp_path_factory.mktemp("published")
     files = {
-        "calibration.json": b'{"split": "validation", "thresholds": {"0.90": 0.6}, "heads": {"text": {"level": 0.9, '
+        "calibration.json": b'{"split": "validation", "least_probabilities": {"0.90": [0.3, 0.1, 0.2, 0.15, 0.3]}, '
+        b'"heads": {"text": {"level": 0.9, '
         b'"coverage": 0.9, "mean_set_size": 2, "before": {"expected_calibration_error": {"value": 0.1, "interval": '
         b'[0.1, 0.1]}}, "after": {"expected_calibration_error": {"value": 0.1, "interval": [0.1, 0.1]}}}}}'
     }
@@ -91,7 +92,7 @@ def test_the_cards_lines_of_onnxruntime_give_the_models_grade_and_set(release, k
     exec(_block(release, "python"), found)
     grade = CLIPKOAForImageClassification.from_pretrained(release).grade(Image.open(knee))
     assert found["probabilities"] == pytest.approx(grade.probabilities, abs=1e-3)
-    assert tuple(range(found["low"], found["high"] + 1)) == grade.confidence_set
+    assert tuple(range(min(found["likely"]), max(found["likely"]) + 1)) == grade.confidence_set
 
 
 @pytest.mark.skipif(not os.environ.get("TRANSFORMERS_JS"), reason="TRANSFORMERS_JS names no folder of npm packages")
