@@ -124,6 +124,10 @@ def list_objects(url: str) -> Iterator[Listed]:
                 listed = Listed(system.unstrip_protocol(name))
                 listed.stamp = _stamp_of(info)
                 yield listed
+    except ImportError as error:
+        raise SourceError(
+            f"{url}: {_reason(error)} (pip install 'clip-koa[s3]' for s3://, 'clip-koa[gs]' for gs://)."
+        ) from error
     except Exception as error:
         raise SourceError(f"{url} cannot be listed: {_reason(error)}") from error
 

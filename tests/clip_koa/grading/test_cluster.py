@@ -180,6 +180,34 @@ def test_a_machine_dies_and_joins_again(model, tmp_path, capsys):
     assert sum(row["error"] is not None for row in many) == 20
 
 
+@pytest.mark.slow
+def test_who_stops_it_keeps_the_rows(model, tmp_path, capsys):
+    xrays, table = _draw(tmp_path / "xrays", 400, every_broken=400), tmp_path / "grades.jsonl"
+    command = (
+        "grade",
+        "--model",
+        model,
+        "--framing",
+        "as_is",
+        "--ray",
+        "local",
+        "--cores",
+        1,
+        "--output",
+        table,
+        xrays,
+    )
+    with open(tmp_path / "printed.txt", "w") as printed:
+        run = subprocess.Popen([sys.executable, "-m", "clip_koa", *map(str, command)], stdout=printed, stderr=printed)
+    _wait_for(tmp_path / ".grades.jsonl.rows", 16, run)
+    run.terminate()
+    assert run.wait() == 75
+    assert "stopped by SIGTERM. The X-rays graded so far are kept" in (tmp_path / "printed.txt").read_text()
+    kept = (tmp_path / ".grades.jsonl.rows").read_bytes().count(b"\n")
+    assert main(command) == 1 and f"399 X-rays graded ({kept} of them before" in capsys.readouterr().out
+    assert [row["file"] for row in read_rows(table, ".jsonl")] == [str(file) for file in sorted(xrays.iterdir())]
+
+
 def _wait_for(rows: Path, count: int, run: subprocess.Popen) -> None:
     while not rows.exists() or rows.read_bytes().count(b"\n") < count:
         assert run.poll() is None, "it ended before"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from clip_koa.commands import main
-from clip_koa.grading import grader
+from clip_koa.grading import grader, sources
 from clip_koa.grading.grade_table import EDGES, read_rows
 from clip_koa.grading.grader import Grader
 from dataset_script.radiograph import read_radiograph
@@ -164,7 +164,7 @@ def test_a_film_that_was_taken_for_a_negative_is_set_right_where_more_knees_are_
         return [knees if one.tobytes() == right.image.tobytes() else knees[:in_negative] for one, knees in found]
 
     monkeypatch.setattr(grading_clip_koa, "find_knees", find)
-    monkeypatch.setattr("clip_koa.grading.grader.read_radiograph", lambda *_, **__: wrong)
+    monkeypatch.setattr("clip_koa.grading.sources.read_radiograph", lambda *_, **__: wrong)
     grader = Grader(str(model), framing="auto")
     found, (first, second) = grader.grade_radiograph(wrong)
     assert found.image.tobytes() == right.image.tobytes() and not first.grade.inverted and not second.grade.inverted
@@ -208,7 +208,7 @@ def test_a_film_that_the_reader_inverted_wrongly_is_graded_as_it_was(films, mode
 def test_large_files_are_graded_before_others_are_read(films, model, monkeypatch):
     read, graded = [], []
     monkeypatch.setattr(grader, "_MOST_PIXELS", 2 * SIDE * SIDE)
-    monkeypatch.setattr(grader, "read_radiograph", lambda *a, **o: read.append(1) or read_radiograph(*a, **o))
+    monkeypatch.setattr(sources, "read_radiograph", lambda *a, **o: read.append(1) or read_radiograph(*a, **o))
     grade_films = Grader._grade_films
     monkeypatch.setattr(
         Grader, "_grade_films", lambda self, some: graded.append((len(read), len(some))) or grade_films(self, some)
