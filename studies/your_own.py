@@ -186,7 +186,8 @@ def compare(samples: dict[tuple[str, str], GradedSample]) -> dict:
 
     def share(values):
         gap = values["released", "official"]["accuracy"] - values["released", "style"]["accuracy"]
-        return (values["tuned", "style"]["accuracy"] - values["released", "style"]["accuracy"]) / gap
+        won = values["tuned", "style"]["accuracy"] - values["released", "style"]["accuracy"]
+        return np.where(gap == 0, np.nan, won / np.where(gap == 0, 1, gap))  # nothing was lost
 
     return {
         "figures": {
