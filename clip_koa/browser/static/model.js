@@ -102,7 +102,7 @@ function confidenceSet(probabilities, { least, threshold }) {
   let low = likeliest(probabilities);
   let high = low;
   if (least) {
-    const taken = probabilities.map((share, grade) => grade === low || share >= least[grade] - 1e-9);
+    const taken = probabilities.map((share, grade) => grade === low || share >= least[grade] - 1e-5);
     return range(taken.indexOf(true), taken.lastIndexOf(true));
   }
   let mass = probabilities[low];

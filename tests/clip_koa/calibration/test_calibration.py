@@ -78,7 +78,7 @@ def test_sets_are_neighbours_that_hold_every_likely_grade(probabilities, least):
     sets = likely_sets(torch.from_numpy(probabilities), least)
     _are_neighbours_with_the_likeliest(probabilities, sets)
     for row, found in zip(probabilities, sets, strict=True):
-        likely = [grade for grade in range(5) if row[grade] >= least[grade]] + [int(row.argmax())]
+        likely = [grade for grade in range(5) if row[grade] >= least[grade] - 1e-5] + [int(row.argmax())]
         assert set(likely) <= set(found) and {min(likely), max(likely)} <= set(likely) & set(found)
         assert (found[0], found[-1]) == (min(likely), max(likely))
 
