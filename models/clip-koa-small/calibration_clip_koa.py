@@ -29,6 +29,8 @@ NO_PAIRS = (
 )
 _LARGEST_WEIGHT = 2.0
 _SUM_TOLERANCE = 1e-3
+# A limit is a probability that an X-ray had: a hair below, it has it by whatever runtime in fp32.
+_HAIR = 1e-5
 # Levels of confidence for which a calibrated checkpoint keeps what its sets need.
 LEVELS = tuple(round(0.5 + step / 100, 2) for step in range(50))
 
@@ -145,8 +147,7 @@ def likely_sets(probabilities: torch.Tensor, least: Sequence[float]) -> list[tup
     always in, and what lies between two grades of a set is filled in, as grades are ordered and a reader understands
     "2 to 3"; both can only add to what a set holds.
     """
-    # A hair below, so that a grade whose probability is the least itself is taken.
-    taken = probabilities.double() >= torch.tensor(least, dtype=torch.float64, device=probabilities.device) - 1e-9
+    taken = probabilities.double() >= torch.tensor(least, dtype=torch.float64, device=probabilities.device) - _HAIR
     taken.scatter_(1, probabilities.argmax(1, keepdim=True), True)
     first = taken.int().argmax(1)
     last = taken.shape[1] - 1 - taken.flip(1).int().argmax(1)
