@@ -22,12 +22,17 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Test workers run side by side: more threads than this fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from clip_koa.training.starting_points import SMALL_CONFIGURATIONS, load_starting_point  # noqa: E402
 from clip_koa.training.tokenizer import build_prompt_tokenizer  # noqa: E402
 from modeling_clip_koa import PROMPT_SETS, CLIPKOAConfig, CLIPKOAForImageClassification  # noqa: E402
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).parents[1]
 VISION_WEIGHTS = ROOT / ".cache/vision-weights/vit_s_focus.onnx"

@@ -174,7 +174,7 @@ def test_what_is_not_of_the_picture_is_absent_where_it_is_none(name):
     ),
     st.one_of(st.binary(max_size=20), st.text("0123456789+-.eE\\ nif", max_size=20).map(str.encode)),
 )
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=250, derandomize=True)
 def test_any_bytes_in_any_element_are_a_picture_or_a_sentence(keyword, vr, value):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

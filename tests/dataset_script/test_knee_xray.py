@@ -193,7 +193,7 @@ def test_a_wrong_variable_is_named(monkeypatch, tmp_path):
 _stems = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stem=_stems.filter(lambda stem: not stem.startswith((".", "__MACOSX"))))
 @example(stem="name with spaces\nand a line break")
 @example(stem="90000012345678")  # a longer number is no person's seven digits

@@ -261,7 +261,7 @@ def test_missing_file_and_folder(tmp_path):
         read_radiograph(tmp_path / "folder.png")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 10**9), format=st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP"]))
 def test_damaged_files_are_read_or_refused(seed, format):
     """Flipped bytes and cuts: an 8-bit image or the one error, nothing else."""

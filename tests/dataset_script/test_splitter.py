@@ -22,7 +22,7 @@ def _flatten(people) -> tuple[list, list]:
     return [person for person, _ in rows], [grade for _, grade in rows]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(people=_people, seed=st.integers(0, 1000), shares=st.tuples(*[st.floats(0.05, 1)] * 3))
 def test_no_person_crosses_and_no_split_is_empty(people, seed, shares):
     person_ids, grades = _flatten(people)
@@ -31,7 +31,7 @@ def test_no_person_crosses_and_no_split_is_empty(people, seed, shares):
     assert set(splits) == {0, 1, 2}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(people=_people, seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
 def test_the_order_of_the_xrays_makes_no_difference(people, seed, order):
     rows = list(zip(*_flatten(people), strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from sklearn import metrics as sklearn_metrics
@@ -34,7 +34,6 @@ def test_by_hand():
     assert results["confusion_matrix"][2] == [0, 1, 1, 0, 0]
 
 
-@settings(deadline=None)
 @given(pairs)
 def test_against_scikit_learn(grades):
     predictions, references = map(list, zip(*grades, strict=True))
@@ -182,7 +181,6 @@ def test_degenerate_input_is_exact_and_json():
     json.dumps([one, absent], allow_nan=False)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_weight_counts_as_so_many_copies(seed):
     """What the bootstrap computes by weights is what the metric gives for the X-rays drawn."""

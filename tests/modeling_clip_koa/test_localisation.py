@@ -107,7 +107,7 @@ def test_boxes_are_in_the_pixels_of_the_picture(size, discs):
     assert [knee.side for knee in knees] == [""] * len(discs)  # the search knows boxes alone
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     width=st.integers(300, 500),
     height=st.integers(250, 400),
@@ -186,7 +186,7 @@ def test_of_more_than_two_two_alike_are_taken():
     assert len(find(above)) == 1  # one above the other are no two knees
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     bars=st.tuples(*[st.sampled_from([0, 8, 9, 20, 33, 60])] * 4),
     shade=st.integers(0, 255),
@@ -226,7 +226,7 @@ def test_a_turned_knee_is_set_upright():
     assert difference < np.abs(np.asarray(clockwise, float) - np.asarray(upright, float))[middle, middle].mean() / 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.tuples(st.integers(40, 300), st.integers(40, 300)),
     place=st.tuples(st.floats(-170, 170), st.floats(-20, 320)),

@@ -170,7 +170,7 @@ def _framed(image, sides, width, gray, noise, quality, seed) -> Image.Image:
     return Image.open(io.BytesIO(_encoded(framed, "JPEG", quality=quality))).convert("L") if quality else framed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     grade=st.integers(0, 4),
     seed=st.integers(0, 10**6),
@@ -245,7 +245,7 @@ def _processor(name: str, side: int = 48) -> CLIPImageProcessor:
 PROCESSORS = ("square", "magnified", "padded", "oblong", "whole", "unresized", "uncropped")
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     width=st.integers(32, 200),
     height=st.integers(32, 200),

@@ -82,7 +82,7 @@ def _flatten(people) -> tuple[list, list]:
     return [person for person, _ in rows], [grade for _, grade in rows]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(people=_people, seed=st.integers(0, 1000), count=st.integers(2, 5), order=st.randoms(use_true_random=False))
 def test_folds_hold_people_together_and_every_stratum_apart(people, seed, count, order):
     names, grades = _flatten(people)

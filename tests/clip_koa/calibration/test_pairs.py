@@ -34,7 +34,7 @@ def _joint(seed: int) -> torch.Tensor:
 
 
 @given(seed=st.integers(0, 2**20), weight=st.floats(0, 2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_as_the_sum_written_out(seed, weight):
     joint, one, other = _joint(seed), _rows(1, seed + 1)[0], _rows(1, seed + 2)[0]
     first, second = PairPrior(joint, weight).combine(one, other)

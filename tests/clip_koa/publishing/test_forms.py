@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save
@@ -148,7 +148,6 @@ def test_what_looks_like_a_form_passes(tmp_path, text):
         check_folder(folder)
 
 
-@settings(deadline=None)
 @given(
     st.integers(9_000_000, 9_999_999),
     st.sampled_from(["", "id_", "OAI", "x ", "train/2/", "(", "knee-", '"', "\n", "=", "#", "é", "../", "0 "]),
@@ -158,13 +157,11 @@ def test_a_persons_number_is_found_in_any_dress(number, before, after):
     assert find_form(f"{before}{number}{after}")
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.floats(), st.integers(-8_999_999, 8_999_999), st.integers(10**7)), max_size=20))
 def test_numbers_that_are_measured_pass(numbers):
     assert find_form(json.dumps({"values": numbers})) is None
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=6, max_size=40), st.uuids())
 def test_digests_pass(content, identifier):
     for algorithm in ("sha256", "sha1", "md5"):
