@@ -90,5 +90,5 @@ def _places(name: str) -> Iterator[Path]:
         return
     if is_folder:
         yield folder.with_name(f".{folder.name}.openvino")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     yield Path(caches) / "clip-koa" / known_by

@@ -1,0 +1,146 @@
+"""The pictures of the page in the manual: taken anew of the page as it is, with the released model and the examples.
+
+    python -m studies.page_pictures --output docs/figures
+
+It serves the page, opens it in headless Chromium, and gives it a film composed of two examples and three more of them.
+It needs the extra `app`, playwright and Chromium.
+"""
+
+import argparse
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from transformers import AutoModel
+
+from dataset_script.exit_status import main_of
+from dataset_script.films import compose_film
+
+PROJECT = Path(__file__).parents[1]
+EXAMPLES = PROJECT / "examples"
+WIDTHS, SCHEMES = (375, 820, 1280), ("light", "dark")
+_MODEL = PROJECT / "models" / "clip-koa-small"
+_SEED, _TALL = 4, 1.5  # of the film; height over width of a picture
+_SHOWN = 900  # pixels of a picture's width, at most
+_GLANCE = 400  # pixels of the height of the README's picture
+_WAIT = 600_000  # ms
+
+
+def run(arguments: list[str] | None, prog: str) -> None:
+    """Takes the pictures."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
+    output = parser.parse_args(arguments).output
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary, _served() as url, _browser() as browser:
+        film = Path(temporary) / "film.png"
+        _film().save(film)
+        for scheme in SCHEMES:
+            for width in WIDTHS:
+                page = _opened(browser, url, width, scheme)
+                _give(page, film, *(EXAMPLES / f"{name}.png" for name in ("kl0_left", "kl2_right", "kl4_right")))
+                page.get_by_role("radio", name="Show film.png, right knee").check()
+                page.locator("#card .stage, #card .film-stage").first.wait_for()
+                page.wait_for_timeout(1000)  # until pictures are drawn
+                _keep(page.screenshot(full_page=True), output / f"page_{width}_{scheme}.png", temporary)
+                page.context.close()
+        page = _opened(browser, url, 1280, "light")
+        _give(page, EXAMPLES / "kl2_right.png")
+        page.locator("#card .stage").wait_for()
+        page.wait_for_timeout(1000)
+        card = Path(temporary) / "card.png"
+        page.locator("#card").screenshot(path=str(card))
+        _glance(card, output / "at_a_glance.jpg")
+
+
+def _film() -> Image.Image:
+    right, left = (Image.open(EXAMPLES / f"{name}.png").convert("L") for name in ("kl1_right", "kl3_left"))
+    return compose_film(right, left, _SEED).image
+
+
+@contextmanager
+def _served():
+    """The address of the page."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "clip_koa", "page", "--model", str(_MODEL), "--port", str(port)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except (urllib.error.URLError, TimeoutError):
+                if process.poll() is not None:
+                    raise SystemExit("the page did not start") from None
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _browser():
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def _opened(browser, url: str, width: int, scheme: str):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, locale="en-GB")
+    page = context.new_page()
+    page.set_default_timeout(_WAIT)
+    page.goto(url)
+    page.locator("body[data-ready]").wait_for()
+    return page
+
+
+def _give(page, *files: Path) -> None:
+    page.locator("#file").set_input_files([str(file) for file in files])
+    page.locator("#progress").wait_for(state="hidden")
+
+
+def _keep(png: bytes, path: Path, temporary: str) -> None:
+    """The upper part of a picture of the page, made small: few colours."""
+    whole = Path(temporary) / "whole.png"
+    whole.write_bytes(png)
+    picture = Image.open(whole).convert("RGB")
+    picture = picture.crop((0, 0, picture.width, min(picture.height, round(max(picture.width, 900) * _TALL))))
+    if picture.width > _SHOWN:
+        picture = picture.resize((_SHOWN, round(picture.height * _SHOWN / picture.width)), Image.Resampling.LANCZOS)
+    picture.quantize(96).save(path, optimize=True)
+
+
+def _glance(card: Path, path: Path) -> None:
+    """An X-ray under its heat map, and beside it the upper part of its card."""
+    model = AutoModel.from_pretrained(_MODEL, trust_remote_code=True)
+    heat = model.explain(Image.open(EXAMPLES / "kl4_left.png")).overlay().resize((_GLANCE, _GLANCE))
+    shown = Image.open(card).convert("RGB")
+    shown = shown.crop((0, 0, shown.width, round(shown.width * 0.57)))
+    shown = shown.resize((round(shown.width * _GLANCE / shown.height), _GLANCE), Image.Resampling.LANCZOS)
+    both = Image.new("RGB", (_GLANCE + 16 + shown.width, _GLANCE), "white")
+    both.paste(heat, (0, 0))
+    both.paste(shown, (_GLANCE + 16, 0))
+    both.save(path, quality=88, optimize=True)
+
+
+main = main_of("studies.page_pictures", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
