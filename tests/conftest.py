@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,9 @@ hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).parents[1]
 VISION_WEIGHTS = ROOT / ".cache/vision-weights/vit_s_focus.onnx"
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 TINY_TOWERS = {
     "vision_config": {
@@ -148,3 +152,15 @@ def image_processor(tiny_start):
     side = TINY_TOWERS["vision_config"]["image_size"]
     processor.size, processor.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
     return processor
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, one for all tests: Playwright runs once in a process."""
+    if not CHROMIUM:
+        pytest.skip("needs chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from webapp.conftest import browser, example_folder, model_folder, visiting  # noqa: F401
+from webapp.conftest import example_folder, model_folder, visiting  # noqa: F401
 
 from clip_koa.browser import packages, site
 
@@ -83,7 +83,7 @@ def _sent(value):
 
 
 @pytest.fixture(scope="session")
-def modules(browser, tmp_path_factory):  # noqa: F811
+def modules(browser, tmp_path_factory):
     """The modules without a model; they are served alone, under no policy, so that a test may call them."""
     folder = tmp_path_factory.mktemp("modules")
     for source in (ROOT / "clip_koa" / "browser" / "static").glob("*.js"):
@@ -126,7 +126,7 @@ def served_site(site_folder):
 
 
 @pytest.fixture
-def page(browser, served_site):  # noqa: F811
+def page(browser, served_site):
     """A visitor's page that has its model."""
     with visiting(browser, served_site) as page:
         page.locator("body[data-model]").wait_for()

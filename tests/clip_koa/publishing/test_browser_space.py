@@ -82,4 +82,4 @@ def test_it_is_published_by_the_command(packed, model_folder, space):  # noqa: F
 
 def test_two_kinds_at_once_are_refused(capsys):
     assert main(["publish", "a", "anna/knees", "--space", "--browser-space"]) == 2
-    assert "name one of --space, --browser-space, --dataset and --metric" in capsys.readouterr().err
+    assert "name one of --space, --browser-space, --dataset, --metric and --benchmark" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The page in a process of its own, as a visitor's browser and as plain requests reach it."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,9 +24,7 @@ from modeling_clip_koa.calibration_clip_koa import typicality_file
 from webapp.film_page import compose
 
 pytest.importorskip("gradio", reason="needs the extra app")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WAIT = 30_000  # ms
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
 @dataclass
@@ -119,18 +116,6 @@ def small(model_folder, tmp_path_factory) -> Served:
     folder = tmp_path_factory.mktemp("small") / "served"
     with serve(folder, "--model", model_folder, "--keep-minutes", 0.05, "--max-visitors", 2) as served:
         yield served
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A headless Chromium."""
-    if not CHROMIUM:
-        pytest.skip("needs chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @contextmanager
