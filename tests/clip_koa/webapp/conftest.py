@@ -1,6 +1,7 @@
 """The page in a process of its own, as a visitor's browser and as plain requests reach it."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
