@@ -86,6 +86,7 @@ def test_the_travelling_folder_is_flat_and_light():
         "contextlib",
         "copy",
         "dataclasses",
+        "functools",
         "hashlib",
         "json",
         "math",

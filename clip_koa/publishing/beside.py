@@ -12,7 +12,7 @@ _PAGE = (
     "clip_koa/grading/networks.py", "clip_koa/grading/provenance.py",
     "clip_koa/grading/onnx_network.py", "clip_koa/grading/grade_table.py", "clip_koa/grading/model_loading.py",
     "clip_koa/grading/pairs.py", "clip_koa/grading/polarity.py",
-    "clip_koa/grading/precision.py", "clip_koa/grading/sources.py", "clip_koa/files.py", "clip_koa/locks.py",
+    "clip_koa/grading/precision.py", "clip_koa/grading/sources.py", "clip_koa/files.py", "clip_koa/locks.py", "clip_koa/threads.py",
     "clip_koa/memory.py", "clip_koa/released.py", "clip_koa/commands/__init__.py", "clip_koa/commands/page.py",
     "clip_koa/webapp/*.py", "clip_koa/webapp/texts.yaml", "clip_koa/webapp/templates/*", "clip_koa/webapp/static/*",
     "modeling_clip_koa/*.py", "dataset_script/__init__.py", "dataset_script/exit_status.py",
