@@ -1,4 +1,4 @@
-"""Where an X-ray lies: a file here, or an object in a store that fsspec opens, such as s3://, gs:// or hf://."""
+"""Where an X-ray lies: a file here, or an object in a store that fsspec opens, by a URL as of S3, GCS or the Hub."""
 
 import os
 import re
@@ -126,7 +126,7 @@ def list_objects(url: str) -> Iterator[Listed]:
                 yield listed
     except ImportError as error:
         raise SourceError(
-            f"{url}: {_reason(error)} (pip install 'clip-koa[s3]' for s3://, 'clip-koa[gs]' for gs://)."
+            f"{url}: {_reason(error)} (S3 needs pip install 'clip-koa[s3]', GCS 'clip-koa[gs]')."
         ) from error
     except Exception as error:
         raise SourceError(f"{url} cannot be listed: {_reason(error)}") from error
