@@ -28,8 +28,9 @@ PROJECT = Path(__file__).parents[1]
 EXAMPLES = PROJECT / "examples"
 WIDTHS, SCHEMES = (375, 820, 1280), ("light", "dark")
 _MODEL = PROJECT / "models" / "clip-koa-small"
-_SEED, _TALL = 4, 1.5  # of the film; height over width of a picture
-_SHOWN = 900  # pixels of a picture's width, at most
+_SEED = 4  # of the film
+_HEIGHTS = {375: 2600, 820: 1350, 1280: 1920}  # pixels of the page that a picture shows
+_SHOWN = 700  # pixels of a picture's width, at most
 _GLANCE = 400  # pixels of the height of the README's picture
 _WAIT = 600_000  # ms
 
@@ -120,10 +121,10 @@ def _keep(png: bytes, path: Path, temporary: str) -> None:
     whole = Path(temporary) / "whole.png"
     whole.write_bytes(png)
     picture = Image.open(whole).convert("RGB")
-    picture = picture.crop((0, 0, picture.width, min(picture.height, round(max(picture.width, 900) * _TALL))))
+    picture = picture.crop((0, 0, picture.width, min(picture.height, _HEIGHTS[picture.width])))
     if picture.width > _SHOWN:
         picture = picture.resize((_SHOWN, round(picture.height * _SHOWN / picture.width)), Image.Resampling.LANCZOS)
-    picture.quantize(96).save(path, optimize=True)
+    picture.quantize(192).save(path, optimize=True)
 
 
 def _glance(card: Path, path: Path) -> None:
