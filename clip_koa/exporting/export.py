@@ -10,20 +10,16 @@ import onnx
 import torch
 
 from clip_koa.calibration.typicality import typicality_block
-from clip_koa.grading.model_loading import check_is_no_file, load_checkpoint
+from clip_koa.exporting.folders import ExportError, check_folders, copy_beside
+from clip_koa.grading.model_loading import load_checkpoint
 from clip_koa.grading.networks import GradingNetwork, quiet
 from clip_koa.grading.onnx_network import INPUT, MODEL_FILE, OUTPUTS, ExportedModel
 from clip_koa.training.checkpoints import written_whole
 from dataset_script.synthetic import GRADES, draw_knee
-from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CLIPKOAError, CLIPKOAForImageClassification
+from modeling_clip_koa import CLIPKOAForImageClassification
 
 TOLERANCE = 1e-4  # of a probability, in fp32
 _OPSET = 20  # the first with an operation of its own for GELU
-_BESIDE = ("config.json", "preprocessor_config.json", CALIBRATION_FILE, TYPICALITY_FILE)
-
-
-class ExportError(CLIPKOAError, ValueError):
-    """A checkpoint that cannot be exported, or an export that does not grade as it does; the message says which."""
 
 
 class _WithProbabilities(GradingNetwork):
@@ -49,18 +45,11 @@ def export(checkpoint: Path, folder: Path, int8: bool) -> float:
         ExportError: something else lies in the export's place, no checkpoint, one that cannot be exported, or (fp32) a
             difference above 1e-4.
     """
-    if folder.exists() and not (folder / MODEL_FILE).is_file():
-        raise ExportError(f"{folder} is there and no export: name another folder.")
-    check_is_no_file(str(checkpoint))
-    for name in _BESIDE[:2]:
-        if not (checkpoint / name).is_file():
-            raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
+    check_folders(checkpoint, folder, MODEL_FILE)
     model, _ = load_checkpoint(str(checkpoint), dtype=torch.float32)
     with written_whole(folder) as temporary:
         write_graph(model, temporary / MODEL_FILE, int8)
-        for name in _BESIDE:
-            if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, temporary / name)
+        copy_beside(checkpoint, temporary)
         difference = compare(model, ExportedModel(temporary))
         if not int8 and not difference <= TOLERANCE:
             raise ExportError(f"The graph's probabilities differ by {difference:.2g}, more than {TOLERANCE:g}.")

@@ -1,7 +1,6 @@
 """A model's networks in 8 bits for OpenVINO: calibrated on training X-rays, measured on those of validation."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 from tqdm.auto import tqdm
 
-from clip_koa.exporting.export import ExportError
+from clip_koa.exporting.folders import check_folders, copy_beside
 from clip_koa.grading import provenance
-from clip_koa.grading.model_loading import check_is_no_file, load_checkpoint
+from clip_koa.grading.model_loading import load_checkpoint
 from clip_koa.grading.networks import quiet
 from clip_koa.grading.openvino_network import (
     EXPORT_FILE,
@@ -28,12 +27,11 @@ from clip_koa.grading.openvino_network import (
 from clip_koa.training.checkpoints import written_whole
 from dataset_script.knee_xray import CorpusError, read_xray
 from dataset_script.layouts import Xray, list_files, read_contents
-from modeling_clip_koa import CALIBRATION_FILE, LOCALISATION_FILE, TYPICALITY_FILE, CLIPKOAForImageClassification
+from modeling_clip_koa import LOCALISATION_FILE, CLIPKOAForImageClassification
 from modeling_clip_koa.calibration_clip_koa import ATYPICAL
 from modeling_clip_koa.grading_clip_koa import GradesXrays
 from modeling_clip_koa.localisation_clip_koa import Pyramid
 
-_BESIDE = ("config.json", "preprocessor_config.json", CALIBRATION_FILE, TYPICALITY_FILE, LOCALISATION_FILE)
 CALIBRATION_XRAYS = 128  # of the train split, spread evenly over its list and so over its grades
 _MEASURED_XRAYS = 2000  # of validation, at most
 _BATCH_SIZE = 16
@@ -76,12 +74,7 @@ def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CAL
         ExportError: something else lies in the export's place, or no checkpoint.
         ImportError: the extra openvino is not installed.
     """
-    if folder.exists() and not (folder / EXPORT_FILE).is_file():
-        raise ExportError(f"{folder} is there and no export for OpenVINO: name another folder.")
-    check_is_no_file(str(checkpoint))
-    for name in _BESIDE[:2]:
-        if not (checkpoint / name).is_file():
-            raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")
+    check_folders(checkpoint, folder, EXPORT_FILE, "export for OpenVINO")
     listing = list_files(data_dir)
     for split in ("train", "validation"):
         if split not in listing:
@@ -93,9 +86,7 @@ def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CAL
     with written_whole(folder) as temporary:
         for part, network in networks.items():
             import_openvino().save_model(network, temporary / NETWORK_FILE.format(part), compress_to_fp16=False)
-        for name in _BESIDE:
-            if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, temporary / name)
+        copy_beside(checkpoint, temporary, LOCALISATION_FILE)
         about = {"precision": "int8", "made_of": provenance.model_digest(str(checkpoint)), "calibration_xrays": count}
         _write_about(temporary, about)
         exported = OpenVINOModel(temporary, keep=False)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import onnx
 
-from clip_koa.exporting.export import ExportError, compare, quantize, write_graph
+from clip_koa.exporting.export import compare, quantize, write_graph
+from clip_koa.exporting.folders import ExportError
 from clip_koa.grading.networks import quiet
 from clip_koa.grading.onnx_network import RELEASE_FILES, ExportedModel
 from modeling_clip_koa import CLIPKOAForImageClassification

@@ -14,7 +14,8 @@ from modeling_clip_koa.calibration_clip_koa import Typicality, mean_patch, typic
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 from clip_koa.calibration.typicality import typicality_block  # noqa: E402
-from clip_koa.exporting.export import ExportError, compare, export  # noqa: E402
+from clip_koa.exporting.export import compare, export  # noqa: E402
+from clip_koa.exporting.folders import ExportError  # noqa: E402
 from clip_koa.grading.onnx_network import ExportedModel  # noqa: E402
 
 

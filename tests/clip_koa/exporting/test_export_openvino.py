@@ -77,3 +77,8 @@ def test_what_cannot_be_exported(corpus, tmp_path, capsys):
 def test_xrays_are_spread_over_a_list():
     assert spread(list("abcdefghij"), 4) == list("adgj")
     assert spread(list("abc"), 9) == list("abc")
+
+
+def test_it_needs_no_package_of_onnx(run_python):
+    without = "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript')));"
+    run_python("-c", f"{without} import clip_koa.exporting.openvino_export")

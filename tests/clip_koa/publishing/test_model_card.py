@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from transformers import CLIPImageProcessor
 
 from clip_koa.evaluation import error_groups
 from clip_koa.evaluation.heads import HEADS, Predictions
@@ -20,16 +19,6 @@ from dataset_script.synthetic import draw_knee
 from metrics.kl_grading.kl_grading import kl_grading_metrics
 
 RELEASED = ROOT / "models" / "clip-koa-small"
-
-
-@pytest.fixture
-def checkpoint(make_model, tokenizer, tmp_path):
-    folder = tmp_path / "run" / "best"
-    make_model(prompts="standard").save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def _card(folder) -> str:

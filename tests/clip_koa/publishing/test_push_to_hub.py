@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT
 from hub_server import HubServer
 from safetensors.numpy import save
-from transformers import CLIPImageProcessor
 
 from clip_koa.commands import main
 from clip_koa.publishing import hub, plain_files, publish
@@ -126,16 +125,6 @@ def test_too_many_requests_wait_as_asked_and_trouble_is_told(server, push):
     server.fail = {}
     (push.folder / "README.md").write_text("no metadata")
     assert "answered 400; it refuses what was sent" in push().stderr
-
-
-@pytest.fixture
-def checkpoint(make_model, tokenizer, tmp_path):
-    folder = tmp_path / "run" / "best"
-    make_model(prompts="standard").save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def _command(server, home, *arguments) -> subprocess.CompletedProcess:
