@@ -16,7 +16,8 @@ import torch.nn.functional as F
 # larger values cost digits in half precision.
 CONSTANT_RATIO = 30.0
 
-_TABLE = "embeddings.position_embeddings"
+# Key of the position table, (1, 1 + patches, hidden), in a `Dinov2Model`.
+POSITIONS = "embeddings.position_embeddings"
 
 # Names of the attention projections: those of transformers 4 and of published files, and those of transformers 5.
 _ATTENTION_NAMES = {
@@ -67,7 +68,7 @@ def read_dinov2_onnx(path: str | Path) -> dict[str, torch.Tensor]:
                 class_position = tensors[node.input[0]]
     if class_position is None or patch_positions is None or "embeddings.cls_token" not in state:
         raise ValueError(f"{path} holds no DINOv2 backbone exported from transformers.")
-    state[_TABLE] = torch.cat([class_position, patch_positions], dim=1)  # (1, 1 + patches, hidden)
+    state[POSITIONS] = torch.cat([class_position, patch_positions], dim=1)  # (1, 1 + patches, hidden)
     return _with_new_names(state)
 
 
@@ -96,7 +97,7 @@ def dinov2_to_clip_vision(
     patch_weight = state_dict["embeddings.patch_embeddings.projection.weight"].float()  # (hidden, 3, patch, patch)
     hidden_size, _, patch_size, _ = patch_weight.shape
     image_size = sample_pixel_values.shape[-1]
-    positions = resize_positions(state_dict[_TABLE].float()[0], image_size // patch_size)  # (1 + patches, hidden)
+    positions = resize_positions(state_dict[POSITIONS].float()[0], image_size // patch_size)  # (1 + patches, hidden)
     positions[1:] += state_dict["embeddings.patch_embeddings.projection.bias"].float()
     class_token = state_dict["embeddings.cls_token"].float().flatten()
 

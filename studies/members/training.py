@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from metrics.kl_grading.kl_grading import NUM_GRADES, kl_grading_metrics
 from studies.members.networks import ARCHITECTURES, StudyError
 from studies.members.xrays import Xrays
 
-LEARNING_RATE, WEIGHT_DECAY, WARMUP, CLIP = 1e-3, 0.05, 0.05, 2.0
+WEIGHT_DECAY, WARMUP, CLIP = 0.05, 0.05, 2.0
 NEIGHBOUR_SHARE = 0.05  # of a label, for each neighbouring grade
 AVERAGE_DECAY = 0.998
 # Brightness, contrast and gray curve as the project's own runs vary them.
@@ -76,16 +77,13 @@ class MemberTraining:
         torch.manual_seed(settings.seed)
         self.network = architecture.build().to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-        vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+        self.optimizer = torch.optim.AdamW(_groups(self.network, architecture.rate))
         self.schedule = build_schedule(self.optimizer, self.total_steps, WARMUP)
         self.sampler = EpochSampler(
             xrays.labels.tolist(), self.steps_per_epoch * settings.batch_size, balance=0.0, seed=settings.seed
         )
-        mean, std = [architecture.image_mean] * 3, [architecture.image_std] * 3
+        mean, std = architecture.image_mean, architecture.image_std
+        self.mean, self.std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (mean, std))
         self.augment = Augmentation(1.0, mean, std, settings.seed, flip=0.5, bounds=BOUNDS)
         self.step, self.epoch_loss, self.metrics = 0, 0.0, []
 
@@ -177,8 +175,7 @@ class MemberTraining:
 
     def _normalise(self, gray: torch.Tensor) -> torch.Tensor:
         """(N, H, W) uint8 -> (N, 3, H, W) fp32 on the device."""
-        values = gray.to(self.device).float().div_(255).sub_(self.architecture.image_mean)
-        return values.div_(self.architecture.image_std).unsqueeze(1).expand(-1, 3, -1, -1)
+        return (gray.to(self.device).float().div_(255).unsqueeze(1) - self.mean) / self.std
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
@@ -233,6 +230,18 @@ class MemberTraining:
             # In the parameter's own order in memory, as it was before the stop.
             kept = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
             self.optimizer.state[parameter][field] = kept
+
+
+def _groups(network: nn.Module, rate: Callable[[str], float]) -> list[dict]:
+    """Groups of an optimizer: by learning rate, and matrices, which decay, apart from vectors."""
+    groups = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((rate(name), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": WEIGHT_DECAY * is_matrix}
+        for (rate, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
 
 
 def soften(labels: torch.Tensor) -> torch.Tensor:

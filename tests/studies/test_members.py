@@ -7,13 +7,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import VISION_WEIGHTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss
 from torch import nn
+from transformers import Dinov2Config, Dinov2Model
 
 from clip_koa.data.soft_labels import SoftLabelsError, read_soft_labels, xray_key
+from clip_koa.training.dinov2_vision import read_dinov2_onnx
 from dataset_script.knee_xray import CorpusError, load_knee_xray
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import draw_knee
@@ -172,6 +175,64 @@ def test_a_member_learns(corpus, tmp_path):
     for network, start in zip((run.network, run.average), before, strict=True):
         assert all(not torch.equal(value, start[name]) for name, value in network.named_parameters())
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def _rates(network: nn.Module, rate) -> dict[str, tuple[float, float]]:
+    """By name of a parameter that is trained: its learning rate and weight decay."""
+    groups = training._groups(network, rate)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+def test_a_vit_learns_more_slowly_further_down():
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=12, num_attention_heads=2, image_size=28, patch_size=14)
+    network = networks.Dinov2Grader(config)
+    rates = _rates(network, networks.vit_rate)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert rates.keys() == trained and "backbone.embeddings.mask_token" not in trained
+    top, decay, head = networks.VIT_RATE, networks.VIT_LAYER_DECAY, networks.VIT_HEAD_RATE
+    layer = "backbone.encoder.layer.{}.mlp.fc1.{}"
+    for name, (rate, weight_decay) in {
+        "head.weight": (head, 0.05),
+        "head.bias": (head, 0),
+        "backbone.layernorm.weight": (top, 0),
+        layer.format(11, "weight"): (top, 0.05),
+        layer.format(10, "bias"): (top * decay, 0),
+        layer.format(0, "weight"): (top * decay**11, 0.05),
+        "backbone.embeddings.patch_embeddings.projection.bias": (top * decay**12, 0),
+    }.items():
+        assert rates[name] == (pytest.approx(rate), weight_decay), name
+
+
+def test_a_convolutional_network_learns_alike_everywhere():
+    rates = _rates(_stand_in(), networks.ARCHITECTURES["tiny"].rate)
+    assert {rate for rate, _ in rates.values()} == {1e-3}
+    assert {name: decay for name, (_, decay) in rates.items() if name.startswith("0.")} == {
+        "0.weight": 0.05,
+        "0.bias": 0,
+    }
+
+
+def test_missing_weights_of_a_vit_are_named(tmp_path):
+    with pytest.raises(StudyError, match="make vision-weights"):
+        networks.build_vit_s(str(tmp_path / "none.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.skipif(not VISION_WEIGHTS.is_file(), reason="run make vision-weights")
+def test_a_vit_starts_from_dinov2():
+    """Its features are DINOv2's own, and its head reads the class token and the mean patch."""
+    state = read_dinov2_onnx(VISION_WEIGHTS)
+    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14)
+    dinov2 = Dinov2Model(config).eval()
+    dinov2.load_state_dict(state, strict=False)
+    network = networks.build_vit_s(str(VISION_WEIGHTS)).eval()
+    pixel_values = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens = dinov2(pixel_values).last_hidden_state
+        expected = network.head(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1))
+        torch.testing.assert_close(network(pixel_values), expected, atol=1e-3, rtol=1e-3)
 
 
 # A run, and its file
