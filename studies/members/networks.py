@@ -36,6 +36,7 @@ class Architecture:
         image_size: side of the X-rays it reads, in pixels.
         image_mean, image_std: its normalisation, by channel.
         rate: highest learning rate of a parameter, by its name.
+        autocast: precision of matrix products while it is trained; None: fp32.
     """
 
     family: str
@@ -45,6 +46,7 @@ class Architecture:
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     rate: Callable[[str], float] = lambda name: 1e-3
+    autocast: torch.dtype | None = None
 
 
 def build_efficientnet_lite(variant: int, image_size: int = 224) -> nn.Module:
@@ -117,7 +119,7 @@ def build_vit_s(path: str = VIT_WEIGHTS, image_size: int = 224) -> nn.Module:
     state[POSITIONS] = resize_positions(state[POSITIONS][0], image_size // _VIT_PATCH).unsqueeze(0)
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=VIT_BLOCKS, num_attention_heads=6, image_size=image_size,
-        patch_size=_VIT_PATCH, drop_path_rate=VIT_DROP_PATH,
+        patch_size=_VIT_PATCH, drop_path_rate=VIT_DROP_PATH, attn_implementation="eager",  # fastest to train on a CPU
     )  # fmt: skip
     network = Dinov2Grader(config)
     network.backbone.load_state_dict(state | {"embeddings.mask_token": network.backbone.embeddings.mask_token})
@@ -138,6 +140,12 @@ ARCHITECTURES = {
     "lite1": Architecture("efficientnet_lite", lambda: build_efficientnet_lite(1), epochs=7),
     "lite2": Architecture("efficientnet_lite", lambda: build_efficientnet_lite(2), epochs=6),
     "vit_s": Architecture(
-        "dinov2", build_vit_s, epochs=4, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD, rate=vit_rate
-    ),
+        "dinov2",
+        build_vit_s,
+        epochs=4,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        rate=vit_rate,
+        autocast=torch.bfloat16,
+    ),  # fmt: skip
 }

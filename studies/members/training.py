@@ -128,8 +128,10 @@ class MemberTraining:
         targets = soften(self.xrays.labels[indices]).to(self.device)
 
         self.network.train()
-        logits = self.network(pixel_values.contiguous(memory_format=torch.channels_last))  # (N, 5)
-        loss = F.cross_entropy(logits, targets)
+        precision = self.architecture.autocast
+        with torch.autocast(self.device.type, precision, enabled=precision is not None):
+            logits = self.network(pixel_values.contiguous(memory_format=torch.channels_last))  # (N, 5)
+        loss = F.cross_entropy(logits.float(), targets)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
         self.optimizer.step()
