@@ -13,6 +13,7 @@ Sections:
   training   views per second over transformers' image-classification example and over a naive CLIP-KOA step;
              floating-point operations over the machine's matrix-product peak
   batches    views per second over the naive step for batches of 4 to 64
+  ways       a training step on a CPU in fp32, by torch.compile, and by a process for each core, over ours in bf16
   profile    what a training step spends its time on
   loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
   memory     peak memory of a training step under each lever
@@ -41,11 +42,11 @@ from studies.benchmark.loading import measure_loader
 from studies.benchmark.measure import MODELS, device
 from studies.benchmark.memory import measure_levers, measure_loader_growth
 from studies.benchmark.start import measure_start
-from studies.benchmark.training import measure_batches, measure_training, measure_views, profile_training
+from studies.benchmark.training import measure_batches, measure_training, measure_views, measure_ways, profile_training
 
 SECTIONS = (
-    "views", "inference", "backends", "start", "training", "batches", "profile", "loader", "memory", "growth",
-    "cluster", "busy",
+    "views", "inference", "backends", "start", "training", "batches", "ways", "profile", "loader", "memory",
+    "growth", "cluster", "busy",
 )  # fmt: skip
 
 
@@ -64,6 +65,8 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
         return measure_training(*common)
     if section == "batches":
         return measure_batches(options.model, options.precision, options.prompts, options.rounds)
+    if section == "ways":
+        return measure_ways(options.model, options.batch_size, options.prompts, options.rounds)
     if section == "profile":
         return profile_training(*common)
     if section == "growth":

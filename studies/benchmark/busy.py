@@ -20,6 +20,8 @@ SETTINGS = {
     "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": ""},
 }
 
+KINDS = ("grading", "training", "training in bf16")
+
 
 def measure_busy(name: str, batch_size: int, rounds: int, others: int | None = None) -> dict[str, dict]:
     """Seconds, and processor seconds, of a call under each setting, over those with one thread.
@@ -36,8 +38,8 @@ def measure_busy(name: str, batch_size: int, rounds: int, others: int | None = N
     """
     cores = len(os.sched_getaffinity(0))
     figures = {}
-    for kind in ("grading", "training"):
-        with _processes(kind, name, batch_size) as calls:
+    for kind in KINDS[:2]:
+        with serving(SETTINGS, kind, name, batch_size) as calls:
             for beside in (0, cores if others is None else others):
                 with _others(beside):
                     spent = _take_turns(calls, rounds)
@@ -49,11 +51,18 @@ def measure_busy(name: str, batch_size: int, rounds: int, others: int | None = N
 
 
 @contextlib.contextmanager
-def _processes(kind: str, name: str, batch_size: int) -> Iterator[dict[str, subprocess.Popen]]:
-    """A process for each setting, which makes one call for each line that it is sent."""
+def serving(
+    settings: dict[str, dict[str, str]], kind: str, name: str, batch_size: int
+) -> Iterator[dict[str, subprocess.Popen]]:
+    """A process for each setting, changes of its environment, which makes one call each time it is asked to.
+
+    Args:
+        kind: of `KINDS`.
+        name: of `MODELS`.
+    """
     calls = {}
     try:
-        for setting, changes in SETTINGS.items():
+        for setting, changes in settings.items():
             environment = {key: value for key, value in (os.environ | changes).items() if value}
             if setting != "one thread":
                 environment.pop("OMP_NUM_THREADS", None)
@@ -61,7 +70,8 @@ def _processes(kind: str, name: str, batch_size: int) -> Iterator[dict[str, subp
             calls[setting] = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            _call(calls[setting])  # warms up, before the next one starts
+            ask(calls[setting])  # warms up, before the next one starts
+            answer(calls[setting])
         yield calls
     finally:
         for process in calls.values():
@@ -73,13 +83,19 @@ def _take_turns(calls: dict[str, subprocess.Popen], rounds: int) -> dict[str, li
     spent = {setting: [] for setting in calls}
     for _ in range(rounds):
         for setting, process in calls.items():
-            spent[setting].append(_call(process))
+            ask(process)
+            spent[setting].append(answer(process))
     return spent
 
 
-def _call(process: subprocess.Popen) -> tuple[float, float]:
+def ask(process: subprocess.Popen) -> None:
+    """Has a process of `serving` make one call."""
     process.stdin.write("\n")
     process.stdin.flush()
+
+
+def answer(process: subprocess.Popen) -> tuple[float, float]:
+    """Waits for the call's end; returns its seconds and processor seconds."""
     return tuple(json.loads(process.stdout.readline()))
 
 
@@ -110,8 +126,8 @@ def _serve(kind: str, name: str, batch_size: int) -> None:
     from studies.benchmark.training import clip_koa_step
 
     model = build_model(name, "standard")
-    if kind == "training":
-        call = clip_koa_step(model.train(), batch_size, "fp32")
+    if kind != "grading":
+        call = clip_koa_step(model.train(), batch_size, "bf16" if kind == "training in bf16" else "fp32")
     else:
         model.eval()
         size = model.config.vision_config.image_size

@@ -1,5 +1,7 @@
 """A training step of CLIP-KOA against the loops it stands in for, and against the machine's peak."""
 
+import copy
+import os
 from collections.abc import Callable
 
 import torch
@@ -8,6 +10,7 @@ from transformers import CLIPForImageClassification, CLIPModel
 
 from clip_koa.training.cpu_kernels import choose_kernels
 from modeling_clip_koa import CLIPKOAForImageClassification, consistency_loss, symmetry_loss
+from studies.benchmark.busy import answer, ask, serving
 from studies.benchmark.measure import (
     autocast,
     build_model,
@@ -106,6 +109,42 @@ def measure_batches(name: str, precision: str, prompts: str, rounds: int) -> dic
         seconds = measure(steps, rounds)
         figures[f"batch {size}, views/s, ours / naive"] = ratio(seconds["naive"], seconds["ours"])
     return figures
+
+
+def measure_ways(name: str, batch_size: int, prompts: str, rounds: int) -> dict:
+    """Views per second of our step on a CPU, computed in other ways, over one process with all threads.
+
+    Returns:
+        Ratios over the step in bf16: `fp32`; `compiled`, the step of the model as transformers has it, by
+        `torch.compile`; `a process for each core`, each with its share of the batch and one thread, and without the
+        exchange of gradients, which would cost them more. And `of the peak`, as `measure_training` has it.
+    """
+    model, stock = (build_model(name, prompts).train() for _ in range(2))
+    product, product_flops = matrix_product("bf16")
+    compiled = torch.compile(stock)
+    pixel_values, labels = _batch(stock, batch_size)
+    steps = {
+        "bf16": clip_koa_step(model, batch_size, "bf16"),
+        "fp32": clip_koa_step(copy.deepcopy(model), batch_size, "fp32"),
+        "compiled": _trainer(stock, lambda: compiled(pixel_values, labels=labels).loss, "bf16", fused=True),
+        "matrix product": product,
+    }
+    flops = count_flops(steps["bf16"])
+    cores = len(os.sched_getaffinity(0))
+    one_thread = {str(core): {"OMP_NUM_THREADS": "1"} for core in range(cores)}
+    with serving(one_thread, "training in bf16", name, batch_size // cores) as processes:
+
+        def one_each():
+            for process in processes.values():
+                ask(process)
+            for process in processes.values():
+                answer(process)
+
+        seconds = measure({**steps, "a process for each core": one_each}, rounds)
+    ways = ("fp32", "compiled", "a process for each core")
+    return {f"views/s, {way} / bf16": ratio(seconds["bf16"], seconds[way]) for way in ways} | {
+        "of the peak": ratio(seconds["matrix product"], seconds["bf16"], flops / product_flops)
+    }
 
 
 def profile_training(name: str, batch_size: int, precision: str, prompts: str, steps: int) -> dict:

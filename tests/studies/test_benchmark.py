@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from studies.benchmark import backends, inference, training
+from studies.benchmark.busy import serving
 from studies.benchmark.growth import measure_growth
 from studies.benchmark.measure import MODELS, matrix_product
 
@@ -46,6 +47,18 @@ def test_training_for_each_batch_size_and_what_it_spends_its_time_on():
     shares = training.profile_training("tiny", 4, "bf16", "standard", steps=1)
     assert sum(share["share"] for share in shares.values()) == pytest.approx(1)
     assert all(shares[kind]["share"] > 0 for kind in ("copies and casts", "softmax", "norms", "optimizer"))
+
+
+@pytest.mark.slow
+def test_training_in_other_ways(monkeypatch):
+    """The served processes know the models of the benchmark alone, so the small one stands for all of them."""
+    monkeypatch.setattr(training, "serving", lambda settings, kind, name, size: serving(settings, kind, "small", 1))
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    figures = training.measure_ways("tiny", 4, "standard", rounds=1)
+    assert {name.split(",")[-1].strip() for name in figures} == {
+        "fp32 / bf16", "compiled / bf16", "a process for each core / bf16", "of the peak",
+    }  # fmt: skip
+    assert all(0 < figure["min"] <= figure["median"] for figure in figures.values())
 
 
 def test_the_yardstick_of_utilisation_counts_what_it_computes():
