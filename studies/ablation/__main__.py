@@ -57,20 +57,20 @@ def parse_options(arguments: list[str] | None, prog: str) -> argparse.Namespace:
 Runs = dict[tuple[str, int], Job]  # by name of the cell and seed
 
 
-def plan(options: argparse.Namespace) -> tuple[list[Cell], dict[str, Runs]]:
-    """The cells, and for each table its trainings, every seed of all cells before the next."""
+def plan(options: argparse.Namespace) -> tuple[list[Cell], list[Job], dict[str, Runs]]:
+    """The cells, the trainings, every seed of all cells before the next, and which of them each table is of."""
     shared = read_run_config(options.config)
     if options.data_dir:
         shared = shared.changed({"data.corpus": options.data_dir})
     cells = find_cells(shared, options.cells)
     # Built once, so that runs side by side find it.
     train_size = len(load_run_corpus(shared, Accelerator(cpu=True))["train"])
-    tables = {equal: {} for equal in options.equal}
+    jobs, tables = {}, {equal: {} for equal in options.equal}  # tables share the trainings that are alike
     for seed, cell, equal in product(options.seeds, cells, tables):
         folder = options.output / folder_name(cell, equal) / f"seed-{seed}"
         config = cell_config(shared, cell, seed, str(folder), train_size, equal)
-        tables[equal][cell.name, seed] = Job(f"{folder_name(cell, equal)}, seed {seed}", config)
-    return cells, tables
+        jobs[folder] = tables[equal][cell.name, seed] = Job(f"{folder_name(cell, equal)}, seed {seed}", config)
+    return cells, list(jobs.values()), tables
 
 
 def run(arguments: list[str] | None, prog: str) -> None:
@@ -82,14 +82,13 @@ def run(arguments: list[str] | None, prog: str) -> None:
 
 def train_cells(options: argparse.Namespace) -> None:
     """Trains what is not trained under the output folder, and writes the tables after each run."""
-    cells, tables = plan(options)
-    jobs = {job.folder: job for runs in tables.values() for job in runs.values()}  # two tables share most of them
-    check_jobs(list(jobs.values()))
-    left = [job for job in jobs.values() if not job.finished]
+    cells, jobs, tables = plan(options)
+    check_jobs(jobs)
+    left = [job for job in jobs if not job.finished]
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done. Logs: {options.output}/*/seed-*.log", flush=True)
 
     def summarise(job: Job | None = None) -> None:
-        done = f"{job.title} done, {sum(other.finished for other in jobs.values())} of {len(jobs)}: " if job else ""
+        done = f"{job.title} done, {sum(other.finished for other in jobs)} of {len(jobs)}: " if job else ""
         for equal, runs in tables.items():
             folders = {key: other.folder for key, other in runs.items() if other.finished}
             if folders and (job is None or job in runs.values()):
