@@ -22,11 +22,11 @@ import torch
 from clip_koa.files import write_file
 from clip_koa.interruption import work_is_kept
 from clip_koa.locks import WriterLock
+from clip_koa.training.checkpoints import written_whole
 from clip_koa.training.run_config import RunConfig, read_run_config
 from clip_koa.training.status import read_status
 from dataset_script import synthetic
 from dataset_script.exit_status import main_of
-from dataset_script.files import new_folder
 from studies.members.__main__ import FOLDS
 from studies.members.member_files import FOLDER as KEPT_MEMBERS
 from studies.members.member_files import read_members
@@ -106,8 +106,9 @@ class Plan:
             getattr(self, name)(deadline)
             del left[name]
             print(f"{name}: {time.monotonic() - now:.0f} s, until {deadline - now:.0f} s were over.", flush=True)
-        if (self.student_folder / "config.json").is_file() and not (self.output / "model").exists():
-            with new_folder(self.output / "model") as folder:
+        # A copy keeps the time at which a file was written.
+        if _written(self.student_folder) != _written(self.output / "model"):
+            with written_whole(self.output / "model") as folder:
                 shutil.copytree(self.student_folder, folder, dirs_exist_ok=True)
         print(f"All there is lies in {self.output}.", flush=True)
 
@@ -173,10 +174,9 @@ class Plan:
 
     def result(self, deadline: float) -> None:
         """Averages the seeds, or takes the one there is; calibrates and evaluates."""
-        if (self.output / "evaluation" / "metrics.json").exists():
-            return
-        best = [folder for seed in SEEDS if (folder := self._seed_folder(seed) / "best").exists()]
-        if not best:
+        best = [folder for folder in (self._seed_folder(seed) / "best" for seed in SEEDS) if folder.exists()]
+        figures = self.output / "evaluation" / "metrics.json"
+        if not best or (figures.exists() and figures.stat().st_mtime > max(map(_written, best))):
             return
         if len(best) > 1:
             self.run(deadline, average=["-m", "clip_koa", "average", *best, "--output", self.student_folder])
@@ -203,6 +203,12 @@ class Plan:
         if path.is_file():
             (self.output / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(self.output / name, path.read_bytes())
+
+
+def _written(model: Path) -> float:
+    """When a model folder's weights were written; 0 where there are none."""
+    weights = model / "model.safetensors"
+    return weights.stat().st_mtime if weights.is_file() else 0.0
 
 
 def run_until(commands: dict[str, list], deadline: float, at_once: int, logs: Path) -> set[str]:
@@ -279,7 +285,7 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser.add_argument("--start", default=_ROOT / "models" / "clip-koa-small", type=Path, help="model folder")
     parser.add_argument("--image_size", type=int, default=336, help="that the student reads, in pixels; default: 336")
     parser.add_argument("--share", type=float, default=0.5, help="of the teacher in a label; default: 0.5")
-    parser.add_argument("--at_once", type=int, help="trainings that share the device; default: 4 on a GPU, else 1")
+    parser.add_argument("--at_once", type=int, help="trainings that share the device; default: 8 on a GPU, else 1")
     parser.add_argument("--rehearsal", action="store_true", help="run all stages with the smallest models")
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
@@ -298,7 +304,7 @@ def run(arguments: list[str] | None, prog: str) -> None:
         if options.rehearsal:
             setting = rehearse(work)
         else:
-            at_once = options.at_once or (4 if torch.cuda.is_available() else 1)
+            at_once = options.at_once or (8 if torch.cuda.is_available() else 1)
             data_dir = options.data_dir and str(Path(options.data_dir).resolve())
             setting = Setting(
                 data_dir, tuple(options.models), options.start.resolve(), options.image_size, options.share, at_once,

@@ -1,4 +1,4 @@
-"""The plan of a machine's ten minutes: each stage leaves what it has, and a start of another size is the same model."""
+"""The whole plan: each stage leaves what it has, and a start of another size is the same model."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from clip_koa.evaluation.loading import load_checkpoint
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import draw_knee
 from studies import resized_start
-from studies.whole_plan import SEEDS, main, run_until
+from studies.whole_plan import SEEDS, run_until
 
 
 @pytest.fixture(scope="module")
