@@ -47,7 +47,7 @@ from .localisation_clip_koa import (
     name_sides,
     read_locator,
 )
-from .preprocessing_clip_koa import READINGS, XrayPreprocessor, read_picture, turn_and_scale
+from .preprocessing_clip_koa import READINGS, XrayPreprocessor, read_picture, turn
 from .prompts_clip_koa import GRADE_MEANINGS
 
 if TYPE_CHECKING:
@@ -356,8 +356,8 @@ class GradesXrays:
             images: PIL images in any mode, one or a list of them.
             keep_polarity: grade an X-ray that shows bone dark as it is; otherwise it is inverted.
             level: how often the confidence sets are to hold the true grade, 0.50 to 0.99.
-            readings: 5 averages the logits of the X-ray as it is, turned by 4 degrees either way, and shown 5 %
-                smaller and larger, for five times the work; 1 takes it as it is.
+            readings: 3 averages the logits of the X-ray as it is and turned by 4 degrees either way, for three times
+                the work; 1 takes it as it is.
 
         Raises:
             ValueError: an image that is none, is damaged, has several frames or an absurd size; another number of
@@ -524,7 +524,7 @@ class GradesXrays:
         """What `grade_pixels` gives, logits averaged over readings; what is typical is told of the X-ray as it is."""
         if readings not in READINGS:
             raise ValueError(f"readings={readings}: use one of {', '.join(map(str, READINGS))}.")
-        found = [self.grade_pixels(turn_and_scale(pixel_values, *change)) for change in READINGS[readings]]
+        found = [self.grade_pixels(turn(pixel_values, degrees)) for degrees in READINGS[readings]]
         logits, flipped_logits = (sum(views) / readings for views in list(zip(*found, strict=True))[:2])
         return logits, flipped_logits, found[0][2]
 

@@ -62,8 +62,8 @@ _FRAME_GRID, _FRAME_SHARE, _FRAME_TOLERANCE, _FRAME_DEPTH, _FRAME_MARGIN = 64, 0
 _UNCLEAR_SHARE = 0.88
 
 
-# By how many readings an X-ray is graded: of each, by how many degrees it is turned, and how large it is shown.
-READINGS = {1: ((0.0, 1.0),), 5: ((0.0, 1.0), (4.0, 1.0), (-4.0, 1.0), (0.0, 0.95), (0.0, 1.05))}
+# By how many readings an X-ray is graded: for each, by how many degrees the X-ray is turned.
+READINGS = {1: (0.0,), 3: (0.0, 4.0, -4.0)}
 
 
 class CLIPKOAError(Exception):
@@ -517,8 +517,8 @@ class XrayPreprocessor:
         return (one + other.flip(-1)) / 2
 
 
-def turn_and_scale(pixel_values: torch.Tensor, degrees: float, scale: float) -> torch.Tensor:
-    """Pixel values (N, 3, H, W), turned and shown so large, same shape; as they are for 0 degrees and scale 1.
+def turn(pixel_values: torch.Tensor, degrees: float, scale: float = 1.0) -> torch.Tensor:
+    """Pixel values (N, 3, H, W), turned and shown `scale` times as large, same shape; by default the size stays.
 
     The border is repeated, and no value lies outside of those of its X-ray. Turned the other way, the mirror image
     gives the mirrored values, to rounding.

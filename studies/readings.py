@@ -30,10 +30,11 @@ from clip_koa.locks import WriterLock
 from clip_koa.released import released_model
 from dataset_script.exit_status import main_of
 from metrics.kl_grading.paired import compare_kl_gradings
-from modeling_clip_koa.preprocessing_clip_koa import READINGS, turn_and_scale
+from modeling_clip_koa.preprocessing_clip_koa import turn
 from studies.members.networks import StudyError
 
-CHANGES = READINGS[5]
+# By how many degrees an X-ray is turned, and how large it is shown.
+CHANGES = ((0.0, 1.0), (4.0, 1.0), (-4.0, 1.0), (0.0, 0.95), (0.0, 1.05))
 # Which readings are averaged, by their places in `CHANGES`.
 MEANS = {"turns of 4 degrees": (0, 1, 2), "scales of 5 %": (0, 3, 4), "all five": (0, 1, 2, 3, 4)}
 FIGURES = {"log_loss": "log loss", "accuracy": "accuracy", "quadratic_weighted_kappa": "QWK"}
@@ -72,7 +73,7 @@ def read_all(
             if not len(places):
                 break
             pixel_values = torch.stack([xrays[int(place)]["pixel_values"] for place in places])
-            read = [model.grade_pixels(turn_and_scale(pixel_values, *change))[:2] for change in CHANGES]
+            read = [model.grade_pixels(turn(pixel_values, *change))[:2] for change in CHANGES]
             logits = np.stack([np.stack([view.numpy() for view in views], 1) for views in read], 1)
             kept = np.concatenate([kept, logits])
             bar.update(len(places))

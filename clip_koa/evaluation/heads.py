@@ -9,7 +9,7 @@ import torch
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAError, consistency_loss, symmetry_loss
-from modeling_clip_koa.preprocessing_clip_koa import READINGS, turn_and_scale
+from modeling_clip_koa.preprocessing_clip_koa import READINGS, turn
 
 # The ways to read a grade off the model; the linear head stands without averaging, as a stock pipeline runs it.
 HEADS = ("text", "text_flip_averaged", "linear")
@@ -67,8 +67,8 @@ def predict(
     gathered = []
     for batch in batches:
         read = []
-        for change in READINGS[readings]:
-            pixel_values = turn_and_scale(batch["pixel_values"], *change)
+        for degrees in READINGS[readings]:
+            pixel_values = turn(batch["pixel_values"], degrees)
             with accelerator.autocast() if autocast else nullcontext():
                 output = model(torch.cat([pixel_values, pixel_values.flip(-1)]), flip_average=False)
             read.append((*output.logits.float().chunk(2), *output.classifier_logits.float().chunk(2)))

@@ -76,7 +76,7 @@ class Grader:
         pairs: combine the grades of a person's two knees, as `combine_knees` of the model does: of the two knees of a
             film, and of two files where the first is one of these and the second follows it, as in `PairedFiles`.
             None: combine none.
-        readings: of `READINGS`, how many slightly turned and scaled readings of an X-ray are averaged.
+        readings: of `READINGS`, how many slightly turned readings of an X-ray are averaged.
 
     Raises:
         CheckpointError: no such model, a damaged one, one that cannot grade, or a precision that it does not have.

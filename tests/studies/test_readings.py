@@ -80,5 +80,5 @@ def test_temperatures_come_from_other_people():
     assert np.array_equal(before[:2], after[:2]) and not np.array_equal(before, after)
 
 
-def test_all_five_are_those_of_grade():
-    assert READINGS[5] == CHANGES and CHANGES[0] == (0.0, 1.0)
+def test_the_turns_are_those_of_grade():
+    assert tuple(CHANGES[place] for place in MEANS["turns of 4 degrees"]) == tuple((d, 1.0) for d in READINGS[3])

@@ -194,16 +194,16 @@ def test_averaging_seeds(evaluated, tmp_path, capsys):
 
 
 def test_readings_are_those_of_grade(trained, corpus, tmp_path, capsys):
-    given = ["--model", str(trained / "best"), "--data_dir", str(corpus), "--output", str(tmp_path / "five")]
-    assert _evaluate(*given, "--no_thumbnails", "--readings", "5") == 0
-    graded = read_predictions(tmp_path / "five" / "predictions_validation.jsonl")
-    grader = Grader(str(trained / "best"), readings=5)
+    given = ["--model", str(trained / "best"), "--data_dir", str(corpus), "--output", str(tmp_path / "three")]
+    assert _evaluate(*given, "--no_thumbnails", "--readings", "3") == 0
+    graded = read_predictions(tmp_path / "three" / "predictions_validation.jsonl")
+    grader = Grader(str(trained / "best"), readings=3)
     files = [str(corpus / file) for file in graded.files]
     for xray, logits in zip(grader.grade(files), graded.predictions.logits, strict=True):
         assert xray.grade.image_probabilities == pytest.approx(logits.softmax(-1).tolist(), abs=1e-4)
-    assert "5, averaged" in (tmp_path / "five" / "index.html").read_text()
+    assert "3, averaged" in (tmp_path / "three" / "index.html").read_text()
     assert _evaluate(*given, "--readings", "2") == 2
-    assert "--readings 2: use one of 1, 5." in capsys.readouterr().err
+    assert "--readings 2: use one of 1, 3." in capsys.readouterr().err
 
 
 def test_a_page_without_pictures_of_xrays(trained, corpus, tmp_path):
