@@ -47,7 +47,7 @@ from .localisation_clip_koa import (
     name_sides,
     read_locator,
 )
-from .preprocessing_clip_koa import XrayPreprocessor, read_picture
+from .preprocessing_clip_koa import READINGS, XrayPreprocessor, read_picture, turn
 from .prompts_clip_koa import GRADE_MEANINGS
 
 if TYPE_CHECKING:
@@ -344,7 +344,11 @@ class GradesXrays:
         return set_rule(calibration, level) if calibration else None, self.beside.typicality
 
     def grade(
-        self, images: Image.Image | Sequence[Image.Image], keep_polarity: bool = False, level: float = 0.9
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        keep_polarity: bool = False,
+        level: float = 0.9,
+        readings: int = 1,
     ) -> Grade | list[Grade]:
         """Grades one X-ray, or each of a list, cropped to one knee.
 
@@ -352,22 +356,24 @@ class GradesXrays:
             images: PIL images in any mode, one or a list of them.
             keep_polarity: grade an X-ray that shows bone dark as it is; otherwise it is inverted.
             level: how often the confidence sets are to hold the true grade, 0.50 to 0.99.
+            readings: 3 averages the logits of the X-ray as it is and turned by 4 degrees either way, for three times
+                the work; 1 takes it as it is.
 
         Raises:
-            ValueError: an image that is none, is damaged, has several frames or an absurd size; a model without an
-                image processor, or of other labels than the five grades.
+            ValueError: an image that is none, is damaged, has several frames or an absurd size; another number of
+                readings; a model without an image processor, or of other labels than the five grades.
             CalibrationError: a level for which the checkpoint keeps no rule, or a damaged file.
         """
         if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
             picture, inverted = read_picture(images, keep_polarity=keep_polarity)
-            return replace(self._grade_pictures([picture], level)[0], inverted=inverted)
+            return replace(self._grade_pictures([picture], level, readings)[0], inverted=inverted)
         grades = []
         for start in range(0, len(images), _BATCH_SIZE):
             read = [
                 read_picture(image, keep_polarity=keep_polarity, name=f"Image {number} of {len(images)}")
                 for number, image in enumerate(images[start : start + _BATCH_SIZE], start + 1)
             ]
-            batch = self._grade_pictures([picture for picture, _ in read], level)
+            batch = self._grade_pictures([picture for picture, _ in read], level, readings)
             grades += [replace(grade, inverted=inverted) for grade, (_, inverted) in zip(batch, read, strict=True)]
         return grades
 
@@ -426,13 +432,14 @@ class GradesXrays:
         level: float = 0.9,
         sides: str = "",
         pairs: bool = False,
+        readings: int = 1,
     ) -> list[Grade]:
         """Grades each knee of an X-ray that need not be cropped: one `Grade` a knee, with side and box, right first.
 
         An X-ray that is cropped as training X-rays are gets the grade that `grade` gives it.
 
         Args:
-            image, keep_polarity, level: see `grade`.
+            image, keep_polarity, level, readings: see `grade`.
             sides: see `find_knees`.
             pairs: combine the grades of two knees, as `combine_knees` does.
 
@@ -443,7 +450,7 @@ class GradesXrays:
             ValueError, CalibrationError: as in `grade`, and in `combine_knees`.
             LocalisationError: as in `find_knees`.
         """
-        return self.grade_films([image], keep_polarity, level, [sides], pairs)[0]
+        return self.grade_films([image], keep_polarity, level, [sides], pairs, readings)[0]
 
     def grade_films(
         self,
@@ -452,6 +459,7 @@ class GradesXrays:
         level: float = 0.9,
         sides: Sequence[str] | None = None,
         pairs: bool = False,
+        readings: int = 1,
     ) -> list[list[Grade]]:
         """`grade_film` of each image, in batches; `sides` (one text for each image) is nowhere known by default."""
         sides = [""] * len(images) if sides is None else sides
@@ -459,7 +467,7 @@ class GradesXrays:
         pictures = [cut_knee(picture, knee) for picture, knees, _ in films for knee in knees]
         grades = []
         for start in range(0, len(pictures), _BATCH_SIZE):
-            grades += self._grade_pictures(pictures[start : start + _BATCH_SIZE], level)
+            grades += self._grade_pictures(pictures[start : start + _BATCH_SIZE], level, readings)
         rest = iter(grades)
         graded = [[of_knee(next(rest), knee, inverted) for knee in knees] for _, knees, inverted in films]
         if pairs:
@@ -512,7 +520,15 @@ class GradesXrays:
             raise ValueError(f"Grade {grade} cannot be told from itself: give another as against.")
         return explain_picture(self, self.beside.preprocess, picture, grade, against)
 
-    def _grade_pictures(self, pictures: list[Image.Image], level: float = 0.9) -> list[Grade]:
+    def _read_pixels(self, pixel_values: torch.Tensor, readings: int) -> tuple[torch.Tensor, ...]:
+        """What `grade_pixels` gives, logits averaged over readings; what is typical is told of the X-ray as it is."""
+        if readings not in READINGS:
+            raise ValueError(f"readings={readings}: use one of {', '.join(map(str, READINGS))}.")
+        found = [self.grade_pixels(turn(pixel_values, degrees)) for degrees in READINGS[readings]]
+        logits, flipped_logits = (sum(views) / readings for views in list(zip(*found, strict=True))[:2])
+        return logits, flipped_logits, found[0][2]
+
+    def _grade_pictures(self, pictures: list[Image.Image], level: float = 0.9, readings: int = 1) -> list[Grade]:
         """Grades pictures as `read_picture` makes them."""
         labels = self.config.id2label
         if len(labels) != len(GRADE_MEANINGS):
@@ -520,7 +536,7 @@ class GradesXrays:
                 f"The model has {len(labels)} labels: grade gives KL grades 0 to {len(GRADE_MEANINGS) - 1}."
             )
         sets_of, typicality = self.calibration_at(level)
-        logits, flipped_logits, features = self.grade_pixels(self.beside.preprocess(pictures))
+        logits, flipped_logits, features = self._read_pixels(self.beside.preprocess(pictures), readings)
         averaged = ((logits + flipped_logits) / 2).softmax(-1)
         sets, atypicality, ways = [()] * len(pictures), [None] * len(pictures), [()] * len(pictures)
         if sets_of is not None:

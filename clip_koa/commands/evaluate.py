@@ -26,6 +26,7 @@ def evaluate(
     mixed_precision: Annotated[Precision, Option("--mixed_precision", help="no: fp32, as train evaluates.")] = "no",
     stock: Annotated[bool, Option("--stock", help="Also grade in stock pipelines, without custom code.")] = False,
     perturb: Annotated[str, Option(metavar="NAME,...", help="Also perturb the X-rays: all, or names.")] = "",
+    readings: Annotated[int, Option(help="1, or 3: also turned slightly either way, as grade.")] = 1,
     pairs: Annotated[bool, Option("--pairs", help="Also both knees of a person together, as grade --pairs.")] = False,
     no_thumbnails: Annotated[bool, Option("--no_thumbnails", help="No pictures of X-rays on the page.")] = False,
     head: Annotated[Head, Option(help="--compare: what grades the X-rays.")] = "text_flip_averaged",
@@ -48,6 +49,6 @@ def evaluate(
         return
     names, split = tuple(filter(None, perturb.split(","))), split_name(split)
     request = EvaluationRequest(
-        model, output, data_dir, split, batch_size, num_workers, mixed_precision, stock, names, pairs
+        model, output, data_dir, split, batch_size, num_workers, mixed_precision, stock, names, pairs, readings
     )  # fmt: skip
     evaluate_checkpoint(request, partial(write_evaluation, output, split, thumbnails=not no_thumbnails))

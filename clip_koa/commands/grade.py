@@ -26,6 +26,7 @@ def grade(
     keep_polarity: Annotated[bool, Option("--keep_polarity", help="Do not invert X-rays whose bone is dark.")] = False,
     framing: Annotated[Framing, Option(help="auto: find the knees of films; as_is: X-rays are cropped.")] = "auto",
     pairs: Annotated[bool, Option("--pairs", help="Combine the grades of a person's two knees.")] = False,
+    readings: Annotated[int, Option(help="1, or 3: also turned slightly either way, 3 times slower.")] = 1,
     explain: Annotated[Path | None, Option(metavar="DIR", help="Write the X-rays under heat maps there.")] = None,
     dicom_results: Annotated[
         Path | None,
@@ -48,5 +49,5 @@ def grade(
     keep_freed_memory()
     return grade_inputs(GradeRun(
         inputs, model, output, level, backend, precision, keep_polarity, explain, framing, pairs, dicom_results,
-        ray, cores,
+        ray, cores, readings,
     ))  # fmt: skip

@@ -21,7 +21,13 @@ from clip_koa.evaluation.predictions import GradedSplit, write_predictions
 from clip_koa.evaluation.robustness import measure_robustness, predict_perturbed
 from clip_koa.evaluation.stock import measure_stock, predict_stock
 from clip_koa.locks import WriterLock, only_writer
+from modeling_clip_koa import CLIPKOAError
 from modeling_clip_koa.calibration_clip_koa import pair_prior
+from modeling_clip_koa.preprocessing_clip_koa import READINGS
+
+
+class EvaluationError(CLIPKOAError, ValueError):
+    """An evaluation that can't be asked for so; the message says what would be right."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class EvaluationRequest:
     stock: bool = False  # also in stock pipelines
     perturb: tuple[str, ...] = ()  # names of perturbations, or all
     pairs: bool = False  # also both knees of a person together
+    readings: int = 1  # of `READINGS`: over how many an X-ray's logits are averaged
+
+    def __post_init__(self):
+        if self.readings not in READINGS:
+            raise EvaluationError(f"--readings {self.readings}: use one of {', '.join(map(str, READINGS))}.")
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ def _evaluate(request: EvaluationRequest, accelerator: Accelerator) -> Evaluatio
         dataset = XrayDataset(xrays, image_processor)
         batches = accelerator.prepare(DataLoader(dataset, request.batch_size, num_workers=request.num_workers))
         bar = tqdm(batches, desc=title, unit="batch", disable=not accelerator.is_local_main_process)
-        predictions = predict(model, bar, accelerator)
+        predictions = predict(model, bar, accelerator, readings=request.readings)
         accelerator.free_memory()  # or it would hold every perturbed split to the end
         return predictions
 
@@ -126,6 +137,7 @@ def _about(request: EvaluationRequest, model, digest: str, accelerator: Accelera
         "weights": weights_digest(request.model),
         "data": f"{request.data_dir or 'KNEE_XRAY_DIR'}, split {request.split}, digest {digest}",
         "precision": f"weights {model.dtype}, autocast {request.mixed_precision}".replace("torch.", ""),
+        **({"readings": f"{request.readings}, averaged"} if request.readings > 1 else {}),
         "run on": f"{accelerator.num_processes} process(es), {accelerator.device.type}, batch {request.batch_size}",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }

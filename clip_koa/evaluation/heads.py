@@ -9,6 +9,7 @@ import torch
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAError, consistency_loss, symmetry_loss
+from modeling_clip_koa.preprocessing_clip_koa import READINGS, turn
 
 # The ways to read a grade off the model; the linear head stands without averaging, as a stock pipeline runs it.
 HEADS = ("text", "text_flip_averaged", "linear")
@@ -49,7 +50,9 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(model: torch.nn.Module, batches: Iterable[dict], accelerator, *, autocast: bool = True) -> Predictions:
+def predict(
+    model: torch.nn.Module, batches: Iterable[dict], accelerator, *, autocast: bool = True, readings: int = 1
+) -> Predictions:
     """Runs the model on every X-ray and its mirror image.
 
     Args:
@@ -57,17 +60,19 @@ def predict(model: torch.nn.Module, batches: Iterable[dict], accelerator, *, aut
         batches: of `pixel_values`, `labels`, `index`; a loader prepared by the accelerator.
         accelerator: gathers the predictions of all processes, each X-ray once.
         autocast: compute in the accelerator's precision; False: in the weights' own, as a figure to report should be.
+        readings: of `READINGS`, over how many an X-ray's logits are averaged, as `grade` of the model does.
     """
     was_training = model.training
     model.eval()
     gathered = []
     for batch in batches:
-        pixel_values = batch["pixel_values"]
-        with accelerator.autocast() if autocast else nullcontext():
-            output = model(torch.cat([pixel_values, pixel_values.flip(-1)]), flip_average=False)
-        logits, flipped_logits = output.logits.float().chunk(2)
-        classifier_logits, flipped_classifier_logits = output.classifier_logits.float().chunk(2)
-        own = (batch["index"], batch["labels"], logits, flipped_logits, classifier_logits, flipped_classifier_logits)
+        read = []
+        for degrees in READINGS[readings]:
+            pixel_values = turn(batch["pixel_values"], degrees)
+            with accelerator.autocast() if autocast else nullcontext():
+                output = model(torch.cat([pixel_values, pixel_values.flip(-1)]), flip_average=False)
+            read.append((*output.logits.float().chunk(2), *output.classifier_logits.float().chunk(2)))
+        own = (batch["index"], batch["labels"], *(sum(views) / readings for views in zip(*read, strict=True)))
         gathered.append([part.cpu() for part in accelerator.gather_for_metrics(own)])
     model.train(was_training)
     columns = [torch.cat(parts) for parts in zip(*gathered, strict=True)]

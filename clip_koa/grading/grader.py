@@ -76,6 +76,7 @@ class Grader:
         pairs: combine the grades of a person's two knees, as `combine_knees` of the model does: of the two knees of a
             film, and of two files where the first is one of these and the second follows it, as in `PairedFiles`.
             None: combine none.
+        readings: of `READINGS`, how many slightly turned readings of an X-ray are averaged.
 
     Raises:
         CheckpointError: no such model, a damaged one, one that cannot grade, or a precision that it does not have.
@@ -94,8 +95,9 @@ class Grader:
         keep_polarity: bool = False,
         framing: str = "as_is",
         pairs: Set[str] | None = None,
+        readings: int = 1,
     ):
-        self.keep_polarity, self.level, self.pairs = keep_polarity, level, pairs
+        self.keep_polarity, self.level, self.pairs, self.readings = keep_polarity, level, pairs, readings
         self.backend = choose_backend(name, device) if backend == "auto" else backend
         self.model, self.precision = load_model(name, self.backend, precision, device)
         set_rule, _ = self.model.calibration_at(level)
@@ -195,7 +197,7 @@ class Grader:
 
     def _grade_images(self, images: list[Image.Image]) -> list[Grade]:
         # The reader has judged already whether they show bone dark; what a DICOM file says of that is not judged.
-        return self.model.grade(images, keep_polarity=True, level=self.level)
+        return self.model.grade(images, keep_polarity=True, level=self.level, readings=self.readings)
 
     def _grade_films(
         self, radiographs: list[Radiograph], framing: str | None = None
@@ -223,7 +225,9 @@ class Grader:
     def _find_and_grade(self, radiographs: list[Radiograph]) -> list[tuple[Radiograph, list[Grade]]]:
         images = [radiograph.image for radiograph in radiographs]
         sides = [radiograph.laterality if radiograph.laterality in ("L", "R") else "" for radiograph in radiographs]
-        films = self.model.grade_films(images, keep_polarity=True, level=self.level, sides=sides)
+        films = self.model.grade_films(
+            images, keep_polarity=True, level=self.level, sides=sides, readings=self.readings
+        )
         return list(zip(radiographs, films, strict=True))
 
     def _grade_read(self, files: list, read: Iterable[Radiograph | RadiographError]) -> list[list[GradedXray]]:

@@ -22,6 +22,7 @@ from clip_koa.grading.pairs import PairedFiles
 from clip_koa.grading.sources import Waiting, is_remote
 from clip_koa.interruption import work_is_kept
 from dataset_script.exit_status import DONE, INCOMPLETE
+from modeling_clip_koa.preprocessing_clip_koa import READINGS
 
 _GO_ON = "The X-rays graded so far are kept: the same command goes on with the others."
 
@@ -39,6 +40,7 @@ class GradeRun:
         dicom_results: folder for reports and pictures of DICOM images; None: none.
         ray: the Ray cluster that grades, as `clip_koa.grading.cluster.joined` takes it; None: this process does.
         cores: of the cluster, how many grade; None: all of its GPUs, or else all cores.
+        readings: see `Grader`.
     """
 
     inputs: list[str]
@@ -54,6 +56,7 @@ class GradeRun:
     dicom_results: Path | None = None
     ray: str | None = None
     cores: int | None = None
+    readings: int = 1
 
 
 def grade_inputs(run: GradeRun) -> int:
@@ -98,6 +101,8 @@ def _as_begun(run: GradeRun, table: Path) -> GradeRun:
 
 
 def _check_options(run: GradeRun) -> None:
+    if run.readings not in READINGS:
+        raise GradeTableError(f"--readings {run.readings}: use one of {', '.join(map(str, READINGS))}.")
     for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
         if folder and (run.backend == "onnx" or is_export(run.model)):
             raise GradeTableError(
@@ -168,15 +173,18 @@ def load_grader(run: GradeRun, device: str | None, firsts: Set[str] = frozenset(
         run.keep_polarity,
         run.framing,
         firsts if run.pairs else None,
+        run.readings,
     )
 
 
 def made_by(run: GradeRun, grader: Grader) -> str:
     """What the rows of a table depend on besides the X-rays."""
+    # Named only where there are several: tables of before have one.
+    readings = {"readings": run.readings} if run.readings > 1 else {}
     return provenance.describe(
         model=provenance.model_digest(run.model), code=provenance.code_digest(), level=run.level,
         backend=grader.backend, precision=grader.precision, keep_polarity=run.keep_polarity, framing=grader.framing,
-        pairs=run.pairs,
+        pairs=run.pairs, **readings,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from clip_koa.data.corpus import load_corpus
 from clip_koa.data.loader import XrayDataset, build_loader, sample_images
 from clip_koa.data.sampling import EpochSampler
 from clip_koa.data.soft_labels import read_soft_labels
+from clip_koa.evaluation.heads import Predictions
 from clip_koa.grading.precision import bf16_is_fast
 from clip_koa.training.averaging import WeightAverage
 from clip_koa.training.checkpoints import TrainState, find_checkpoint, restore_previous
@@ -48,6 +49,7 @@ class Run:
     recorder: Recorder
     train_files: list[str]
     total_steps: int
+    of_best: Predictions | None = None  # of the validation split, where best/ is known to hold what gave them
 
     @property
     def folder(self) -> Path:

@@ -16,8 +16,12 @@ def validate(run: Run, bar: tqdm) -> None:
     """Evaluates the validation split and keeps the model in best/ where it is the best so far."""
     state, accelerator = run.state, run.accelerator
     model = accelerator.unwrap_model(run.model)
+    # The newest of the last step will be best/, which is evaluated in fp32: then once is enough.
+    last = run.finished and run.config.run.best_metric == NEWEST
     with run.average.applied():
-        results = evaluate(_predict_split(run, run.model, run.validation_loader, "validation"), model.config)
+        predictions = _predict_split(run, run.model, run.validation_loader, "validation", autocast=not last)
+        run.of_best = predictions if last else None
+        results = evaluate(predictions, model.config)
         _record_evaluation(run, results, "validation", "last")
         bar.write(f"epoch {state.epoch}, step {state.step}:\n" + describe_results(results))
         name = run.config.run.best_metric
@@ -40,8 +44,9 @@ def evaluate_best(run: Run, corpus: DatasetDict) -> None:
     for split in ("validation", "test") if is_drawn(run.config.data.corpus) else ("validation",):
         dataset = XrayDataset(corpus[split], run.start.image_processor)
         loader = build_loader(dataset, run.config.optimisation.batch_size, run.config.compute.num_workers)
-        # In fp32, as clip-koa evaluate computes it.
-        predictions = _predict_split(run, model, run.accelerator.prepare(loader), split, autocast=False)
+        predictions = run.of_best if split == "validation" else None
+        if predictions is None:  # in fp32, as clip-koa evaluate computes it
+            predictions = _predict_split(run, model, run.accelerator.prepare(loader), split, autocast=False)
         results = evaluate(predictions, model.config)
         _record_evaluation(run, results, split, "best")
         run.accelerator.print(f"best/ (step {run.state.best_step}) on {split}:\n" + describe_results(results))

@@ -5,6 +5,7 @@ Reading a file needs none of torch, which `XrayPreprocessor` alone imports.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,10 @@ _TURNS = {
 _FRAME_GRID, _FRAME_SHARE, _FRAME_TOLERANCE, _FRAME_DEPTH, _FRAME_MARGIN = 64, 0.95, 10, 21, 2
 # Where less of a line is one gray, it may be a frame with something on it, such as the buttons of a screenshot.
 _UNCLEAR_SHARE = 0.88
+
+
+# By how many readings an X-ray is graded: for each, by how many degrees the X-ray is turned.
+READINGS = {1: (0.0,), 3: (0.0, 4.0, -4.0)}
 
 
 class CLIPKOAError(Exception):
@@ -510,3 +515,22 @@ class XrayPreprocessor:
         views = (picture, ImageOps.mirror(picture))
         one, other = (self.image_processor(view, return_tensors="pt")["pixel_values"] for view in views)
         return (one + other.flip(-1)) / 2
+
+
+def turn(pixel_values: torch.Tensor, degrees: float, scale: float = 1.0) -> torch.Tensor:
+    """Pixel values (N, 3, H, W), turned and shown `scale` times as large, same shape; by default the size stays.
+
+    The border is repeated, and no value lies outside of those of its X-ray. Turned the other way, the mirror image
+    gives the mirrored values, to rounding.
+    """
+    import torch
+
+    if (degrees, scale) == (0, 1):
+        return pixel_values
+    angle = math.radians(degrees)
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    rows = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], dtype=pixel_values.dtype, device=pixel_values.device)
+    sample = torch.nn.functional
+    grid = sample.affine_grid(rows.expand(len(pixel_values), 2, 3), list(pixel_values.shape), align_corners=False)
+    turned = sample.grid_sample(pixel_values, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return turned.clamp(pixel_values.amin((2, 3), keepdim=True), pixel_values.amax((2, 3), keepdim=True))

@@ -4,12 +4,14 @@
     python -m studies.ablation --config configs/ablation.yaml --data_dir FOLDER --cells all --devices 0 1 2 3
 
 Each cell and seed is a run of `clip-koa train` under the output folder. What is trained is kept: start it again after
-a stop and it goes on. After each run ablation.md, ablation.csv and ablation.png are written anew. The figures are of
-the validation split. Research only, no medical device.
+a stop and it goes on. After each run ablation.md, ablation.csv and ablation.png are written anew, and those of
+`--equal epochs` as ablation_epochs.md and so on. The figures are of the validation split. Research only, no medical
+device.
 """
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -19,7 +21,7 @@ from clip_koa.locks import WriterLock
 from clip_koa.training.preparation import load_run_corpus
 from clip_koa.training.run_config import read_run_config
 from dataset_script.exit_status import main_of
-from studies.ablation.grid import EQUALS, Cell, cell_config, find_cells
+from studies.ablation.grid import EQUALS, Cell, cell_config, find_cells, folder_name, table_name
 from studies.ablation.runner import Job, check_jobs, run_jobs
 from studies.ablation.summary import load_results, write_summary
 
@@ -37,8 +39,8 @@ def parse_options(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help="corners (default): the four corners and random flips; all; or names of cells",
     )  # fmt: skip
     parser.add_argument(
-        "--equal", choices=EQUALS, default=EQUALS[0],
-        help="compute (default): a cell with one view has twice the epochs; epochs: all have as many",
+        "--equal", nargs="+", choices=EQUALS, default=EQUALS[:1],
+        help="compute (default): cells with one view have twice the epochs; epochs: all have as many; or both",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     parser.add_argument(
@@ -52,21 +54,23 @@ def parse_options(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     return options
 
 
-def plan(options: argparse.Namespace) -> tuple[list[Cell], dict[tuple[str, int], Job]]:
-    """The cells, and their trainings by cell and seed, every seed of all cells before the next."""
+Runs = dict[tuple[str, int], Job]  # by name of the cell and seed
+
+
+def plan(options: argparse.Namespace) -> tuple[list[Cell], list[Job], dict[str, Runs]]:
+    """The cells, the trainings, every seed of all cells before the next, and which of them each table is of."""
     shared = read_run_config(options.config)
     if options.data_dir:
         shared = shared.changed({"data.corpus": options.data_dir})
     cells = find_cells(shared, options.cells)
     # Built once, so that runs side by side find it.
     train_size = len(load_run_corpus(shared, Accelerator(cpu=True))["train"])
-    jobs = {}
-    for seed in options.seeds:
-        for cell in cells:
-            folder = options.output / cell.name / f"seed-{seed}"
-            config = cell_config(shared, cell, seed, str(folder), train_size, options.equal)
-            jobs[cell.name, seed] = Job(f"{cell.name}, seed {seed}", config)
-    return cells, jobs
+    jobs, tables = {}, {equal: {} for equal in options.equal}  # tables share the trainings that are alike
+    for seed, cell, equal in product(options.seeds, cells, tables):
+        folder = options.output / folder_name(cell, equal) / f"seed-{seed}"
+        config = cell_config(shared, cell, seed, str(folder), train_size, equal)
+        jobs[folder] = tables[equal][cell.name, seed] = Job(f"{folder_name(cell, equal)}, seed {seed}", config)
+    return cells, list(jobs.values()), tables
 
 
 def run(arguments: list[str] | None, prog: str) -> None:
@@ -77,19 +81,19 @@ def run(arguments: list[str] | None, prog: str) -> None:
 
 
 def train_cells(options: argparse.Namespace) -> None:
-    """Trains what is not trained under the output folder, and writes the table after each run."""
-    cells, jobs = plan(options)
-    check_jobs(list(jobs.values()))
-    left = [job for job in jobs.values() if not job.finished]
+    """Trains what is not trained under the output folder, and writes the tables after each run."""
+    cells, jobs, tables = plan(options)
+    check_jobs(jobs)
+    left = [job for job in jobs if not job.finished]
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done. Logs: {options.output}/*/seed-*.log", flush=True)
 
     def summarise(job: Job | None = None) -> None:
-        folders = {key: other.folder for key, other in jobs.items() if other.finished}
-        if folders:
-            table = write_summary(options.output, load_results(cells, folders))
-            print(
-                f"{job.title} done, {len(folders)} of {len(jobs)}: {table}" if job else f"Table: {table}", flush=True
-            )
+        done = f"{job.title} done, {sum(other.finished for other in jobs)} of {len(jobs)}: " if job else ""
+        for equal, runs in tables.items():
+            folders = {key: other.folder for key, other in runs.items() if other.finished}
+            if folders and (job is None or job in runs.values()):
+                table = write_summary(options.output, load_results(cells, folders), table_name(equal))
+                print(f"{done}{table}" if job else f"Table: {table}", flush=True)
 
     run_jobs(left, options.devices, summarise)
     summarise()

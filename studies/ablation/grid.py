@@ -82,6 +82,16 @@ def find_cells(config: RunConfig, names: list[str]) -> list[Cell]:
     return [cell for name, cell in cells.items() if name in wanted]
 
 
+def folder_name(cell: Cell, equal: str) -> str:
+    """Of a cell's runs; those of two views are the same ones at equal compute and at equal epochs."""
+    return cell.name if equal == "compute" or cell.views == 2 else f"{cell.name}_epochs"
+
+
+def table_name(equal: str) -> str:
+    """Of the files that hold a table, without their ending."""
+    return "ablation" if equal == "compute" else f"ablation_{equal}"
+
+
 def cell_config(
     config: RunConfig, cell: Cell, seed: int, folder: str, train_size: int, equal: str = "compute"
 ) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def run_jobs(jobs: list[Job], devices: list[str], done: Callable[[Job], None]) -
         finally:
             free.put(device)
         if job.finished:
+            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # three times the model that stays in best/
             with one_at_a_time:
                 done(job)
 

@@ -185,15 +185,15 @@ def draw(results: list[CellResult]) -> Figure:
     return picture
 
 
-def write_summary(folder: Path, results: list[CellResult]) -> Path:
-    """Writes ablation.md, ablation.csv and ablation.png; returns the first."""
+def write_summary(folder: Path, results: list[CellResult], name: str = "ablation") -> Path:
+    """Writes {name}.md, {name}.csv and {name}.png; returns the first."""
     rows = table_rows(results)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
     writer.writerows(rows)
-    write_file(folder / "ablation.csv", buffer.getvalue().encode())
-    alt = "Accuracy, kappa and flip agreement of every run, by cell and head. ablation.csv holds them."
-    save_picture(folder / "ablation.png", "Ablation", alt, draw, results)
-    return write_file(folder / "ablation.md", markdown(results, rows).encode())
+    write_file(folder / f"{name}.csv", buffer.getvalue().encode())
+    alt = f"Accuracy, kappa and flip agreement of every run, by cell and head. {name}.csv holds them."
+    save_picture(folder / f"{name}.png", "Ablation", alt, draw, results)
+    return write_file(folder / f"{name}.md", markdown(results, rows).encode())

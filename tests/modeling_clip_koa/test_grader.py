@@ -1,6 +1,7 @@
 """The Python door: load a model, have it grade and explain."""
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import CALIBRATION_FILE, CLIPKOAForImageClassification
 from modeling_clip_koa.explanation_clip_koa import patch_relevance
 from modeling_clip_koa.grading_clip_koa import Beside, GradesXrays
+from modeling_clip_koa.preprocessing_clip_koa import READINGS, turn
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,45 @@ def test_the_mirror_image_gets_the_same_grade_with_the_views_swapped(model):
         one, other = model.grade(image), model.grade(ImageOps.mirror(image))
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
         assert one.image_probabilities == pytest.approx(other.mirror_probabilities, abs=1e-6)
+
+
+def test_three_readings_are_the_mean_of_slight_turns(model):
+    images = _knees(18)  # more than a batch
+    pixel_values = model.image_processor(images, return_tensors="pt")["pixel_values"]
+    read = [model.grade_pixels(turn(pixel_values, degrees)) for degrees in READINGS[3]]
+    image, mirror = (torch.stack([parts[view] for parts in read]).mean(0) for view in (0, 1))
+    graded = model.grade(images, readings=3)
+    for number, grade in enumerate(graded):
+        torch.testing.assert_close(
+            torch.tensor(grade.probabilities), ((image + mirror) / 2)[number].softmax(-1), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(torch.tensor(grade.mirror_probabilities), mirror[number].softmax(-1))
+    assert model.grade(images[0], readings=1) == model.grade(images[0]) != graded[0]
+    mirrored = model.grade(ImageOps.mirror(images[0]), readings=3)
+    assert mirrored.image_probabilities == pytest.approx(graded[0].mirror_probabilities, abs=1e-4)
+    with pytest.raises(ValueError, match="readings=5: use one of 1, 3"):
+        model.grade(images[0], readings=5)
+
+
+def test_turns_and_scales_move_what_is_shown():
+    pixel_values = torch.full((1, 3, 64, 64), -1.0)
+    pixel_values[..., 16:24, 28:36] = 1.0  # a square above the middle
+    assert turn(pixel_values, 0, 1) is pixel_values
+
+    def centre(values):
+        weights = (values[0, 0] + 1) / (values[0, 0] + 1).sum()
+        places = torch.arange(64) + 0.5 - 32
+        return torch.stack([(weights.sum(0) * places).sum(), (weights.sum(1) * places).sum()])  # x, y
+
+    x, y = centre(pixel_values).tolist()
+    assert (x, y) == (0, -12)
+    torch.testing.assert_close(centre(turn(pixel_values, 0, 1.05)), torch.tensor([0, -12 * 1.05]), atol=0.1, rtol=0)
+    moved = centre(turn(pixel_values, 8, 1))
+    assert moved.norm().item() == pytest.approx(12, abs=0.1)
+    assert abs(moved[0].item()) == pytest.approx(12 * math.sin(math.radians(8)), abs=0.1)
+    turned = turn(pixel_values, 4, 1)
+    assert turned.max() <= 1 and turned.min() >= -1
+    torch.testing.assert_close(turned.flip(-1), turn(pixel_values.flip(-1), -4, 1), atol=1e-4, rtol=0)
 
 
 def test_grey_images_of_the_right_size_take_a_shorter_way_to_the_same_pixels(model):

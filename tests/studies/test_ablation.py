@@ -1,6 +1,7 @@
 """The ablation: a fair grid, runs that go on after a stop, and a table of what they gave."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from conftest import ROOT
 
 from clip_koa.evaluation.heads import Predictions
 from clip_koa.evaluation.predictions import GradedSplit
-from clip_koa.training.run_config import RunConfig, RunConfigError
-from studies.ablation.grid import CORNERS, cell_config, corner_cells, find_cells
+from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
+from modeling_clip_koa import PROMPT_SETS
+from studies.ablation.grid import CORNERS, EQUALS, cell_config, corner_cells, find_cells, folder_name, table_name
 from studies.ablation.summary import CellResult, compare_cells, table_rows
 
 
@@ -38,6 +40,27 @@ def test_at_equal_epochs_every_cell_sees_the_same_xrays():
     assert {"weight_0.5", "weight_2", "consistency_similarity", "prompts_case"} <= {cell.name for cell in cells}
     configs = [cell_config(shared, cell, 1, "folder", 1000, equal="epochs").optimisation for cell in cells]
     assert {(config.batch_size, config.epochs, config.max_steps) for config in configs} == {(16, 3, 1000 // 16 * 3)}
+
+
+def test_tables_share_the_runs_that_are_alike():
+    shared = RunConfig().changed({"losses.consistency_weight": 8.0})
+    for cell in find_cells(shared, ["all"]):
+        configs = {equal: cell_config(shared, cell, 1, "folder", 1000, equal) for equal in EQUALS}
+        alike = configs["compute"] == configs["epochs"]
+        assert alike == (folder_name(cell, "compute") == folder_name(cell, "epochs"))
+    assert table_name("compute") == "ablation" and table_name("epochs") == "ablation_epochs"
+
+
+def test_the_claim_goes_on_from_the_released_checkpoint():
+    shared = read_run_config(ROOT / "configs" / "claim.yaml")
+    config = json.loads((ROOT / shared.model.start / "config.json").read_text())
+    assert PROMPT_SETS[shared.model.prompts] == config["prompts"]
+    wanted = ("random_flips", "symmetry", "consistency", "both", "weight_0.5", "weight_2", "consistency_similarity")
+    cells = find_cells(shared, list(wanted))
+    assert {cell.name for cell in cells} == set(wanted)
+    for cell in cells:
+        run = cell_config(shared, cell, 0, "folder", 5778)
+        assert run.optimisation.max_steps == shared.optimisation.max_steps and run.run.best_metric == "last"
 
 
 def test_the_corners_are_the_four_corners():
@@ -141,11 +164,20 @@ def tiny_ablation(tmp_path, knees):
     ]
 
 
+ONE_VIEW = ("random_flips", "random_flips_epochs")
+
+
 @pytest.mark.slow
 def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
     output, command = tiny_ablation
+    command += ["--equal", "compute", "epochs"]
     printed = run_python(*command, "--seeds", "0", "1").stdout
-    assert "both, seed 1 done, 4 of 4" in printed
+    assert "random_flips_epochs, seed 0 done, 2 of 6" in printed and "both, seed 1 done, 6 of 6" in printed
+    assert not list(output.rglob("checkpoints"))
+    one_view = [read_run_config(output / name / "seed-0/config.yaml").optimisation.epochs for name in ONE_VIEW]
+    assert one_view == [2, 1]
+    with open(output / "ablation_epochs.csv") as file:
+        assert {(row["cell"], row["seeds"]) for row in csv.DictReader(file)} == {("random_flips", "2"), ("both", "2")}
     with open(output / "ablation.csv") as file:
         rows = list(csv.DictReader(file))
     assert {(row["cell"], row["seeds"]) for row in rows} == {("random_flips", "2"), ("both", "2")}
@@ -156,9 +188,9 @@ def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
     assert (output / "ablation.png").stat().st_size > 10_000
 
     weights = [path.stat().st_mtime_ns for path in sorted(output.rglob("best/model.safetensors"))]
-    assert len(weights) == 4
+    assert len(weights) == 6
     again = run_python(*command, "--seeds", "0", "1")
-    assert "4 runs, 4 of them done" in again.stdout
+    assert "6 runs, 6 of them done" in again.stdout
     assert weights == [path.stat().st_mtime_ns for path in sorted(output.rglob("best/model.safetensors"))]
 
     config = output.parent / "ablation.yaml"

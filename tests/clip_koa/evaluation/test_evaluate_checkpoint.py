@@ -16,6 +16,7 @@ from conftest import ROOT
 from clip_koa.commands import main
 from clip_koa.evaluation.heads import HEADS
 from clip_koa.evaluation.predictions import LOGITS, read_predictions
+from clip_koa.grading.grader import Grader
 from dataset_script.synthetic import write_corpus
 
 PERTURBATIONS = ("rotate_left", "mirror", "sixteen_bit")
@@ -190,6 +191,19 @@ def test_averaging_seeds(evaluated, tmp_path, capsys):
     assert "2 files, 13 X-rays of 7 people" in capsys.readouterr().out
     assert _evaluate("--average_seeds", files[0]) == 2
     assert "two prediction files or more" in capsys.readouterr().err
+
+
+def test_readings_are_those_of_grade(trained, corpus, tmp_path, capsys):
+    given = ["--model", str(trained / "best"), "--data_dir", str(corpus), "--output", str(tmp_path / "three")]
+    assert _evaluate(*given, "--no_thumbnails", "--readings", "3") == 0
+    graded = read_predictions(tmp_path / "three" / "predictions_validation.jsonl")
+    grader = Grader(str(trained / "best"), readings=3)
+    files = [str(corpus / file) for file in graded.files]
+    for xray, logits in zip(grader.grade(files), graded.predictions.logits, strict=True):
+        assert xray.grade.image_probabilities == pytest.approx(logits.softmax(-1).tolist(), abs=1e-4)
+    assert "3, averaged" in (tmp_path / "three" / "index.html").read_text()
+    assert _evaluate(*given, "--readings", "2") == 2
+    assert "--readings 2: use one of 1, 3." in capsys.readouterr().err
 
 
 def test_a_page_without_pictures_of_xrays(trained, corpus, tmp_path):

@@ -69,6 +69,7 @@ def test_it_grades_and_finds_as_pytorch_does(folder, compiled):
     model = Grader(str(folder), backend="pytorch").model
     for count in (1, 7):  # the batch is free
         _same(compiled.grade(PICTURES[:count]), model.grade(PICTURES[:count]))
+    _same(compiled.grade(PICTURES, readings=3), model.grade(PICTURES, readings=3))
     locator = model.beside.locator
     windows = [picture.convert("L").resize((locator.window,) * 2) for picture in PICTURES]
     np.testing.assert_allclose(locator.locate(compiled, windows), locator.locate(model, windows), atol=1e-4)

@@ -54,6 +54,25 @@ def _xray(file="a.png", probabilities=(0.1, 0.2, 0.4, 0.2, 0.1)) -> GradedXray:
     return GradedXray(file, Grade(2, "KL2", "definite", *views, confidence_set=(1, 2)), laterality="L")
 
 
+def test_readings_are_averaged_and_noted_where_they_are_several(model, tmp_path, capsys):
+    draw_knee(2, "L", 1, 96).save(tmp_path / "knee.png")
+    tables = {}
+    for readings in ("1", "3"):
+        path = tmp_path / f"{readings}.csv"
+        given = ["grade", "--model", model, "--backend", "pytorch", "--readings", readings]
+        assert main([*map(str, given), "--output", str(path), str(tmp_path / "knee.png")]) == 0
+        (tables[readings],) = read_rows(path, ".csv")
+    expected = Grader(str(model)).model.grade(Image.open(tmp_path / "knee.png"), readings=3).probabilities
+    assert [float(tables["3"][f"probability_{grade}"]) for grade in range(5)] == pytest.approx(expected, abs=1e-4)
+    assert tables["3"]["made_by"] == tables["1"]["made_by"] + " readings=3"
+    # A table is of one number of readings.
+    capsys.readouterr()
+    assert main([*map(str, given), "--output", str(tmp_path / "1.csv"), str(tmp_path / "knee.png")]) == 2
+    assert "readings=3" in capsys.readouterr().err
+    assert main(["grade", "--model", str(model), "--readings", "5", str(tmp_path / "knee.png")]) == 2
+    assert "--readings 5: use one of 1, 3." in capsys.readouterr().err
+
+
 def test_a_row_says_how_sure_the_model_is():
     row = table_row(_xray())
     assert list(row) == list(COLUMNS)

@@ -368,7 +368,7 @@ def test_one_view_first_and_evaluation_every_third_epoch(run_python, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     command = (
         *SMALL_RUN, "--optimisation.epochs", 4, "--losses.one_view_until", 0.5, "--data.random_flip", 0.5,
-        "--run.evaluation_epochs", 3, "--run.best_metric", "last",
+        "--run.evaluation_epochs", 3, "--run.best_metric", "last", "--compute.mixed_precision", "bf16",
     )  # fmt: skip
     run_python("train.py", *command, "--run.output_dir", whole)
     records = _records(whole)
@@ -376,6 +376,9 @@ def test_one_view_first_and_evaluation_every_third_epoch(run_python, tmp_path):
     one_view = [record["consistency_loss"] == 0 for record in steps]
     assert one_view == [record["step"] <= steps[-1]["step"] / 2 for record in steps]
     assert [r["epoch"] for r in records if r["kind"] == "evaluation" and r["checkpoint"] == "last"] == [3, 4]
+    # What ends up in best/ is evaluated once, in fp32.
+    _, last, best = [r for r in records if r["kind"] == "evaluation" and r["split"] == "validation"]
+    assert {**last, "checkpoint": "best"} == best
     config = json.loads((whole / "best/config.json").read_text())
     assert config["symmetry"] and config["consistency_weight"] == 8.0
     shutil.copytree(whole, stopped)
