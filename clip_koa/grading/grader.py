@@ -102,7 +102,7 @@ class Grader:
         self.keep_polarity, self.level, self.pairs = keep_polarity, level, pairs
         self.backend = choose_backend(name, device) if backend == "auto" else backend
         self.model, self.precision = load_model(name, self.backend, precision, device)
-        # Two batches at once keep all cores at work, where OpenVINO computes. PyTorch's model is used by one at a time.
+        # Two batches at once keep all cores at work in OpenVINO. PyTorch's model is used by one thread at a time.
         self._at_once = 2 if self.backend == "openvino" else 1
         self._turn = nullcontext() if self.backend == "openvino" else threading.Lock()
         set_rule, _ = self.model.calibration_at(level)
@@ -179,9 +179,7 @@ class Grader:
             read: what `read` gives of each file; it is taken when it is needed.
             firsts: combine the grades of pairs, of which these are the first files. None: combine none.
         """
-        entries = [
-            entry for chunk, _ in _chunks(zip(files, read, strict=True)) for entry in self._grade_read(chunk)
-        ]
+        entries = [entry for chunk, _ in _chunks(zip(files, read, strict=True)) for entry in self._grade_read(chunk)]
         if firsts is not None:
             self._combine(entries, firsts)
         return entries

@@ -19,7 +19,7 @@ from clip_koa.grading import run
 from clip_koa.grading.grade_table import COLUMNS, FORMATS, GradeTableError, read_rows, table_at, table_row
 from clip_koa.grading.grader import GradedXray
 from clip_koa.grading.growing_table import GrowingTable
-from clip_koa.grading.run import write_table
+from clip_koa.grading.run import entries_of, write_table
 from clip_koa.locks import InUseError
 from modeling_clip_koa import Grade
 
@@ -137,7 +137,7 @@ def test_a_table_begun_over_nine_goes_on_over_eight_or_ten(path, archive):
         with GrowingTable(path) as table:
             table.begin(files, MADE_BY)
             waiting = next(table.batches(4))
-            table.add(waiting, (list(map(table_row, entry)) for entry in FileGrader().grade_each(xray.file for xray in waiting))))
+            table.add(waiting, entries_of(FileGrader().grade_each(xray.file for xray in waiting)))
         assert not path.exists()
         _, asked = _bring_up_to_date(path, named)
         assert asked == [os.path.basename(file) for file in named if file not in files[:4]]
@@ -183,7 +183,7 @@ def test_rows_of_other_code_stay_and_are_counted(path, archive, capsys):
     with GrowingTable(path) as table:  # stopped after the first of them, and gone on with
         table.begin(files, new)
         waiting = next(table.batches(1))
-        table.add(waiting, (list(map(table_row, entry)) for entry in FileGrader().grade_each(xray.file for xray in waiting))))
+        table.add(waiting, entries_of(FileGrader().grade_each(xray.file for xray in waiting)))
     assert _bring_up_to_date(path, files, made_by=new) == (0, ["d.png"])
     assert f"2{counted}" in capsys.readouterr().out
     rows = [(row["grade"], row["made_by"].split()[1]) for row in _rows(path)]
@@ -259,7 +259,7 @@ def test_a_row_that_is_missing_keeps_the_table_from_being_called_done(path, arch
     files = archive(a=0, b=1)
     with GrowingTable(path) as table:
         table.begin(files, MADE_BY)
-        table.add([*next(table.batches(1))], (list(map(table_row, entry)) for entry in FileGrader().grade_each(files[:1]))))
+        table.add([*next(table.batches(1))], entries_of(FileGrader().grade_each(files[:1])))
         with pytest.raises(GradeTableError, match=r"has no row of .*b\.png"):
             table.finish()
         assert not path.exists()
@@ -282,7 +282,7 @@ def test_a_full_disk_is_told_by_name_and_gone_on_with(path, archive):
     with GrowingTable(path) as table:
         table.begin(files, MADE_BY)
         for waiting in table.batches(16):
-            table.add(waiting, (list(map(table_row, entry)) for entry in FileGrader().grade_each(xray.file for xray in waiting))))
+            table.add(waiting, entries_of(FileGrader().grade_each(xray.file for xray in waiting)))
     with largest_file(4_000), pytest.raises(WriteError) as refused:
         _bring_up_to_date(path, files)
     assert str(refused.value) == f"{path} could not be written: File too large."

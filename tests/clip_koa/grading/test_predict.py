@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pandas
@@ -217,6 +218,25 @@ def test_heat_maps_among_the_inputs_are_no_x_rays(model, tmp_path):
         assert main([*arguments, "--output", tmp_path / "grades.csv", tmp_path]) == 0
         assert [row["file"] for row in read_rows(tmp_path / "grades.csv", ".csv")] == [str(tmp_path / "knee.png")]
     assert main([*arguments, tmp_path / "maps"]) == 2  # nothing else is left
+
+
+def test_files_are_read_while_those_before_them_are_graded(model, knees, monkeypatch):
+    files, ahead, read, grade_read = [], threading.Event(), Grader.read, Grader._grade_read
+
+    def reading(grader, file):
+        files.append(file)
+        if len(files) == 18:  # of the second batch
+            ahead.set()
+        return read(grader, file)
+
+    def grading(grader, chunk):
+        assert ahead.wait(30)
+        return grade_read(grader, chunk)
+
+    monkeypatch.setattr(Grader, "read", reading)
+    monkeypatch.setattr(Grader, "_grade_read", grading)
+    named = find_xrays([knees])
+    assert [xray.file for xray in Grader(str(model)).grade(named)] == files == named
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
