@@ -33,8 +33,9 @@ NETWORK_FILE = "openvino_{}.xml"  # of an export; the weights lie in the .bin be
 EXPORT_FILE = "openvino.json"  # of an export: its precision, and what it was made of
 INPUT, OUTPUTS = "pixel_values", ("logits", "flipped_logits", "features")
 PREPROCESSING_FILE = "preprocessing.json"  # of a cache's entry
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-_PART = 4  # images of one request: what is computed of more fits the caches of a processor less well
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
+# Images of one request: what is computed of more fits the caches of a processor less well.
+_PARTS = {GRADING: 2, FINDING: 16}
 _SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
 
 
@@ -62,8 +63,8 @@ class OpenVINOModel(GradesXrays):
 
     Args:
         name: model folder or Hub id, or a folder that `clip-koa export-openvino` wrote.
-        precision: fp32, int8 (of an export alone), bf16, or auto, bf16 where the processor has it; default: that of
-            the export, else fp32.
+        precision: fp32, int8 (of an export alone), bf16, or auto, bf16 where the processor has it, which of an export
+            is for what is not in 8 bits; default: that of the export, else fp32.
         keep: keep the compiled networks for the next start.
 
     Raises:
@@ -97,11 +98,9 @@ class OpenVINOModel(GradesXrays):
 
     def _precision(self, asked: str | None) -> str:
         own = self._export["precision"] if self._export else None
-        if own and asked not in (None, own):
+        if own and asked not in (None, own, "auto"):
             raise CheckpointError(f"{self._name} is an export in {own}: leave --precision {asked} out.")
-        if own:
-            return own
-        if asked == "int8":
+        if asked == "int8" and not own:
             raise CheckpointError(
                 f"--precision int8: {self._name} must be calibrated for it (clip-koa export-openvino {self._name} "
                 "FOLDER --data_dir XRAYS); then name that FOLDER as --model."
@@ -109,7 +108,10 @@ class OpenVINOModel(GradesXrays):
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if asked == "bf16" and not has_bf16:
             raise CheckpointError("--precision bf16: this processor does not compute in it; use fp32.")
-        return "bf16" if has_bf16 and asked in ("bf16", "auto") else "fp32"
+        rough = has_bf16 and asked in ("bf16", "auto")
+        if own:
+            return f"{own}+bf16" if rough else own
+        return "bf16" if rough else "fp32"
 
     def _options(self, streams: int) -> dict:
         return {
@@ -187,7 +189,7 @@ class OpenVINOModel(GradesXrays):
         images = pixel_values.contiguous().numpy()
         streams = self._threads if len(images) >= self._threads else 1
         network, requests = self._network(part, streams), []
-        for some in np.array_split(images, streams * math.ceil(len(images) / (streams * _PART))):
+        for some in np.array_split(images, streams * math.ceil(len(images) / (streams * _PARTS[part]))):
             if len(some):
                 requests.append(network.create_infer_request())
                 requests[-1].start_async([some], share_inputs=True)

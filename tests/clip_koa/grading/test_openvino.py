@@ -130,7 +130,7 @@ def test_in_how_many_parts_and_by_how_many_threads_changes_nothing(folder, monke
         torch.set_num_threads(threads)
     alone = [model.grade(picture) for picture in PICTURES]
     for size in (4, 1):
-        monkeypatch.setattr(openvino_network, "_PART", size)
+        monkeypatch.setitem(openvino_network._PARTS, openvino_network.GRADING, size)
         _same(model.grade(PICTURES), alone)
     with ThreadPoolExecutor(3) as pool:
         for found in pool.map(model.grade, [PICTURES] * 6):
