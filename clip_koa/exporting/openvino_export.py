@@ -37,10 +37,11 @@ _MEASURED_XRAYS = 2000  # of validation, at most
 _BATCH_SIZE = 16
 # Windows of a crop that the finding network is calibrated on: the whole, and the parts that a search comes by.
 _WINDOWS = (1.0, 0.7)
-# What stays in fp32, as it is little work and rounding there costs most: the patches' embedding, and what the class
-# token passes alone, from the last block's attention to the logits.
+# What stays in fp32, as it is little work and rounding there costs most: how patches are embedded, the first block's
+# last product, and what the class token passes alone, from the last block's attention to the logits.
 _IN_FP32 = (
     r".*patch_embedding/.*",
+    r".*layers\.0\.mlp\.fc2/.*",
     r".*layers\.{last}\.(self_attn\.(q_proj|out_proj)|mlp\.fc[12])/.*",
     r".*visual_projection/.*",
     r"aten::matmul/.*",
