@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 
 from .frames_clip_koa import inside_of_frames
 
@@ -100,14 +100,21 @@ def _metal(values: np.ndarray) -> float:
     """
     low, top = _percentiles(values, (1, 99.5))
     scale = max(1, top - low)
-    bright = Image.fromarray(np.where(values >= top - _BRIGHT * scale, 255, 0).astype(np.uint8))
-    wide = bright.filter(ImageFilter.MinFilter(_WIDTH)).filter(ImageFilter.MaxFilter(_WIDTH))
-    mask = np.asarray(wide) > 0
-    edge = mask & (np.asarray(wide.filter(ImageFilter.MinFilter(3))) == 0)
+    bright = values >= top - _BRIGHT * scale
+    mask = ~_lowest_near(~_lowest_near(bright, _WIDTH), _WIDTH)
+    edge = mask & ~_lowest_near(mask, 3)
     if not edge.any():
         return 0.0
-    darkest = np.asarray(Image.fromarray(values).filter(ImageFilter.MinFilter(2 * _EDGE + 1)))
+    darkest = _lowest_near(values, 2 * _EDGE + 1)
     sharp = darkest[edge] <= top - _DARKER * scale
     height, width = mask.shape
     middle = mask[height // 8 : height - height // 8, width // 8 : width - width // 8]
     return int(middle.sum()) / middle.size * (int(sharp.sum()) / sharp.size) ** 2
+
+
+def _lowest_near(values: np.ndarray, width: int) -> np.ndarray:
+    """The lowest of the values in a square of this width about each, as far as it lies inside."""
+    for _ in range(2):
+        padded = np.pad(values, ((width // 2, width // 2), (0, 0)), mode="edge")
+        values = np.minimum.reduce([padded[start : start + len(values)] for start in range(width)]).T
+    return values

@@ -37,6 +37,15 @@ _MEASURED_XRAYS = 2000  # of validation, at most
 _BATCH_SIZE = 16
 # Windows of a crop that the finding network is calibrated on: the whole, and the parts that a search comes by.
 _WINDOWS = (1.0, 0.7)
+# What stays in fp32, as it is little work and rounding there costs most: how patches are embedded, the first block's
+# last product, and what the class token passes alone, from the last block's attention to the logits.
+_IN_FP32 = (
+    r".*patch_embedding/.*",
+    r".*layers\.0\.mlp\.fc2/.*",
+    r".*layers\.{last}\.(self_attn\.(q_proj|out_proj)|mlp\.fc[12])/.*",
+    r".*visual_projection/.*",
+    r"aten::matmul/.*",
+)
 
 
 @dataclass(frozen=True)
@@ -122,23 +131,29 @@ def measure(exported: GradesXrays, model: GradesXrays, xrays: list[Xray]) -> Mea
 def _quantize(model: CLIPKOAForImageClassification, xrays: list[Xray]) -> dict:
     """The networks of a model with weights and inputs of their matrix products in 8 bits."""
     networks, pictures = convert(model), list(_pictures(xrays))
+    last = model.config.vision_config.num_hidden_layers - 1
+    kept = {GRADING: [pattern.format(last=last) for pattern in _IN_FP32]}
     samples = {GRADING: [model.beside.preprocess([picture]).numpy() for picture in pictures]}
     if FINDING in networks:
         locator = model.beside.locator
         windows = [window for picture in pictures for window in _windows(picture, locator.window)]
         samples[FINDING] = [locator.pixels([window]).numpy() for window in windows]
-    return {part: _quantized(network, samples[part]) for part, network in networks.items()}
+    return {part: _quantized(network, samples[part], kept.get(part, [])) for part, network in networks.items()}
 
 
-def _quantized(network, samples: list[np.ndarray]):
-    """A network calibrated on samples (1, 3, H, W): weights in 8 bits a channel, symmetric, inputs asymmetric."""
+def _quantized(network, samples: list[np.ndarray], in_fp32: list[str]):
+    """A network calibrated on samples (1, 3, H, W): weights in 8 bits a channel, symmetric, inputs asymmetric.
+
+    Args:
+        in_fp32: patterns of the operations that stay as they are.
+    """
     import_openvino()
     with quiet():
         import nncf
 
         return nncf.quantize(
             network, nncf.Dataset(samples), subset_size=len(samples), model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.MIXED,
+            preset=nncf.QuantizationPreset.MIXED, ignored_scope=nncf.IgnoredScope(patterns=in_fp32, validate=False),
         )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """What is written for each graded file besides its rows: heat maps, DICOM results."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import Protocol
 
 from clip_koa.grading.grader import GradedXray
@@ -30,13 +29,12 @@ class Attachments:
         """Whether nothing is to be written for the X-ray of a table's row."""
         return all(kind.is_there(row) for kind in self.kinds)
 
-    def passing(self, xrays: Iterable[GradedXray]) -> Iterator[GradedXray]:
-        """Gives X-rays on, all knees of a file once they are there, after their attachments were written."""
-        for _, knees in groupby(xrays, key=lambda xray: xray.file):
-            knees = list(knees)
+    def passing(self, entries: Iterable[list[GradedXray]]) -> Iterator[list[GradedXray]]:
+        """Gives the X-rays of each file on after their attachments were written."""
+        for entry in entries:
             for kind in self.kinds:
-                kind.write(knees)
-            yield from knees
+                kind.write(entry)
+            yield entry
 
     def finish(self) -> None:
         """Does what is done once all are written."""

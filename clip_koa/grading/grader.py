@@ -1,14 +1,17 @@
 """From X-ray files to grades: one reader for all formats, then the model's own `grade`."""
 
 import math
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from clip_koa.grading.backends import choose_backend, load_model
-from clip_koa.grading.pairs import whole_pairs
 from clip_koa.grading.polarity import LEAST_UNLIKE, is_doubtful, negative, unlikeness
 from clip_koa.grading.sources import read_xray, try_to_read
 from dataset_script.radiograph import Radiograph, RadiographError
@@ -20,6 +23,7 @@ from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
 BATCH_SIZE = 16
 FRAMINGS = ("auto", "as_is")
 _MOST_PIXELS = 32_000_000  # read before they are graded: a batch of large films would fill the memory
+_Read = tuple[str | Path, Radiograph | RadiographError]  # a file, and what was read of it
 NO_KNEE = "no knee seen from the front was found in it; --framing as_is grades an X-ray as it is."
 
 
@@ -100,6 +104,9 @@ class Grader:
         self.keep_polarity, self.level, self.pairs, self.readings = keep_polarity, level, pairs, readings
         self.backend = choose_backend(name, device) if backend == "auto" else backend
         self.model, self.precision = load_model(name, self.backend, precision, device)
+        # Two batches at once keep all cores at work in OpenVINO. PyTorch's model is used by one thread at a time.
+        self._at_once = 2 if self.backend == "openvino" else 1
+        self._turn = nullcontext() if self.backend == "openvino" else threading.Lock()
         set_rule, _ = self.model.calibration_at(level)
         if pairs is not None:
             pair_prior(self.model.beside.calibration)  # raises where there is none
@@ -117,9 +124,49 @@ class Grader:
 
         One that can't be read, or in which no knee is found, gives its error instead of a grade.
         """
-        for batch in whole_pairs(files, BATCH_SIZE, lambda file: str(file) in (self.pairs or ())):
-            for entry in self.grade_batch(batch, map(self.read, batch), self.pairs):
-                yield from entry
+        for entry in self.grade_each(files):
+            yield from entry
+
+    def grade_each(self, files: Iterable[str | Path]) -> Iterator[list[GradedXray]]:
+        """As `grade`, but for each file a list: of its X-ray, or of one for each knee in it.
+
+        Files are read while those before them are graded. Who stops it gets what is being graded before
+        `KeyboardInterrupt`.
+        """
+        entries = self._grade_ahead((file, self.read(file)) for file in files)
+        for entry in entries:
+            together = [entry]
+            if entry[0].file in (self.pairs or ()):
+                together.append(next(entries))
+            if self.pairs is not None:
+                self._combine(together, self.pairs)
+            yield from together
+
+    def _grade_ahead(self, read: Iterator[_Read]) -> Iterator[list[GradedXray]]:
+        """What `_grade_read` gives, in order, by other threads, while this one reads."""
+        at_work = deque()
+
+        def done() -> list[list[GradedXray]]:
+            entries = at_work[0][0].result()
+            at_work.popleft()
+            return entries
+
+        with ThreadPoolExecutor(self._at_once) as threads:
+            try:
+                for chunk, pixels in _chunks(read):
+                    at_work.append((threads.submit(self._grade_read, chunk), pixels))
+                    del chunk  # its X-rays may fill the memory
+                    while len(at_work) > self._at_once or sum(size for _, size in at_work) >= _MOST_PIXELS:
+                        yield from done()
+                while at_work:
+                    yield from done()
+            except KeyboardInterrupt:
+                for grading in [grading for grading, _ in at_work if not grading.cancel()]:
+                    yield from grading.result()
+                raise
+            finally:
+                for grading, _ in at_work:
+                    grading.cancel()
 
     def read(self, file: str | Path) -> Radiograph | RadiographError:
         """What `read_xray` gives of a file, or says of one that cannot be read."""
@@ -134,7 +181,7 @@ class Grader:
             read: what `read` gives of each file; it is taken when it is needed.
             firsts: combine the grades of pairs, of which these are the first files. None: combine none.
         """
-        entries = self._grade_read(files, read)
+        entries = [entry for chunk, _ in _chunks(zip(files, read, strict=True)) for entry in self._grade_read(chunk)]
         if firsts is not None:
             self._combine(entries, firsts)
         return entries
@@ -180,7 +227,8 @@ class Grader:
 
     def explain_picture(self, picture: Image.Image, grade: int, against: int | None = None) -> Explanation:
         """The heat map of a picture that `read_radiograph` gave; raises as `explain`."""
-        return self.model.explain(picture, grade, against, keep_polarity=True)
+        with self._turn:
+            return self.model.explain(picture, grade, against, keep_polarity=True)
 
     def explain(self, xray: GradedXray, against: int | None = None) -> Explanation:
         """The heat map of a graded X-ray: what speaks for its grade, or for it rather than `against`.
@@ -230,26 +278,17 @@ class Grader:
         )
         return list(zip(radiographs, films, strict=True))
 
-    def _grade_read(self, files: list, read: Iterable[Radiograph | RadiographError]) -> list[list[GradedXray]]:
-        entries: list[list[GradedXray]] = []
-        waiting, pixels = [], 0
-        for place, (file, radiograph) in enumerate(zip(files, read, strict=True)):
-            if isinstance(radiograph, Radiograph):
-                waiting.append((place, radiograph))
-                pixels += math.prod(radiograph.image.size)
-                entries.append([])
-            else:
-                entries.append([GradedXray(str(file), error=str(radiograph))])
-            if pixels >= _MOST_PIXELS or place == len(files) - 1:
-                self._fill(entries, files, waiting)
-                waiting, pixels = [], 0
-        return entries
-
-    def _fill(self, entries: list[list[GradedXray]], files: list, waiting: list[tuple[int, Radiograph]]) -> None:
-        """Grades radiographs that were read, and puts them in their files' places among the entries."""
-        films = self._grade_films([radiograph for _, radiograph in waiting]) if waiting else []
-        for (place, _), (radiograph, grades) in zip(waiting, films, strict=True):
-            entries[place] = self._all_graded(str(files[place]), radiograph, grades)
+    def _grade_read(self, chunk: list[_Read]) -> list[list[GradedXray]]:
+        """For each file its X-ray, or one for each knee in it; or the error that reading it gave."""
+        radiographs = [radiograph for _, radiograph in chunk if isinstance(radiograph, Radiograph)]
+        with self._turn:
+            films = iter(self._grade_films(radiographs) if radiographs else [])
+        return [
+            self._all_graded(str(file), *next(films))
+            if isinstance(radiograph, Radiograph)
+            else [GradedXray(str(file), error=str(radiograph))]
+            for file, radiograph in chunk
+        ]
 
     def _all_graded(self, file: str, radiograph: Radiograph, grades: list[Grade]) -> list[GradedXray]:
         """An X-ray's knees, or the error that none is in it."""
@@ -261,3 +300,17 @@ class Grader:
     def _graded(file: str, radiograph: Radiograph, grade: Grade) -> GradedXray:
         side = grade.side or radiograph.laterality or ""
         return GradedXray(file, replace(grade, inverted=radiograph.inverted != grade.inverted), side)
+
+
+def _chunks(read: Iterable[_Read]) -> Iterator[tuple[list[_Read], int]]:
+    """Files and what was read of them, so many as are graded together, and of how many pixels they are."""
+    chunk, pixels = [], 0
+    for file, radiograph in read:
+        chunk.append((file, radiograph))
+        if isinstance(radiograph, Radiograph):
+            pixels += math.prod(radiograph.image.size)
+        if len(chunk) == BATCH_SIZE or pixels >= _MOST_PIXELS:
+            yield chunk, pixels
+            chunk, pixels = [], 0
+    if chunk:
+        yield chunk, pixels

@@ -1,5 +1,7 @@
 """Grades as lines for a person to read."""
 
+from itertools import chain
+
 from clip_koa.files import as_text
 from clip_koa.grading.attachments import Attachments
 from clip_koa.grading.grader import GradedXray, Grader
@@ -13,7 +15,7 @@ def print_grades(grader: Grader, files: list[str], level: float, attachments: At
         + "  ".join(f"{label:>12}" for label in grader.labels)
     )
     unread = 0
-    for xray in attachments.passing(grader.grade(files)):
+    for xray in chain.from_iterable(attachments.passing(grader.grade_each(files))):
         if xray.reason:
             unread += 1
             print(f"{as_text(xray.file):{width}}  not graded: {as_text(xray.reason)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +33,9 @@ NETWORK_FILE = "openvino_{}.xml"  # of an export; the weights lie in the .bin be
 EXPORT_FILE = "openvino.json"  # of an export: its precision, and what it was made of
 INPUT, OUTPUTS = "pixel_values", ("logits", "flipped_logits", "features")
 PREPROCESSING_FILE = "preprocessing.json"  # of a cache's entry
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
+# Images of one request: what is computed of more fits the caches of a processor less well.
+_PARTS = {GRADING: 2, FINDING: 16}
 _SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
 
 
@@ -51,12 +55,16 @@ class OpenVINOModel(GradesXrays):
     """The networks of a checkpoint, or of an export in 8 bits, compiled for this machine's processor.
 
     They are converted from the PyTorch module, compiled, and kept by `openvino_cache`. Started again, it imports them
-    alone: neither the weights are read then, nor what of transformers runs networks.
+    alone: neither the weights are read then, nor what of transformers runs networks. Several threads may grade with
+    one model.
+
+    A single image is computed by all threads together. Of as many as there are threads each thread computes some by
+    itself, which is faster: none waits for another.
 
     Args:
         name: model folder or Hub id, or a folder that `clip-koa export-openvino` wrote.
-        precision: fp32, int8 (of an export alone), bf16, or auto, bf16 where the processor has it; default: that of
-            the export, else fp32.
+        precision: fp32, int8 (of an export alone), bf16, or auto, bf16 where the processor has it, which of an export
+            is for what is not in 8 bits; default: that of the export, else fp32.
         keep: keep the compiled networks for the next start.
 
     Raises:
@@ -71,9 +79,11 @@ class OpenVINOModel(GradesXrays):
         self.config = load_config(self._name)
         self.precision = self._precision(precision)
         self._checkpoint: CLIPKOAForImageClassification | None = None
-        self._compiled = {}
+        self._threads, self._lock = torch.get_num_threads(), threading.Lock()
+        self._networks = {}  # by their part and how many streams of threads they have
+        self._blobs = {}  # by their part, what `import_model` reads
         self.entry = find_entry(self._name, self._entry_name()) if keep else None
-        self.was_compiled = self.entry is None or not self._import()
+        self.was_compiled = self.entry is None or not self._read_entry()
         if self.was_compiled:
             self._compile(keep)
 
@@ -88,11 +98,9 @@ class OpenVINOModel(GradesXrays):
 
     def _precision(self, asked: str | None) -> str:
         own = self._export["precision"] if self._export else None
-        if own and asked not in (None, own):
+        if own and asked not in (None, own, "auto"):
             raise CheckpointError(f"{self._name} is an export in {own}: leave --precision {asked} out.")
-        if own:
-            return own
-        if asked == "int8":
+        if asked == "int8" and not own:
             raise CheckpointError(
                 f"--precision int8: {self._name} must be calibrated for it (clip-koa export-openvino {self._name} "
                 "FOLDER --data_dir XRAYS); then name that FOLDER as --model."
@@ -100,33 +108,53 @@ class OpenVINOModel(GradesXrays):
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if asked == "bf16" and not has_bf16:
             raise CheckpointError("--precision bf16: this processor does not compute in it; use fp32.")
-        return "bf16" if has_bf16 and asked in ("bf16", "auto") else "fp32"
+        rough = has_bf16 and asked in ("bf16", "auto")
+        if own:
+            return f"{own}+bf16" if rough else own
+        return "bf16" if rough else "fp32"
 
-    @property
-    def _options(self) -> dict:
+    def _options(self, streams: int) -> dict:
         return {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],  # never what OpenVINO thinks best for the machine
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": streams,
             "ENABLE_CPU_PINNING": False,  # several processes would be bound to the same cores
         }
 
-    def _import(self) -> bool:
+    def _read_entry(self) -> bool:
         """Takes what an entry of the cache holds; returns whether it could."""
         try:
             preprocess = _read_preprocessing(self.entry / PREPROCESSING_FILE, self._name, self.config)
-            self._compiled = {GRADING: self._import_network(GRADING)}
-        except (OSError, ValueError, KeyError, RuntimeError):  # a disk that was full, a file that was edited
-            forget_entry(self.entry)
-            self.entry = None
+            blobs = {path.stem: np.memmap(path, dtype=np.uint8, mode="r") for path in self.entry.glob("*.blob")}
+            self._blobs = {GRADING: blobs[GRADING], **blobs}
+        except (OSError, ValueError, KeyError):  # a disk that was full, a file that was edited
+            self._forget_entry()
             return False
         self.beside = Beside.read(self._name, self.config, preprocess)
         return True
 
-    def _import_network(self, part: str):
-        openvino = import_openvino()
-        content = np.memmap(self.entry / f"{part}.blob", dtype=np.uint8, mode="r")
-        return self._core.import_model(openvino.Tensor(content), "CPU", self._options)
+    def _forget_entry(self) -> None:
+        forget_entry(self.entry)
+        self.entry = None
+
+    def _network(self, part: str, streams: int):
+        """A compiled network, imported when it is first asked for."""
+        with self._lock:
+            if (part, streams) not in self._networks:
+                self._networks[part, streams] = self._import_network(part, streams)
+            return self._networks[part, streams]
+
+    def _import_network(self, part: str, streams: int):
+        content = import_openvino().Tensor(self._blobs[part])
+        try:
+            return self._core.import_model(content, "CPU", self._options(streams))
+        except RuntimeError:
+            if self.was_compiled:
+                raise
+            self.was_compiled = True
+            self._forget_entry()
+            self._compile(keep=True)
+            return self._import_network(part, streams)
 
     def _compile(self, keep: bool) -> None:
         """Compiles the networks, and keeps them for the next start if they are to be."""
@@ -138,15 +166,14 @@ class OpenVINOModel(GradesXrays):
         else:
             model, _ = load_checkpoint(self._name, dtype=torch.float32)
             networks, self.beside = convert(model), model.beside
-        files = {PREPROCESSING_FILE: _kept_preprocessing(self.beside.preprocess)}
         with readable(self._name):
             for part, network in networks.items():
-                self._compiled[part] = self._core.compile_model(network, "CPU", self._options)
-                if keep:
-                    content = io.BytesIO()
-                    self._compiled[part].export_model(content)
-                    files[f"{part}.blob"] = content.getvalue()
+                content = io.BytesIO()
+                self._core.compile_model(network, "CPU", self._options(1)).export_model(content)
+                self._blobs[part] = np.frombuffer(content.getbuffer(), np.uint8)
         if keep:  # named anew, for the files of a Hub id are all there only now
+            files = {PREPROCESSING_FILE: _kept_preprocessing(self.beside.preprocess)}
+            files |= {f"{part}.blob": blob for part, blob in self._blobs.items()}
             self.entry = keep_entry(self._name, self._entry_name(), files)
 
     def grade_pixels(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -159,11 +186,18 @@ class OpenVINOModel(GradesXrays):
         return tokens
 
     def _run(self, part: str, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        if part not in self._compiled:
-            with readable(self._name):
-                self._compiled[part] = self._import_network(part)
-        found = self._compiled[part](pixel_values.contiguous().numpy(), share_inputs=True)
-        return [torch.from_numpy(output) for output in found.values()]
+        images = pixel_values.contiguous().numpy()
+        streams = self._threads if len(images) >= self._threads else 1
+        network, requests = self._network(part, streams), []
+        for some in np.array_split(images, streams * math.ceil(len(images) / (streams * _PARTS[part]))):
+            if len(some):
+                requests.append(network.create_infer_request())
+                requests[-1].start_async([some], share_inputs=True)
+        found = []
+        for request in requests:
+            request.wait()
+            found.append([tensor.data for tensor in request.output_tensors])
+        return [torch.from_numpy(np.concatenate(same)) for same in zip(*found, strict=True)]
 
     @property
     def can_find_knees(self) -> bool:

@@ -84,5 +84,4 @@ class GradingProcess:
             self.grader.read(file) if radiograph is None else radiograph
             for file, radiograph in zip(files, radiographs, strict=True)
         )  # fmt: skip
-        graded = (xray for entry in self.grader.grade_batch(files, whole, firsts) for xray in entry)
-        return Graded(waiting, entries_of(graded))
+        return Graded(waiting, entries_of(self.grader.grade_batch(files, whole, firsts)))

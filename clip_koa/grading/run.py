@@ -1,8 +1,8 @@
 """`clip-koa grade`: files are found, graded here or by a cluster, and printed or kept in a table."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -192,16 +192,25 @@ def write_table(grader: Grader, table: GrowingTable, attachments: Attachments | 
     """Grades what the table has no row of, and puts it in its place; returns how many X-rays were not graded."""
 
     def grade(table: GrowingTable) -> Iterator[tuple[list[Waiting], list[list[dict]]]]:
-        for waiting in table.batches(BATCH_SIZE):
-            graded = grader.grade([xray.file for xray in waiting])
-            yield waiting, entries_of((attachments or Attachments()).passing(graded))
+        batches, graded = deque(), []
+
+        def files() -> Iterator[str]:
+            for waiting in table.batches(BATCH_SIZE):
+                batches.append(waiting)
+                yield from (xray.file for xray in waiting)
+
+        for entry in (attachments or Attachments()).passing(grader.grade_each(files())):
+            graded.append(entry)
+            if len(graded) == len(batches[0]):
+                yield batches.popleft(), entries_of(graded)
+                graded = []
 
     return fill_table(table, grade)
 
 
-def entries_of(graded: Iterable[GradedXray]) -> list[list[dict]]:
-    """The rows of graded X-rays, a list for each file: one row, or one for each knee of a film."""
-    return [list(entry) for _, entry in groupby(map(table_row, graded), key=lambda row: row["file"])]
+def entries_of(graded: Iterable[list[GradedXray]]) -> list[list[dict]]:
+    """The rows of each file's X-rays: one row, or one for each knee of a film."""
+    return [list(map(table_row, entry)) for entry in graded]
 
 
 def fill_table(

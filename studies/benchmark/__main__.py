@@ -17,7 +17,8 @@ Sections:
   profile    what a training step spends its time on
   loader     X-rays per second of the loader over those of a training step; memory of the loader as the corpus grows
   memory     peak memory of a training step under each lever
-  growth     X-rays per second and memory of clip-koa grade for archives of 1,000 to 100,000 X-rays, with a tiny model
+  growth     X-rays per second and memory of clip-koa grade for archives of 1,000 to 100,000 X-rays, with a tiny model;
+             with the released model in fp32 and int8 over its network alone, for up to 10,000
   cluster    X-rays per second of clip-koa grade --ray local on two cores over two separate runs; memory of its driver
   busy       grading and a training step beside processes that use every core, for each way that threads wait
 Weights are random, which costs the same. docs/performance.md holds the figures.
@@ -36,7 +37,7 @@ from modeling_clip_koa import PROMPT_SETS
 from studies.benchmark.backends import measure_backends
 from studies.benchmark.busy import measure_busy
 from studies.benchmark.cluster import measure_ceilings, measure_cluster, measure_driver
-from studies.benchmark.growth import measure_growth
+from studies.benchmark.growth import measure_archive, measure_growth
 from studies.benchmark.inference import measure_inference
 from studies.benchmark.loading import measure_loader
 from studies.benchmark.measure import MODELS, device
@@ -70,7 +71,7 @@ def run_section(section: str, options: argparse.Namespace) -> dict:
     if section == "profile":
         return profile_training(*common)
     if section == "growth":
-        return measure_growth(options.archives)
+        return measure_growth(options.archives) | measure_archive(options.archives)
     if section == "cluster":
         measured = measure_cluster(options.model, options.batch_size * 10, options.rounds)
         return {**measured, **measure_ceilings(), **measure_driver(options.archives)}

@@ -42,7 +42,10 @@ def _ways(folder: Path, images: list[Image.Image]) -> dict[str, Callable]:
         fast = Grader(str(folder), backend="openvino", precision="auto")
         graders[f"OpenVINO {fast.precision}"] = fast
     if find_spec("openvino") and find_spec("nncf"):
-        graders["OpenVINO int8"] = Grader(str(_in_int8(folder)), backend="openvino")
+        exported = str(_in_int8(folder))
+        graders["OpenVINO int8"] = Grader(exported, backend="openvino")
+        fast = Grader(exported, backend="openvino", precision="auto")
+        graders[f"OpenVINO {fast.precision}"] = fast
     if find_spec("onnx") and find_spec("onnxruntime"):
         from clip_koa.exporting.export import export
 

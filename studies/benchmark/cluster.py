@@ -151,7 +151,7 @@ def measure_ceilings(count: int = 2000) -> dict[str, dict]:
             def keep():
                 for waiting in table.batches(BATCH_SIZE):
                     grade = Grade(2, "KL2 mild", "definite", views, views, views, confidence_set=(1, 2))
-                    table.add(waiting, entries_of(GradedXray(xray.file, grade, "L") for xray in waiting))
+                    table.add(waiting, entries_of([GradedXray(xray.file, grade, "L")] for xray in waiting))
                 table.finish()
 
             writing = _processor_time(keep, 1) / count

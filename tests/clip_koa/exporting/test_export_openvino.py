@@ -11,10 +11,14 @@ from clip_koa.commands import main  # noqa: E402
 from clip_koa.exporting.openvino_export import spread  # noqa: E402
 from clip_koa.grading.grader import Grader  # noqa: E402
 from clip_koa.grading.openvino_cache import CACHE_VARIABLE  # noqa: E402
+from clip_koa.grading.openvino_network import import_openvino  # noqa: E402
 from clip_koa.localisation.fit import new_locator  # noqa: E402
 from clip_koa.training.checkpoints import save_model_folder  # noqa: E402
 from dataset_script.synthetic import draw_knee  # noqa: E402
 from modeling_clip_koa.localisation_clip_koa import locator_file  # noqa: E402
+
+# What stays in fp32.
+KEPT = {"patch_embedding", "q_proj", "out_proj", "fc1", "fc2", "visual_projection", "aten::matmul"}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,20 @@ def test_an_export_in_8_bits_grades_nearly_as_its_checkpoint(tiny_start, corpus,
     for one, other in zip(rough.model.grade(pictures), whole.model.grade(pictures), strict=True):
         assert one.probabilities != other.probabilities
         assert one.probabilities == pytest.approx(other.probabilities, abs=0.05)
+    core = import_openvino().Core()
+    network = core.read_model(output / "openvino_grading.xml")
+    kept = {op.get_friendly_name() for op in network.get_ops() if op.get_type_name() in ("Convolution", "MatMul")} - {
+        op.get_friendly_name()
+        for op in network.get_ops()
+        if any(part.get_node().get_type_name() == "FakeQuantize" for part in op.input_values())
+    }
+    assert {name.split("/")[0].rsplit(".", 1)[-1] for name in kept} == KEPT
+    mixed = Grader(str(output), precision="auto", backend="openvino")
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert mixed.precision == ("int8+bf16" if has_bf16 else "int8")
+    for one, other in zip(mixed.model.grade(pictures), rough.model.grade(pictures), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.03)
+        assert (one.probabilities != other.probabilities) == has_bf16
     sizes = [(folder / "openvino_grading.bin").stat().st_size for folder in (output,)]
     assert sizes[0] < (checkpoint / "model.safetensors").stat().st_size
 

@@ -19,7 +19,7 @@ from clip_koa.grading import run
 from clip_koa.grading.grade_table import COLUMNS, FORMATS, GradeTableError, read_rows, table_at, table_row
 from clip_koa.grading.grader import GradedXray
 from clip_koa.grading.growing_table import GrowingTable
-from clip_koa.grading.run import write_table
+from clip_koa.grading.run import entries_of, write_table
 from clip_koa.locks import InUseError
 from modeling_clip_koa import Grade
 
@@ -34,7 +34,7 @@ class FileGrader:
     def __init__(self, seconds: float = 0.0):
         self.asked, self.seconds = [], seconds
 
-    def grade(self, files):
+    def grade_each(self, files):
         """One `GradedXray` for each file; no digit is an error."""
         for file in files:
             self.asked.append(os.path.basename(file))
@@ -42,10 +42,10 @@ class FileGrader:
             with open(file) as content:
                 digit = content.read()
             if not digit.isdecimal():
-                yield GradedXray(file, error=f"{file} is no X-ray.")
+                yield [GradedXray(file, error=f"{file} is no X-ray.")]
                 continue
             shares = tuple(0.6 if grade == int(digit) else 0.1 for grade in range(5))
-            yield GradedXray(file, Grade(int(digit), f"KL{digit}", "", shares, shares, shares), laterality="L")
+            yield [GradedXray(file, Grade(int(digit), f"KL{digit}", "", shares, shares, shares), laterality="L")]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_all_formats_hold_the_same_rows_and_are_read_back(path, archive):
     assert all(list(row) == list(COLUMNS) and row["made_by"] == MADE_BY for row in rows)
     assert [row["grade"] for row in rows].count(3) == 4 and sum(row["error"] is not None for row in rows) == 1
     assert {row["flip_agreement"] for row in rows} == {True, None}
-    expected = [table_row(xray) for xray in FileGrader().grade(files)]
+    expected = [table_row(xray) for (xray,) in FileGrader().grade_each(files)]
     for row, other in zip(rows, expected, strict=True):
         assert {name: row[name] for name in list(COLUMNS)[:-3]} == {name: other[name] for name in list(COLUMNS)[:-3]}
     # As other programs read them.
@@ -137,7 +137,7 @@ def test_a_table_begun_over_nine_goes_on_over_eight_or_ten(path, archive):
         with GrowingTable(path) as table:
             table.begin(files, MADE_BY)
             waiting = next(table.batches(4))
-            table.add(waiting, ([table_row(graded)] for graded in FileGrader().grade(xray.file for xray in waiting)))
+            table.add(waiting, entries_of(FileGrader().grade_each(xray.file for xray in waiting)))
         assert not path.exists()
         _, asked = _bring_up_to_date(path, named)
         assert asked == [os.path.basename(file) for file in named if file not in files[:4]]
@@ -183,7 +183,7 @@ def test_rows_of_other_code_stay_and_are_counted(path, archive, capsys):
     with GrowingTable(path) as table:  # stopped after the first of them, and gone on with
         table.begin(files, new)
         waiting = next(table.batches(1))
-        table.add(waiting, ([table_row(graded)] for graded in FileGrader().grade(xray.file for xray in waiting)))
+        table.add(waiting, entries_of(FileGrader().grade_each(xray.file for xray in waiting)))
     assert _bring_up_to_date(path, files, made_by=new) == (0, ["d.png"])
     assert f"2{counted}" in capsys.readouterr().out
     rows = [(row["grade"], row["made_by"].split()[1]) for row in _rows(path)]
@@ -259,7 +259,7 @@ def test_a_row_that_is_missing_keeps_the_table_from_being_called_done(path, arch
     files = archive(a=0, b=1)
     with GrowingTable(path) as table:
         table.begin(files, MADE_BY)
-        table.add([*next(table.batches(1))], ([table_row(graded)] for graded in FileGrader().grade(files[:1])))
+        table.add([*next(table.batches(1))], entries_of(FileGrader().grade_each(files[:1])))
         with pytest.raises(GradeTableError, match=r"has no row of .*b\.png"):
             table.finish()
         assert not path.exists()
@@ -282,7 +282,7 @@ def test_a_full_disk_is_told_by_name_and_gone_on_with(path, archive):
     with GrowingTable(path) as table:
         table.begin(files, MADE_BY)
         for waiting in table.batches(16):
-            table.add(waiting, ([table_row(graded)] for graded in FileGrader().grade(xray.file for xray in waiting)))
+            table.add(waiting, entries_of(FileGrader().grade_each(xray.file for xray in waiting)))
     with largest_file(4_000), pytest.raises(WriteError) as refused:
         _bring_up_to_date(path, files)
     assert str(refused.value) == f"{path} could not be written: File too large."

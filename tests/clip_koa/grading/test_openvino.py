@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ pytest.importorskip("openvino", reason="needs the extra openvino")
 
 from clip_koa.calibration.typicality import typicality_block  # noqa: E402
 from clip_koa.commands import main  # noqa: E402
-from clip_koa.grading import openvino_cache, openvino_network  # noqa: E402
+from clip_koa.grading import grader, openvino_cache, openvino_network  # noqa: E402
 from clip_koa.grading.backends import choose_backend  # noqa: E402
 from clip_koa.grading.grader import Grader  # noqa: E402
 from clip_koa.grading.model_loading import CheckpointError  # noqa: E402
@@ -107,6 +109,54 @@ def test_a_damaged_entry_is_compiled_anew(folder, compiled, tmp_path, monkeypatc
     assert again.was_compiled and again.entry == entry
     assert json.loads((entry / "preprocessing.json").read_text())["settings"]["do_resize"] is True
     assert not OpenVINOModel(folder).was_compiled
+
+
+def test_a_damaged_network_is_compiled_anew(folder, compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv(openvino_cache.CACHE_VARIABLE, str(tmp_path))
+    entry = OpenVINOModel(folder).entry
+    (entry / "grading.blob").write_bytes(b"no network")
+    again = OpenVINOModel(folder)
+    _same(again.grade(PICTURES), compiled.grade(PICTURES))
+    assert again.entry == entry and (entry / "grading.blob").stat().st_size > 1000
+    assert not OpenVINOModel(folder).was_compiled
+
+
+def test_in_how_many_parts_and_by_how_many_threads_changes_nothing(folder, monkeypatch):
+    """A batch is computed in parts by threads that wait for none; a single X-ray by all of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = OpenVINOModel(folder)
+    finally:
+        torch.set_num_threads(threads)
+    alone = [model.grade(picture) for picture in PICTURES]
+    for size in (4, 1):
+        monkeypatch.setitem(openvino_network._PARTS, openvino_network.GRADING, size)
+        _same(model.grade(PICTURES), alone)
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(model.grade, [PICTURES] * 6):
+            _same(found, alone)
+    assert [streams for _, streams in model._networks] == [1, 2]
+
+
+def test_two_batches_are_graded_at_once_and_come_in_order(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(grader, "BATCH_SIZE", 2)
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for file, picture in zip(files, PICTURES, strict=False):
+        picture.save(file)
+    second, grade_read = threading.Event(), Grader._grade_read
+
+    def slowly(self, chunk):
+        if chunk[0][0] == files[0]:
+            assert second.wait(30)
+        try:
+            return grade_read(self, chunk)
+        finally:
+            if chunk[0][0] == files[2]:
+                second.set()
+
+    monkeypatch.setattr(Grader, "_grade_read", slowly)
+    assert [xray.file for xray in Grader(str(folder), backend="openvino").grade(files)] == list(map(str, files))
 
 
 def test_where_compiled_networks_lie(folder, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pandas
@@ -238,24 +239,43 @@ def test_heat_maps_among_the_inputs_are_no_x_rays(model, tmp_path):
     assert main([*arguments, tmp_path / "maps"]) == 2  # nothing else is left
 
 
+def test_files_are_read_while_those_before_them_are_graded(model, knees, monkeypatch):
+    files, ahead, read, grade_read = [], threading.Event(), Grader.read, Grader._grade_read
+
+    def reading(grader, file):
+        files.append(file)
+        if len(files) == 18:  # of the second batch
+            ahead.set()
+        return read(grader, file)
+
+    def grading(grader, chunk):
+        assert ahead.wait(30)
+        return grade_read(grader, chunk)
+
+    monkeypatch.setattr(Grader, "read", reading)
+    monkeypatch.setattr(Grader, "_grade_read", grading)
+    named = find_xrays([knees])
+    assert [xray.file for xray in Grader(str(model)).grade(named)] == files == named
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_stops_a_table_keeps_its_rows(model, knees, tmp_path, monkeypatch, capsys, number):
-    grade, batches = Grader.grade, []
+    read, files = Grader.read, []
 
-    def stopped(grader, files):
-        batches.append(files)
-        if len(batches) == 2:
+    def stopped(grader, file):
+        files.append(file)
+        if len(files) == 18:  # of the second batch, while the first is graded
             os.kill(os.getpid(), number)
-        return grade(grader, files)
+        return read(grader, file)
 
-    monkeypatch.setattr(Grader, "grade", stopped)
+    monkeypatch.setattr(Grader, "read", stopped)
     command = ("grade", "--model", model, "--output", tmp_path / "grades.csv", knees)
     assert main(command) == 75
     *_, told = capsys.readouterr().err.splitlines()
     assert told.startswith(f"clip-koa grade: stopped by {number.name}. The X-rays graded so far are kept: the same")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".grades.csv.rows", "knees"]
     assert main(command) == 1 and "19 X-rays graded (15 of them before" in capsys.readouterr().out
-    assert [len(files) for files in batches] == [16, 4, 5]  # the broken one is tried again
+    assert len(files) == 18 + 5  # the broken one is tried again
 
 
 def test_what_is_refused_leaves_no_empty_rows(model, knees, tmp_path, capsys):
