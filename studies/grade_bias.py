@@ -3,6 +3,10 @@
     clip-koa evaluate --model models/clip-koa-small --data_dir FOLDER --split validation --output evaluation
     python -m studies.grade_bias evaluation/predictions_validation.jsonl
 
+or, of the X-rays as they are in a file of studies.readings:
+
+    python -m studies.grade_bias runs/readings.npz
+
 The text head, averaged over both views, is read as softmax(logits / T) or as softmax(logits / T + b), with five biases
 b that are fitted together with T. Each tenth of the people is graded by what the other nine gave. Printed are the
 figures, and the differences to the temperature alone with 95 % intervals over people (docs/calibration.md).
@@ -20,6 +24,7 @@ from clip_koa.calibration.temperatures import FOLDS, assign_folds, fit_temperatu
 from clip_koa.evaluation.predictions import GradedSplit, read_predictions
 from dataset_script.exit_status import main_of
 from metrics.kl_grading.paired import compare_kl_gradings
+from studies.readings import as_it_is
 
 # Of the biases' squares, summed, beside the mean log loss.
 PENALTIES = (0.0, 0.01, 0.1)
@@ -113,10 +118,10 @@ def describe(compared: dict[float, dict]) -> str:
 def run(arguments: list[str] | None, prog: str) -> None:
     """Prints what the biases give."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "predictions", type=Path, help="file that clip-koa evaluate wrote, of a split never trained on"
-    )
-    print(describe(measure(read_predictions(parser.parse_args(arguments).predictions))))
+    told = "of a split never trained on: .jsonl of clip-koa evaluate, or .npz of studies.readings"
+    parser.add_argument("predictions", type=Path, help=told)
+    path = parser.parse_args(arguments).predictions
+    print(describe(measure(as_it_is(path) if path.suffix == ".npz" else read_predictions(path))))
 
 
 main = main_of("studies.grade_bias", run)

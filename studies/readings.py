@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 
 from clip_koa.calibration.temperatures import FOLDS, assign_folds, fit_temperature
 from clip_koa.data.loader import XrayDataset
+from clip_koa.evaluation.heads import Predictions
 from clip_koa.evaluation.loading import load_split, weights_digest
-from clip_koa.evaluation.predictions import pseudonyms
+from clip_koa.evaluation.predictions import GradedSplit, pseudonyms
 from clip_koa.files import write_file
 from clip_koa.grading.backends import load_model
 from clip_koa.interruption import work_is_kept
@@ -82,6 +83,23 @@ def read_all(
         np.savez(content, logits=kept, labels=labels[done], people=np.array(people)[done], about=about)
         write_file(path, content.getvalue())
     return dict(np.load(path))
+
+
+def as_it_is(path: Path) -> GradedSplit:
+    """The predictions of the X-rays as they are, out of a file of `read_all`; the linear head is not in it.
+
+    Raises:
+        StudyError: it is no such file.
+    """
+    try:
+        with np.load(path) as file:
+            logits, labels, people = torch.from_numpy(file["logits"][:, 0]).float(), file["labels"], file["people"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(f"{path} is no file that studies.readings wrote: {error}") from error
+    image, mirror = logits.unbind(1)
+    numbers, none = torch.arange(len(labels)), torch.full_like(image, torch.nan)
+    predictions = Predictions(numbers, torch.from_numpy(labels), image, mirror, none, none)
+    return GradedSplit(predictions, [str(number) for number in numbers.tolist()], people.tolist())
 
 
 def grade_mean(logits: np.ndarray, labels: np.ndarray, people: list[str]) -> dict[str, np.ndarray]:

@@ -54,5 +54,15 @@ def test_it_prints_figures_and_differences(tmp_path, capsys):
         "temperature alone", "with biases, penalty 0", "with biases, penalty 0.01", "with biases, penalty 0.1",
         "difference, penalty 0", "difference, penalty 0.01", "difference, penalty 0.1",
     ]  # fmt: skip
+    # The same out of a file of studies.readings, by the X-rays as they are.
+    graded = _graded([1.5, -1.5, 0.0, 0.0, 0.0])
+    logits = np.stack([graded.predictions.logits.numpy()] * 2, 1)[:, None]
+    kept = {"labels": graded.predictions.labels.numpy(), "people": np.array(graded.people)}
+    np.savez(tmp_path / "readings.npz", logits=np.concatenate([logits, 0 * logits], 1), **kept)
+    assert main([str(tmp_path / "readings.npz")]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+    (tmp_path / "damaged.npz").write_bytes(b"no file of ours")
+    assert main([str(tmp_path / "damaged.npz")]) == 2
+    assert "damaged.npz is no file that studies.readings wrote" in capsys.readouterr().err
     assert main([str(tmp_path / "none.jsonl")]) == 2
     assert "there is no such file" in capsys.readouterr().err

@@ -24,9 +24,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 NOT_IN_CONFIGS = {
     "run.checkpoint_steps": "long epochs on machines that may go away",
     "run.seed": "make released-training gives it",
-    "data.soft_labels": "studies.members teacher writes the file that it names",
     "losses.symmetry": "studies.ablation switches it off",
-    "optimisation.max_steps": "studies.ablation gives all cells as many steps",
 }
 
 
