@@ -58,7 +58,7 @@ class OpenVINOModel(GradesXrays):
     alone: neither the weights are read then, nor what of transformers runs networks. Several threads may grade with
     one model.
 
-    A single image is computed by all threads together. Of as many as there are threads each thread computes some by
+    Fewer images than there are threads are computed by all threads together. Of more, each thread computes some by
     itself, which is faster: none waits for another.
 
     Args:
@@ -188,8 +188,9 @@ class OpenVINOModel(GradesXrays):
     def _run(self, part: str, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         images = pixel_values.contiguous().numpy()
         streams = self._threads if len(images) >= self._threads else 1
+        parts = streams * math.ceil(len(images) / (streams * _PARTS[part])) if streams == self._threads else 1
         network, requests = self._network(part, streams), []
-        for some in np.array_split(images, streams * math.ceil(len(images) / (streams * _PARTS[part]))):
+        for some in np.array_split(images, parts):
             if len(some):
                 requests.append(network.create_infer_request())
                 requests[-1].start_async([some], share_inputs=True)

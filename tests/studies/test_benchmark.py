@@ -5,7 +5,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from studies.benchmark import backends, inference, training
+import clip_koa
+from clip_koa.training.checkpoints import save_model_folder
+from studies.benchmark import backends, growth, inference, training
 from studies.benchmark.busy import serving
 from studies.benchmark.growth import measure_growth
 from studies.benchmark.measure import MODELS, matrix_product
@@ -73,3 +75,16 @@ def test_growth_of_the_archive():
     assert figures["80 X-rays"]["MiB over the first"] == pytest.approx(1, abs=0.1)
     # Of so few X-rays the time is mostly start-up's noise: that it is measured is all a test can say.
     assert figures["40 X-rays"]["X-rays/s over the first"] == 1 and "X-rays/s over the first" in figures["80 X-rays"]
+
+
+@pytest.mark.slow
+def test_an_archive_over_the_network_alone(tiny_start, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLIP_KOA_CACHE", str(tmp_path / "compiled"))
+    save_model_folder(tmp_path / "model", tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
+    monkeypatch.setattr(clip_koa, "RELEASED_MODEL", tmp_path / "model")
+    monkeypatch.setattr(growth, "_IN_FP32", 32)
+    figures = growth.measure_archive((48, 64))
+    expected = ["fp32, auto, 32 X-rays", "fp32, as_is, 32 X-rays"]
+    if find_spec("nncf") and find_spec("openvino"):
+        expected += ["int8, auto, 48 X-rays", "int8, auto, 64 X-rays", "int8, as_is, 48 X-rays"]
+    assert list(figures) == expected and all(figure["MiB"] > 100 for figure in figures.values())
