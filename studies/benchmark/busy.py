@@ -63,9 +63,9 @@ def serving(
     calls = {}
     try:
         for setting, changes in settings.items():
-            environment = {key: value for key, value in (os.environ | changes).items() if value}
-            if setting != "one thread":
-                environment.pop("OMP_NUM_THREADS", None)
+            environment = {
+                key: value for key, value in (os.environ | {"OMP_NUM_THREADS": ""} | changes).items() if value
+            }
             command = [sys.executable, "-m", "studies.benchmark.busy", kind, name, str(batch_size)]
             calls[setting] = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
