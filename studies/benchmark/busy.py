@@ -63,9 +63,9 @@ def serving(
     calls = {}
     try:
         for setting, changes in settings.items():
-            environment = {key: value for key, value in (os.environ | changes).items() if value}
-            if setting != "one thread":
-                environment.pop("OMP_NUM_THREADS", None)
+            environment = {
+                key: value for key, value in (os.environ | {"OMP_NUM_THREADS": ""} | changes).items() if value
+            }
             command = [sys.executable, "-m", "studies.benchmark.busy", kind, name, str(batch_size)]
             calls[setting] = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -122,9 +122,11 @@ def _serve(kind: str, name: str, batch_size: int) -> None:
     """Makes one call for each line, and prints what it took."""
     import torch
 
+    from clip_koa.memory import keep_freed_memory
     from studies.benchmark.measure import build_model
     from studies.benchmark.training import clip_koa_step
 
+    keep_freed_memory()  # as the commands do
     model = build_model(name, "standard")
     if kind != "grading":
         call = clip_koa_step(model.train(), batch_size, "bf16" if kind == "training in bf16" else "fp32")
