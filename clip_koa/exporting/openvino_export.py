@@ -69,8 +69,11 @@ class Measured:
     same_grades: float
 
 
-def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CALIBRATION_XRAYS) -> Measured:
-    """Writes what `clip-koa grade --backend openvino` takes in 8 bits, whole or not at all; returns what it costs.
+def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CALIBRATION_XRAYS) -> dict[str, Measured]:
+    """Writes what `clip-koa grade --backend openvino` takes in 8 bits, whole or not at all.
+
+    Returns:
+        What it costs, by precision: int8, and int8+bf16 where this machine's processor computes in bf16.
 
     Args:
         checkpoint: a model folder.
@@ -98,9 +101,10 @@ def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CAL
         copy_beside(checkpoint, temporary, LOCALISATION_FILE)
         about = {"precision": "int8", "made_of": provenance.model_digest(str(checkpoint)), "calibration_xrays": count}
         _write_about(temporary, about)
-        exported = OpenVINOModel(temporary, keep=False)
-        measured = measure(exported, OpenVINOModel(checkpoint), spread(listing["validation"], _MEASURED_XRAYS))
-        _write_about(temporary, about | {"validation": asdict(measured)})
+        exports = [OpenVINOModel(temporary, precision, keep=False) for precision in (None, "auto")]
+        ways = {export.precision: export for export in exports}
+        measured = measure(ways, OpenVINOModel(checkpoint), spread(listing["validation"], _MEASURED_XRAYS))
+        _write_about(temporary, about | {"validation": {way: asdict(cost) for way, cost in measured.items()}})
     return measured
 
 
@@ -110,22 +114,28 @@ def spread(xrays: list[Xray], count: int) -> list[Xray]:
     return [xrays[round(place)] for place in places]
 
 
-def measure(exported: GradesXrays, model: GradesXrays, xrays: list[Xray]) -> Measured:
-    """What an export says of X-rays as they are, against the model that it was made of."""
-    pairs, truth = [], []
+def measure(ways: dict[str, GradesXrays], model: GradesXrays, xrays: list[Xray]) -> dict[str, Measured]:
+    """What exports say of X-rays as they are, each against the model that it was made of."""
+    answers, truth = [], []
     with tqdm(total=len(xrays), desc="measuring", unit="X-ray") as bar:
         for start in range(0, len(xrays), _BATCH_SIZE):
             batch = xrays[start : start + _BATCH_SIZE]
             pictures = list(_pictures(batch))
-            pairs += zip(*(way.grade(pictures, keep_polarity=True) for way in (exported, model)), strict=True)
+            every = (way.grade(pictures, keep_polarity=True) for way in (model, *ways.values()))
+            answers += zip(*every, strict=True)
             truth += [xray.grade for xray in batch]
             bar.update(len(batch))
-    grades = np.array([[grade.grade for grade in pair] for pair in pairs])
-    warned = np.array([[(grade.atypicality or 0) >= ATYPICAL for grade in pair] for pair in pairs])
-    accuracy = (grades == np.array(truth)[:, None]).mean(0).tolist()
-    kappas = [float(cohen_kappa_score(truth, way, weights="quadratic")) for way in grades.T]
-    same = float((grades[:, 0] == grades[:, 1]).mean())
-    return Measured(len(xrays), *accuracy, *kappas, *warned.mean(0).tolist(), same)
+    grades = np.array([[grade.grade for grade in answer] for answer in answers]).T  # (1 + ways, N)
+    warned = np.array([[(grade.atypicality or 0) >= ATYPICAL for grade in answer] for answer in answers]).mean(0)
+    accuracy = (grades == np.array(truth)).mean(1)
+    qwk = [cohen_kappa_score(truth, said, weights="quadratic") for said in grades]
+    same = (grades == grades[0]).mean(1)
+
+    def cost(place: int) -> Measured:
+        figures = (figure[each] for figure in (accuracy, qwk, warned) for each in (place, 0))
+        return Measured(len(xrays), *map(float, figures), float(same[place]))
+
+    return {way: cost(place) for place, way in enumerate(ways, start=1)}
 
 
 def _quantize(model: CLIPKOAForImageClassification, xrays: list[Xray]) -> dict:

@@ -32,6 +32,12 @@ def corpus(tmp_path_factory):
     return folder
 
 
+def accuracy_of(checkpoint, corpus) -> float:
+    """By the grader, of the corpus' validation split."""
+    graded = list(Grader(str(checkpoint)).grade(sorted((corpus / "val").rglob("*.png"))))
+    return sum(xray.grade.grade == int(xray.file.split("/")[-2]) for xray in graded) / len(graded)
+
+
 def test_an_export_in_8_bits_grades_nearly_as_its_checkpoint(tiny_start, corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "compiled"))
     checkpoint, output = tmp_path / "model", tmp_path / "int8"
@@ -40,9 +46,13 @@ def test_an_export_in_8_bits_grades_nearly_as_its_checkpoint(tiny_start, corpus,
     command = ["export-openvino", checkpoint, output, "--data_dir", corpus]
     assert main(command) == 0
     printed, about = capsys.readouterr().out, json.loads((output / "openvino.json").read_text())
-    assert f"{output}: on 10 X-rays of validation" in printed
-    assert about["precision"] == "int8" and about["validation"]["num_xrays"] == 10
-    assert 0 <= about["validation"]["same_grades"] <= 1
+    core = import_openvino().Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert about["precision"] == "int8" and list(about["validation"]) == ["int8", "int8+bf16"][: 1 + has_bf16]
+    for precision, cost in about["validation"].items():
+        assert cost["num_xrays"] == 10 and 0 <= cost["same_grades"] <= 1
+        assert f"{precision}: {cost['same_grades']:.1%} of 10 get the grade that fp32 gives" in printed
+    assert cost["accuracy_fp32"] == accuracy_of(checkpoint, corpus)
 
     rough, whole = Grader(str(output), backend="auto"), Grader(str(checkpoint))
     assert (rough.backend, rough.precision, rough.model.can_find_knees) == ("openvino", "int8", True)
@@ -50,7 +60,6 @@ def test_an_export_in_8_bits_grades_nearly_as_its_checkpoint(tiny_start, corpus,
     for one, other in zip(rough.model.grade(pictures), whole.model.grade(pictures), strict=True):
         assert one.probabilities != other.probabilities
         assert one.probabilities == pytest.approx(other.probabilities, abs=0.05)
-    core = import_openvino().Core()
     network = core.read_model(output / "openvino_grading.xml")
     kept = {op.get_friendly_name() for op in network.get_ops() if op.get_type_name() in ("Convolution", "MatMul")} - {
         op.get_friendly_name()
@@ -59,7 +68,6 @@ def test_an_export_in_8_bits_grades_nearly_as_its_checkpoint(tiny_start, corpus,
     }
     assert {name.split("/")[0].rsplit(".", 1)[-1] for name in kept} == KEPT
     mixed = Grader(str(output), precision="auto", backend="openvino")
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert mixed.precision == ("int8+bf16" if has_bf16 else "int8")
     for one, other in zip(mixed.model.grade(pictures), rough.model.grade(pictures), strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=0.03)
