@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers.utils import logging
 
-from modeling_clip_koa import CLIPKOAConfig, CLIPKOAError
+from modeling_clip_koa import CLIPKOAError
 from modeling_clip_koa.grading_clip_koa import Beside
 from modeling_clip_koa.prompts_clip_koa import GRADE_MEANINGS
 from modeling_clip_koa.tensors_clip_koa import all_finite
@@ -20,7 +19,7 @@ from modeling_clip_koa.tensors_clip_koa import all_finite
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
-    from modeling_clip_koa import CLIPKOAForImageClassification
+    from modeling_clip_koa import CLIPKOAConfig, CLIPKOAForImageClassification
 
 _ADVICE = "give a model folder, such as runs/demo/best"
 
@@ -37,6 +36,8 @@ def readable(name: str, part: str = ""):
         name: model folder or Hub id.
         part: what of it is read, as in "its tokenizer".
     """
+    from transformers.utils import logging  # here: what OpenVINO has compiled grades without transformers
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers only warns of is an error here
     try:
@@ -64,6 +65,8 @@ def load_config(name: str) -> CLIPKOAConfig:
     Raises:
         CheckpointError: none, a damaged one, or one of another model or of other labels than the five grades.
     """
+    from modeling_clip_koa import CLIPKOAConfig
+
     check_is_no_file(name)
     with readable(name):
         found, _ = CLIPKOAConfig.get_config_dict(name)

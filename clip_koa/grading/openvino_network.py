@@ -8,7 +8,9 @@ import math
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,10 +34,11 @@ GRADING, FINDING = "grading", "finding"
 NETWORK_FILE = "openvino_{}.xml"  # of an export; the weights lie in the .bin beside it
 EXPORT_FILE = "openvino.json"  # of an export: its precision, and what it was made of
 INPUT, OUTPUTS = "pixel_values", ("logits", "flipped_logits", "features")
-PREPROCESSING_FILE = "preprocessing.json"  # of a cache's entry
+KEPT_FILE = "kept.json"  # of a cache's entry: of the configuration and the image processor what grading reads
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
 # Images of one request: what is computed of more fits the caches of a processor less well.
 _PARTS = {GRADING: 2, FINDING: 16}
+_VISION = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "num_channels")
 _SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
 
 
@@ -55,8 +58,8 @@ class OpenVINOModel(GradesXrays):
     """The networks of a checkpoint, or of an export in 8 bits, compiled for this machine's processor.
 
     They are converted from the PyTorch module, compiled, and kept by `openvino_cache`. Started again, it imports them
-    alone: neither the weights are read then, nor what of transformers runs networks. Several threads may grade with
-    one model.
+    alone: no weights are read then, nor is transformers imported for a model folder. Several threads may grade with one
+    model.
 
     Fewer images than there are threads are computed by all threads together. Of more, each thread computes some by
     itself, which is faster: none waits for another.
@@ -76,7 +79,8 @@ class OpenVINOModel(GradesXrays):
         self._name, self._export = str(name), read_export(name)
         openvino = import_openvino()
         self._core = openvino.Core()
-        self.config = load_config(self._name)
+        # Where they are kept, the networks say what grading needs to know of the configuration.
+        self._config = None if Path(name).is_dir() else load_config(self._name)
         self.precision = self._precision(precision)
         self._checkpoint: CLIPKOAForImageClassification | None = None
         self._threads, self._lock = torch.get_num_threads(), threading.Lock()
@@ -86,6 +90,13 @@ class OpenVINOModel(GradesXrays):
         self.was_compiled = self.entry is None or not self._read_entry()
         if self.was_compiled:
             self._compile(keep)
+
+    @property
+    def config(self) -> CLIPKOAConfig | _KeptConfig:
+        """The model's configuration, or what is kept of it with the compiled networks."""
+        if self._config is None:
+            self._config = load_config(self._name)
+        return self._config
 
     def _entry_name(self) -> str:
         machine = {name: str(self._core.get_property("CPU", name)) for name in _MACHINE}
@@ -124,13 +135,14 @@ class OpenVINOModel(GradesXrays):
     def _read_entry(self) -> bool:
         """Takes what an entry of the cache holds; returns whether it could."""
         try:
-            preprocess = _read_preprocessing(self.entry / PREPROCESSING_FILE, self._name, self.config)
+            config, preprocess = _read_kept(self.entry / KEPT_FILE, self._name)
             blobs = {path.stem: np.memmap(path, dtype=np.uint8, mode="r") for path in self.entry.glob("*.blob")}
             self._blobs = {GRADING: blobs[GRADING], **blobs}
         except (OSError, ValueError, KeyError):  # a disk that was full, a file that was edited
             self._forget_entry()
             return False
-        self.beside = Beside.read(self._name, self.config, preprocess)
+        self._config = config
+        self.beside = Beside.read(self._name, config, preprocess)
         return True
 
     def _forget_entry(self) -> None:
@@ -172,7 +184,7 @@ class OpenVINOModel(GradesXrays):
                 self._core.compile_model(network, "CPU", self._options(1)).export_model(content)
                 self._blobs[part] = np.frombuffer(content.getbuffer(), np.uint8)
         if keep:  # named anew, for the files of a Hub id are all there only now
-            files = {PREPROCESSING_FILE: _kept_preprocessing(self.beside.preprocess)}
+            files = {KEPT_FILE: _kept(self.config, self.beside.preprocess)}
             files |= {f"{part}.blob": blob for part, blob in self._blobs.items()}
             self.entry = keep_entry(self._name, self._entry_name(), files)
 
@@ -273,10 +285,22 @@ def _exported(folder: str) -> dict[str, Path]:
     return {part: path for part, path in paths.items() if path.is_file()}
 
 
+@dataclass(frozen=True)
+class _KeptConfig:
+    """Of a configuration what grading reads."""
+
+    id2label: dict[int, str]
+    vision_config: SimpleNamespace  # with `_VISION`
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+
 class _KeptProcessor:
     """An image processor whose settings are known; transformers' own is read where a picture needs more of it."""
 
-    def __init__(self, name: str, config: CLIPKOAConfig, settings: dict):
+    def __init__(self, name: str, config: _KeptConfig, settings: dict):
         self._name, self._config = name, config
         vars(self).update({setting: settings[setting] for setting in _SETTINGS})
 
@@ -284,14 +308,20 @@ class _KeptProcessor:
         return Beside.read(self._name, self._config).image_processor(*arguments, **options)
 
 
-def _kept_preprocessing(preprocess: XrayPreprocessor) -> bytes:
+def _kept(config: CLIPKOAConfig, preprocess: XrayPreprocessor) -> bytes:
     processor = preprocess.image_processor
     settings = {name: getattr(processor, name, None) for name in _SETTINGS}
     settings |= {name: dict(settings[name] or {}) for name in ("size", "crop_size")}
     settings["resample"] = int(settings["resample"])
-    return json.dumps({"settings": settings, "shades": preprocess.shades.tolist()}).encode()
+    labels = [config.id2label[grade] for grade in range(config.num_labels)]
+    vision = {name: getattr(config.vision_config, name) for name in _VISION}
+    kept = {"labels": labels, "vision": vision, "settings": settings, "shades": preprocess.shades.tolist()}
+    return json.dumps(kept).encode()
 
 
-def _read_preprocessing(path: Path, name: str, config: CLIPKOAConfig) -> XrayPreprocessor:
+def _read_kept(path: Path, name: str) -> tuple[_KeptConfig, XrayPreprocessor]:
     kept = json.loads(path.read_text(encoding="utf-8"))
-    return XrayPreprocessor(_KeptProcessor(name, config, kept["settings"]), torch.tensor(kept["shades"]))
+    vision = SimpleNamespace(**{field: kept["vision"][field] for field in _VISION})
+    config = _KeptConfig(dict(enumerate(kept["labels"])), vision)
+    processor = _KeptProcessor(name, config, kept["settings"])
+    return config, XrayPreprocessor(processor, torch.tensor(kept["shades"]))

@@ -5,8 +5,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from transformers.utils import cached_file
-
 from clip_koa.files import file_digest
 
 # Of a model folder, what decides a grade.
@@ -24,7 +22,11 @@ def model_digest(name: str) -> str:
     Args:
         name: model folder, or Hub id of one that is loaded already.
     """
-    folder = Path(name) if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent
+    folder = Path(name)
+    if not folder.is_dir():
+        from transformers.utils import cached_file  # here: a folder is graded without transformers
+
+        folder = Path(cached_file(name, "config.json")).parent
     return _digest(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
 
 
