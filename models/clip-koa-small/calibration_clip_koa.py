@@ -1,22 +1,26 @@
 """What `clip-koa calibrate` keeps beside the weights: rules of confidence sets, and how training X-rays look."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from transformers.utils import cached_file
 
 from .appearance_clip_koa import WAYS
-from .configuration_clip_koa import CLIPKOAConfig
 from .preprocessing_clip_koa import CLIPKOAError
 from .prompts_clip_koa import GRADE_MEANINGS
 from .tensors_clip_koa import all_finite
+
+if TYPE_CHECKING:
+    from .configuration_clip_koa import CLIPKOAConfig
 
 CALIBRATION_FILE = "calibration.json"
 TYPICALITY_FILE = "typicality.safetensors"
@@ -308,6 +312,8 @@ def file_beside(name: str, file: str, subfolder: str = "", **hub_arguments) -> P
     """A file of a model folder or Hub repository; None where it has none."""
     found = Path(name, subfolder, file)
     if not Path(name).is_dir():
+        from transformers.utils import cached_file  # here: a folder is graded without transformers
+
         found = cached_file(
             name, file, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_arguments
         )

@@ -1,7 +1,6 @@
 """Grades images: PIL images in, for each a `Grade`, by whatever network gives the two views' logits.
 
-Importing it takes nothing of transformers that runs networks: an image processor and its class are imported when one
-is read.
+Importing it takes nothing of transformers: an image processor and its class are imported when one is read.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageOps
-from transformers.utils import logging
 
 from .appearance_clip_koa import WAYS, measure_appearance, otherwise
 from .calibration_clip_koa import (
@@ -31,7 +29,6 @@ from .calibration_clip_koa import (
     set_rule,
     typicality_file,
 )
-from .configuration_clip_koa import CLIPKOAConfig
 from .explanation_clip_koa import Explanation, explain_picture
 from .localisation_clip_koa import (
     KNOWN_SIDES,
@@ -52,6 +49,8 @@ from .prompts_clip_koa import GRADE_MEANINGS
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
+
+    from .configuration_clip_koa import CLIPKOAConfig
 
 # Radiographic osteoarthritis begins here (Kellgren & Lawrence).
 _OSTEOARTHRITIS_GRADE = 2
@@ -270,11 +269,12 @@ def _read_image_processor(name: str, **hub_arguments) -> BaseImageProcessor:
             f"{name} holds no {_PROCESSOR_FILES[0]}: save the image processor beside the weights, or set "
             "model.image_processor."
         )
+    from transformers import AutoImageProcessor
+    from transformers.utils import logging
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        from transformers import AutoImageProcessor  # here, as it brings all that runs networks
-
         return AutoImageProcessor.from_pretrained(name, **hub_arguments)
     except Exception as error:  # transformers raises what a damaged file happens to lead to
         raise ValueError(f"{name}: its image processor is damaged: {error}") from error
@@ -299,11 +299,11 @@ class GradesXrays:
     """`grade` and `explain` for X-rays that are images already; `dataset_script.radiograph` reads them from any file.
 
     An image may be in any mode, deep or turned by EXIF: it goes through `read_picture`, as files do in
-    `read_radiograph`. Whoever takes this class in gives `config`, `beside` and `grade_pixels`, and to find knees also
-    `tokens_after`.
+    `read_radiograph`. Whoever takes this class in gives `config`, of which the labels are read, `beside` and
+    `grade_pixels`, and to find knees also `tokens_after`.
     """
 
-    config: CLIPKOAConfig
+    # `config` has no annotation here: transformers would evaluate it, and with it import the configuration.
     beside: Beside
 
     def grade_pixels(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -1,9 +1,12 @@
 """Where the knees lie in a picture, and whether there are any: a small head on the lower half of the vision tower."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +16,11 @@ from safetensors.torch import save
 from torch import nn
 
 from .calibration_clip_koa import file_beside
-from .configuration_clip_koa import CLIPKOAConfig
 from .frames_clip_koa import inside_of_frames, shrink
 from .preprocessing_clip_koa import CLIPKOAError
+
+if TYPE_CHECKING:
+    from .configuration_clip_koa import CLIPKOAConfig
 
 LOCALISATION_FILE = "localisation.safetensors"
 # What may be known of the sides of an image's knees, from its left to its right.
@@ -214,7 +219,7 @@ class _Guess:
     def window(self, pyramid: Pyramid, size: int) -> Image.Image:
         return pyramid.window((self.x, self.y), self.side, size, self.angle)
 
-    def moved(self, answer: np.ndarray) -> "_Guess":
+    def moved(self, answer: np.ndarray) -> _Guess:
         """The box that a locator sees from this one as a window; `answer` is (6,)."""
         across, down, scale, turn, confidence, strange = answer.tolist()
         cosine, sine = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
@@ -227,7 +232,7 @@ class _Guess:
             strange,
         )
 
-    def overlap(self, other: "_Guess") -> float:
+    def overlap(self, other: _Guess) -> float:
         """Intersection over union, as if both were upright."""
         across, down = (
             max(0.0, (self.side + other.side) / 2 - max(abs(a - b), abs(self.side - other.side) / 2))
