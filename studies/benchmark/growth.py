@@ -4,7 +4,7 @@ As they grow, with a tiny model; and with the released model, over what its netw
 """
 
 import itertools
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +25,7 @@ from dataset_script.synthetic import draw_knee
 from modeling_clip_koa import PROMPT_SETS
 
 _DRAWN = 100  # X-rays, which are then linked again and again
+_LOOK_SECONDS = 0.1  # between looks at a run
 _START = 16  # X-rays: what a process takes to start is measured with a batch of them
 _IN_FP32 = 256  # X-rays of the archive that is graded in fp32, which takes long
 _LONGEST = 10_000  # X-rays that the released model grades
@@ -143,8 +144,12 @@ def _grade(model: Path, archive: Path, framing: str) -> tuple[float, int]:
         command = [sys.executable, "-m", "clip_koa", "grade", *options, archive]
         started = time.perf_counter()
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak, status = 0, Path("/proc", str(process.pid), "status")
+        while process.poll() is None:
+            # From the program's start on, unlike ru_maxrss, which begins with what this process had.
+            if found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii")):
+                peak = int(found[1]) // 1024
+            time.sleep(_LOOK_SECONDS)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, process.args)
-        return time.perf_counter() - started, usage.ru_maxrss // 1024
+        return time.perf_counter() - started, peak
