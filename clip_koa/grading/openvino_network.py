@@ -58,8 +58,8 @@ class OpenVINOModel(GradesXrays):
     """The networks of a checkpoint, or of an export in 8 bits, compiled for this machine's processor.
 
     They are converted from the PyTorch module, compiled, and kept by `openvino_cache`. Started again, it imports them
-    alone: no weights are read then, nor is transformers imported for a model folder. Several threads may grade with one
-    model.
+    alone: no weights are read then, nor is transformers imported for a model folder. Several threads may grade with
+    one model.
 
     Fewer images than there are threads are computed by all threads together. Of more, each thread computes some by
     itself, which is faster: none waits for another.
