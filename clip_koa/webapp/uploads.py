@@ -7,6 +7,7 @@ itself Gradio would keep it under a hash of its content, where equal files of se
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
@@ -67,15 +68,23 @@ class Uploads:
     def sweep(self) -> None:
         """Deletes what lies here for too long."""
         for entry in self.folder.iterdir():
-            if time.time() - entry.stat().st_mtime > _KEPT_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)
+            with suppress(FileNotFoundError):  # read meanwhile
+                if time.time() - entry.stat().st_mtime > _KEPT_SECONDS:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def _lying(self) -> int:
+        """Bytes of all files that lie here."""
+        size = 0
+        for entry in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # read meanwhile
+                size += sum(file.stat().st_size for file in entry.iterdir())
+        return size
 
     async def _save(self, part: UploadFile) -> Path:
         size = part.size or 0
         if size > self.limits.file_bytes:
             raise Refusal("too_large", 413, megabytes=self.limits.file_bytes // 1024**2)
-        lying = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-        if lying + size > self.limits.waiting_bytes:
+        if self._lying() + size > self.limits.waiting_bytes:
             raise Refusal("busy", 503)
         path = self.place(part.filename or "upload")
         path.write_bytes(await part.read())
