@@ -38,7 +38,7 @@ KEPT_FILE = "kept.json"  # of a cache's entry: of the configuration and the imag
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
 # Images of one request: what is computed of more fits the caches of a processor less well.
 _PARTS = {GRADING: 2, FINDING: 16}
-_VISION = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "num_channels")
+_VISION = ("hidden_size", "num_hidden_layers", "image_size", "patch_size")
 _SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
 
 
