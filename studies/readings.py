@@ -133,8 +133,7 @@ def describe(kept: dict[str, np.ndarray]) -> str:
 
     def row(name, places):
         mean = grade_mean(logits[:, places], labels, people)
-        found = {figure: compare(base, mean, "both") for figure in FIGURES}
-        found["flip_agreement"] = compare(base, mean, "image")
+        found = dict.fromkeys(FIGURES, compare(base, mean, "both")) | {"flip_agreement": compare(base, mean, "image")}
         cells = []
         for figure, compared in found.items():
             bounds = compared["intervals"][figure]
