@@ -1,11 +1,13 @@
 """The page in a process of its own, as a visitor's browser and as plain requests reach it."""
 
+import asyncio
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -158,6 +160,12 @@ def until(page, holds) -> None:
     while not holds():
         assert time.monotonic() < end, "it never came to be"
         page.wait_for_timeout(50)
+
+
+def run_async(coroutine):
+    """What `coroutine` returns, from a thread of its own: Playwright's loop may run in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 @pytest.fixture

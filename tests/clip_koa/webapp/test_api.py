@@ -3,13 +3,12 @@
 import asyncio
 import base64
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
 from PIL import Image
 
-from webapp.conftest import serve, upload, visiting
+from webapp.conftest import run_async, serve, upload, visiting
 
 
 @pytest.fixture
@@ -105,8 +104,7 @@ def test_agents_find_the_tools_and_grade(served, knee):
             two = [session.call_tool("grade", {"file": content}) for _ in range(2)]  # the same file at once
             return tools, await asyncio.gather(*two)
 
-    with ThreadPoolExecutor(1) as thread:  # Playwright's loop runs in this one
-        tools, answers = thread.submit(asyncio.run, ask()).result()
+    tools, answers = run_async(ask())
     assert set(tools) == {"grade", "explain"}
     assert "Kellgren-Lawrence" in tools["grade"].description and "against" in str(tools["explain"].inputSchema)
     for answer in answers:

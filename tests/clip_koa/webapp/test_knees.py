@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +15,7 @@ from clip_koa.webapp.visits import Limits, Refusal, Visits
 from clip_koa.webapp.xrays import Xrays
 from dataset_script.radiograph import Radiograph
 from modeling_clip_koa import Grade
+from webapp.conftest import run_async
 
 SIZE = (400, 300)
 
@@ -135,7 +135,6 @@ def test_a_knee_that_is_forgotten_while_it_is_graded_anew_stays_forgotten():
         turns.close()
         return visit, gone, kept
 
-    with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in this one
-        visit, gone, kept = thread.submit(lambda: asyncio.run(play())).result()
+    visit, gone, kept = run_async(play())
     assert isinstance(gone, Refusal) and gone.code == "ended" and kept.status_code == 200
     assert [(reading.laterality, reading.knee.box[0]) for reading in visit.readings.values()] == [("L", 10)]

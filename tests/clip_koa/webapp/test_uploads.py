@@ -1,12 +1,12 @@
 """The API's files, as several callers at once use them."""
 
-import asyncio
 from pathlib import Path
 
 from starlette.requests import Request
 
 from clip_koa.webapp.uploads import Uploads
 from clip_koa.webapp.visits import Limits
+from webapp.conftest import run_async
 
 BODY = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="knee.png"\r\n\r\npixels\r\n--edge--\r\n'
 
@@ -27,6 +27,6 @@ def test_an_upload_that_is_read_meanwhile_stops_no_other(tmp_path, monkeypatch):
         return iter([*listed(folder), *([tmp_path / "gone"] if folder == uploads.folder else [])])
 
     monkeypatch.setattr(Path, "iterdir", with_one_that_goes)
-    (first,), (second,) = (asyncio.run(uploads.take(_upload())) for _ in range(2))
+    (first,), (second,) = (run_async(uploads.take(_upload())) for _ in range(2))
     assert first != second
     assert uploads.read(first) == uploads.read(second) == (b"pixels", "knee.png")
