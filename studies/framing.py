@@ -15,6 +15,7 @@ import itertools
 import json
 import sys
 import time
+from operator import ne
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,18 @@ from studies.other_images import OTHER_IMAGES, SIDE
 
 _BATCH_SIZE = 16
 _GOOD = 0.8  # intersection over union from which a box is right
-SECTIONS = ("films", "crops", "moved", "frames", "turned", "others", "time", "detection")
+SECTIONS = ("films", "crops", "moved", "frames", "turned", "others", "glance", "time", "detection")
+
+
+class BothViews:
+    """A locator that never finds one view of a picture to be enough."""
+
+    def __init__(self, locator: KneeLocator):
+        self.window, self.locate = locator.window, locator.locate
+
+    def glance(self, model, windows) -> np.ndarray:
+        """Answers (N, 6) of no knee."""
+        return np.zeros((len(windows), 6))
 
 
 class Graded:
@@ -185,6 +197,13 @@ def letterboxed(crop: Image.Image, rng) -> Image.Image:
     return ImageOps.expand(crop, border, shade)
 
 
+def measure_glance(graded: Graded, pictures: list[Image.Image]) -> dict:
+    """In how many pictures other knees are found where both views of each are looked at from the start."""
+    both = Graded(graded.model, BothViews(graded.locator))
+    found, expected = ([[knee.box for knee in knees] for knees in one.knees(pictures)] for one in (graded, both))
+    return {"pictures": len(pictures), "others by both views": sum(map(ne, found, expected))}
+
+
 def measure_others(graded: Graded, crops: list[Image.Image]) -> dict:
     """For each kind of other image the share in which no knee is found."""
     found = {}
@@ -250,6 +269,9 @@ def measure(graded: Graded, people: list[Pair], options: argparse.Namespace) -> 
             chosen = slice(None) if section == "crops" else part
             for name, change in changes.items():
                 figures[name] = measure_changed(graded, [change(crop) for crop in crops[chosen]], truth[chosen])
+    if "glance" in sections:
+        changed = [change(crop) for changes in kinds.values() for change in changes.values() for crop in crops]
+        figures["glance"] = measure_glance(graded, changed)
     if "others" in sections:
         figures["others"] = measure_others(graded, crops[:: max(1, len(crops) // 30)])
     if "time" in sections:

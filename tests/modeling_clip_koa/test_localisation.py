@@ -38,10 +38,17 @@ class Oracle:
     window = _WINDOW
 
     def __init__(self, strange=0.0):
-        self.asked, self.strange = [], strange
+        self.asked, self.glanced, self.strange = [], 0, strange
+
+    def glance(self, model, windows):
+        self.glanced += len(windows)
+        return self.answers(windows)
 
     def locate(self, model, windows):
         self.asked.append(len(windows))
+        return self.answers(windows)
+
+    def answers(self, windows):
         return np.array([self.answer(np.asarray(window)) for window in windows]).reshape(-1, 6)
 
     def answer(self, values: np.ndarray):
@@ -148,15 +155,29 @@ def test_what_is_sure_but_strange_is_no_knee():
 def test_a_crop_is_told_in_one_look_and_stays_as_it_is():
     picture, oracle = draw_discs((224, 224), [(114, 110, 56)]), Oracle()
     ((knee,),) = find_knees(None, oracle, [picture])
-    assert knee.framed and knee.box == (0, 0, 224, 224) and sum(oracle.asked) == 1
+    assert knee.framed and knee.box == (0, 0, 224, 224) and (oracle.glanced, sum(oracle.asked)) == (1, 0)
     assert cut_knee(picture, knee) is picture
 
 
+def test_what_one_view_leaves_in_doubt_both_decide():
+    picture = draw_discs((224, 224), [(112, 112, 56)])
+
+    class Doubtful(Oracle):
+        """One view sees it 15 pixels off, both see it in its place."""
+
+        def glance(self, model, windows):
+            return super().glance(model, windows) + [0.065, 0, 0, 0, 0, 0]
+
+    oracle = Doubtful()
+    ((knee,),) = find_knees(None, oracle, [picture])
+    assert knee.framed and knee.confidence == find(picture)[0].confidence and sum(oracle.asked) == 1
+
+
 def test_pictures_are_looked_at_together():
-    pictures = [draw_discs((224, 224), [(112 + shift, 112, 50)]) for shift in (0, 40, 30)]
+    pictures = [draw_discs((224, 224), [(112 + shift, 112, 54)]) for shift in (0, 40, 30)]
     oracle = Oracle()
     together = find_knees(None, oracle, pictures)
-    assert oracle.asked == [3, 2]  # the first is framed, the others are followed one step
+    assert (oracle.glanced, oracle.asked) == (3, [2, 2])  # the first is framed, the others are followed one step
     assert together == [find(picture) for picture in pictures]
     assert find_knees(None, oracle, []) == []
 
@@ -259,6 +280,20 @@ def test_a_locator_says_the_mirrored_of_a_mirrored_window(make_model, locator):
     np.testing.assert_allclose(other * [-1, 1, 1, -1, 1, 1], one, atol=1e-6)
     assert (np.abs(one[:, 0]) > 1e-4).all() and ((one[:, 4] > 0) & (one[:, 4] < 1)).all()
     assert locator.locate(model, []).shape == (0, 6)
+
+
+def test_a_glance_is_one_of_two_views_and_the_same_of_the_mirrored_window(make_model, locator):
+    windows = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (16, 16)).astype(np.uint8)) for n in range(4)]
+    model = make_model().eval()
+    mirrored = [ImageOps.mirror(window) for window in windows]
+    one, other = (locator.glance(model, views) for views in (windows, mirrored))
+    np.testing.assert_allclose(other * [-1, 1, 1, -1, 1, 1], one, atol=1e-6)
+    for glance, window, mirror in zip(one, windows, mirrored, strict=True):
+        own, turned = locator(locator.tokens(model, [window, mirror]))[:, :4].double() * torch.tensor(
+            [[1, 1, 1, 1], [-1, 1, 1, -1]]
+        )
+        assert sum(view.detach().numpy() == pytest.approx(glance[:4], abs=1e-6) for view in (own, turned)) == 1
+    assert locator.glance(model, []).shape == (0, 6)
 
 
 def test_a_locator_reads_a_window_as_the_image_processor_would(make_model, locator):

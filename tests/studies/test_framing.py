@@ -53,6 +53,19 @@ def test_a_search_that_knows_the_boxes_has_the_best_figures(graded, people, monk
     assert [found["nothing_else"] for found in measure()] == [0, 0, 0]
 
 
+def test_pictures_are_counted_that_both_views_frame_otherwise(graded, monkeypatch):
+    graded.locator, pictures = new_locator(graded.model, graded.model.image_processor), [Image.new("L", (32, 32))] * 20
+
+    def find(model, locator, pictures):
+        clear = locator.glance(None, pictures)[:, 4] >= 0.5 if isinstance(locator, framing.BothViews) else [True] * 16
+        return [[Knee((0, 0, 32, 32))] if one else [] for one, _ in zip(clear, pictures, strict=False)]
+
+    monkeypatch.setattr(framing, "find_knees", find)
+    assert framing.measure_glance(graded, pictures) == {"pictures": 20, "others by both views": 20}
+    monkeypatch.setattr(framing, "find_knees", lambda model, locator, pictures: [[] for _ in pictures])
+    assert framing.measure_glance(graded, pictures)["others by both views"] == 0
+
+
 def test_overlap_of_boxes():
     assert framing.overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
     assert framing.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
@@ -78,11 +91,12 @@ def test_one_command_gives_the_figures(make_model, image_processor, tokenizer, t
     assert "cannot find knees yet" in capsys.readouterr().err
     locator = tmp_path / "locator"
     locator.write_bytes(locator_file(new_locator(model, image_processor)))
-    sections = ["--sections", "films", "crops", "moved", "frames", "turned"]
+    sections = ["--sections", "films", "crops", "moved", "frames", "turned", "glance"]
     assert framing.main([*command, "--locator", str(locator), *sections]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert list(figures["films"])[-1] == "scanned" and figures["films"]["dark"]["films"] == 2
     assert figures["official crops"]["pictures"] == 4 and "turned by 15 degrees" in figures
+    assert figures["glance"]["pictures"] == 4 * 7
 
 
 def test_films_of_the_detection_task(make_model, image_processor, tokenizer, people, tmp_path, capsys, monkeypatch):
