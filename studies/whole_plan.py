@@ -139,7 +139,8 @@ class Plan:
         report = describe_members(members, find_people(self.setting.data_dir, members), members[0].name)
         write_file(self.output / "members.md", report.encode())
         if not self._uncovered():
-            write_teacher(self.teacher_file, members, self.setting.share)
+            balance = self.setting.config("student.yaml").data.class_balance
+            write_teacher(self.teacher_file, members, self.setting.share, balance)
 
     def _uncovered(self) -> list[int]:
         found = "".join(path.stem + "_" for path in self.members_folder.glob("*.parquet"))

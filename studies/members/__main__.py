@@ -71,7 +71,9 @@ def report(options: argparse.Namespace) -> None:
 
 def teacher(options: argparse.Namespace) -> None:
     """Writes what a student is taught."""
-    count = write_teacher(Path(options.output), read_members(Path(options.members)), options.share)
+    count = write_teacher(
+        Path(options.output), read_members(Path(options.members)), options.share, options.class_balance
+    )
     print(f"{options.output}: labels of {count} training X-rays, each by members that never saw it.")
 
 
@@ -110,6 +112,9 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     taught = commands.add_parser("teacher", help="write the labels of a student: grades, mixed with what members say")
     taught.set_defaults(run=teacher)
     taught.add_argument("--share", required=True, type=_share, help="of the members' mean in a label, 0 to 1")
+    taught.add_argument(
+        "--class_balance", type=_share, default=0.0, help="the student's data.class_balance, 0 to 1 (default: 0)"
+    )
     taught.add_argument("--output", required=True, help="Parquet file that a run names as data.soft_labels")
     for command in (train, table, taught):
         command.add_argument("--members", default=FOLDER, help="folder of member files; default: studies/members")

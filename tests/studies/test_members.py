@@ -436,6 +436,12 @@ def test_a_student_is_taught_by_members_that_never_saw_the_xray(three, corpus, t
         teach(three, 0.0)[1].tolist() == np.eye(5)[[average_members(three, "train")[key][0] for key in keys]].tolist()
     )
 
+    # A student that meets each grade as often as the others is told what is likely then.
+    grades = [average_members(three, "train")[key][0] for key in keys]
+    likelihood = mean[1] / [grades.count(grade) / 3 or 1 / 3 for grade in range(5)]
+    expected = 0.25 * likelihood / likelihood.sum() + 0.75 * np.eye(5)[mean[0]]
+    assert teach(three, 0.25, 1.0)[1][0].tolist() == pytest.approx(expected.tolist())
+
     split = load_splits(str(corpus))["train"]
     xrays = read_xrays(split, SIZE)
     folds = assign_folds(xrays.people, xrays.labels.tolist(), 5)
@@ -457,9 +463,14 @@ def test_a_student_is_taught_by_members_that_never_saw_the_xray(three, corpus, t
     labels = read_soft_labels(output, split)
     expected = 0.6 * said.mean(1) + 0.4 * torch.eye(5, dtype=torch.float64)[xrays.labels]
     torch.testing.assert_close(labels.double(), expected, atol=1e-5, rtol=0)
-    for wrong in ("1.1", "-0.1", "nan", "much"):
+    assert members.main([*command, "--class_balance", "0.6"]) == 0
+    counts = torch.bincount(xrays.labels, minlength=5).double()
+    shifted = said.mean(1) * counts**-0.6
+    expected = 0.6 * shifted / shifted.sum(1, keepdim=True) + 0.4 * torch.eye(5, dtype=torch.float64)[xrays.labels]
+    torch.testing.assert_close(read_soft_labels(output, split).double(), expected, atol=1e-5, rtol=0)
+    for option, wrong in (("--share", "1.1"), ("--share", "-0.1"), ("--share", "nan"), ("--class_balance", "much")):
         with pytest.raises(SystemExit):
-            members.main(["teacher", "--members", str(folder), "--share", wrong, "--output", str(output)])
+            members.main([*command, option, wrong])
         assert f"{wrong!r} is no number from 0 to 1" in capsys.readouterr().err
 
 
