@@ -21,7 +21,9 @@ def listen(
     tls_certificate: Annotated[Path | None, Option("--tls_certificate", help="Of this end, PEM.")] = None,
     tls_key: Annotated[Path | None, Option("--tls_key", help="Its private key, PEM.")] = None,
     tls_authority: Annotated[Path | None, Option("--tls_authority", help="Who signed the other ends', PEM.")] = None,
-    status_port: Annotated[int | None, Option("--status_port", help="Serve the status as JSON there.")] = None,
+    status_port: Annotated[
+        int | None, Option("--status_port", min=1, max=65535, help="Serve the status as JSON there.")
+    ] = None,
     reserve_megabytes: Annotated[int, Option("--reserve_megabytes", min=10, help="Of the disk, left free.")] = 500,
 ) -> None:
     """Grade radiographs that come by DICOM, for the archive.

@@ -17,7 +17,9 @@ def page(
     host: Annotated[
         str | None, Option(help="Address to listen on (default: this computer only; 0.0.0.0: all networks).")
     ] = None,
-    port: Annotated[int | None, Option(help="Port (default: the first free one from 7860 on).")] = None,
+    port: Annotated[
+        int | None, Option(min=1, max=65535, help="Port (default: the first free one from 7860 on).")
+    ] = None,
     max_visitors: Annotated[int, Option("--max_visitors", min=1, help="Visitors at a time.")] = 100,
     keep_minutes: Annotated[
         float, Option("--keep_minutes", help="X-rays of a visit that nobody uses are forgotten after so many minutes.")

@@ -22,7 +22,6 @@ from clip_koa.grading.openvino_network import (
     NETWORK_FILE,
     OpenVINOModel,
     convert,
-    import_openvino,
 )
 from clip_koa.training.checkpoints import written_whole
 from dataset_script.knee_xray import CorpusError, read_xray
@@ -95,9 +94,11 @@ def export_int8(checkpoint: Path, folder: Path, data_dir: Path, count: int = CAL
             )
     model, _ = load_checkpoint(str(checkpoint), dtype=torch.float32)
     networks = _quantize(model, spread(listing["train"], count))
+    from openvino import save_model
+
     with written_whole(folder) as temporary:
         for part, network in networks.items():
-            import_openvino().save_model(network, temporary / NETWORK_FILE.format(part), compress_to_fp16=False)
+            save_model(network, temporary / NETWORK_FILE.format(part), compress_to_fp16=False)
         copy_beside(checkpoint, temporary, LOCALISATION_FILE)
         about = {"precision": "int8", "made_of": provenance.model_digest(str(checkpoint)), "calibration_xrays": count}
         _write_about(temporary, about)
@@ -157,7 +158,6 @@ def _quantized(network, samples: list[np.ndarray], in_fp32: list[str]):
     Args:
         in_fp32: patterns of the operations that stay as they are.
     """
-    import_openvino()
     with quiet():
         import nncf
 

@@ -53,7 +53,6 @@ def joined(address: str) -> Iterator[None]:
         )
     if host:
         _knock(address, host, int(port))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     is_main = threading.current_thread() is threading.main_thread()

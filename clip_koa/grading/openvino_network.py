@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,18 +41,6 @@ _VISION = ("hidden_size", "num_hidden_layers", "image_size", "patch_size")
 _SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
 
 
-def import_openvino():
-    """OpenVINO, kept from telling its makers over the network that it is used.
-
-    Unless a file in the user's home forbids it, its tools do so when they are imported and when they convert. Without
-    the module that does it they do not.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)
-    import openvino
-
-    return openvino
-
-
 class OpenVINOModel(GradesXrays):
     """The networks of a checkpoint, or of an export in 8 bits, compiled for this machine's processor.
 
@@ -77,7 +64,8 @@ class OpenVINOModel(GradesXrays):
 
     def __init__(self, name: str | Path, precision: str | None = None, keep: bool = True):
         self._name, self._export = str(name), read_export(name)
-        openvino = import_openvino()
+        import openvino
+
         self._core = openvino.Core()
         # Where they are kept, the networks say what grading needs to know of the configuration.
         self._config = None if Path(name).is_dir() else load_config(self._name)
@@ -157,7 +145,9 @@ class OpenVINOModel(GradesXrays):
             return self._networks[part, streams]
 
     def _import_network(self, part: str, streams: int):
-        content = import_openvino().Tensor(self._blobs[part])
+        from openvino import Tensor
+
+        content = Tensor(self._blobs[part])
         try:
             return self._core.import_model(content, "CPU", self._options(streams))
         except RuntimeError:
@@ -238,9 +228,11 @@ def convert(model: CLIPKOAForImageClassification) -> dict:
 
     A damaged locator is told where knees are looked for, as in PyTorch.
     """
+    import openvino
+
     from clip_koa.grading.networks import FindingNetwork, GradingNetwork, quiet
 
-    openvino, beside = import_openvino(), model.beside
+    beside = model.beside
     parts = {GRADING: (GradingNetwork(model, beside.typicality.block if beside.typicality else 0), OUTPUTS)}
     sizes = {GRADING: model.config.vision_config.image_size}
     locator = None

@@ -74,7 +74,6 @@ def serve(settings: PageSettings) -> None:
         OSError: no port that it could listen on.
     """
     model = settings.model or default_model()
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory(prefix="clip-koa-", ignore_cleanup_errors=True) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # read when gradio is imported
         from clip_koa.grading.grader import Grader

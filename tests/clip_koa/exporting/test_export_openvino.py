@@ -11,7 +11,6 @@ from clip_koa.commands import main  # noqa: E402
 from clip_koa.exporting.openvino_export import spread  # noqa: E402
 from clip_koa.grading.grader import Grader  # noqa: E402
 from clip_koa.grading.openvino_cache import CACHE_VARIABLE  # noqa: E402
-from clip_koa.grading.openvino_network import import_openvino  # noqa: E402
 from clip_koa.localisation.fit import new_locator  # noqa: E402
 from clip_koa.training.checkpoints import save_model_folder  # noqa: E402
 from dataset_script.synthetic import draw_knee  # noqa: E402
@@ -46,7 +45,9 @@ def test_an_export_in_8_bits_grades_nearly_as_its_checkpoint(tiny_start, corpus,
     command = ["export-openvino", checkpoint, output, "--data_dir", corpus]
     assert main(command) == 0
     printed, about = capsys.readouterr().out, json.loads((output / "openvino.json").read_text())
-    core = import_openvino().Core()
+    from openvino import Core
+
+    core = Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert about["precision"] == "int8" and list(about["validation"]) == ["int8", "int8+bf16"][: 1 + has_bf16]
     for precision, cost in about["validation"].items():
