@@ -89,7 +89,9 @@ class DicomResults:
         return made
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Says so where the folder stayed empty."""
+        if not any(self.folder.iterdir()):
+            print(f"{as_text(self.folder)} is empty: no X-ray with a grade has a study that results could go to.")
 
     @staticmethod
     def _source(file: str) -> Dataset | None:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from clip_koa.grading.model_loading import check_is_no_file
+from clip_koa.grading.model_loading import check_name
 from modeling_clip_koa import CALIBRATION_FILE, TYPICALITY_FILE, CLIPKOAError
 
 _NEEDED = ("config.json", "preprocessor_config.json")
@@ -21,12 +21,12 @@ def check_folders(checkpoint: Path, folder: Path, mark: str, kind: str = "export
         mark: the file by which an earlier export of this `kind` is known.
 
     Raises:
-        CheckpointError: a file in the place of a checkpoint.
+        CheckpointError: a file in the place of a checkpoint, or a name that is none of a folder.
         ExportError: no model folder, or a folder in the export's place that is no export.
     """
     if folder.exists() and not (folder / mark).is_file():
         raise ExportError(f"{folder} is there and no {kind}: name another folder.")
-    check_is_no_file(str(checkpoint))
+    check_name(str(checkpoint))
     for name in _NEEDED:
         if not (checkpoint / name).is_file():
             raise ExportError(f"{checkpoint} has no {name}: name a model folder, such as runs/demo/best.")

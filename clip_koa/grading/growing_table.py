@@ -277,8 +277,12 @@ def _entries(path: Path, kind: str = "") -> Iterator[list[dict]]:
     return (list(entry) for _, entry in groupby(rows, key=lambda row: row["file"]))
 
 
+# A setting that is named only where it is another.
+_UNNAMED = {"readings": "readings=1"}
+
+
 def _differences(before: str, now: str) -> str:
     """What differs between two settings, as `level=0.5, now level=0.9`."""
-    then = {item.split("=")[0]: item for item in before.split()}
-    differing = [item for item in now.split() if then.get(item.split("=")[0]) != item]
-    return "; ".join(f"{then.get(item.split('=')[0], 'nothing')}, now {item}" for item in differing) or before
+    then, today = (_UNNAMED | {item.split("=")[0]: item for item in settings.split()} for settings in (before, now))
+    differing = [name for name in then | today if then.get(name) != today.get(name)]
+    return "; ".join(f"{then.get(name, f'no {name}')}, now {today.get(name, f'no {name}')}" for name in differing)

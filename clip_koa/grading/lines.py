@@ -6,10 +6,12 @@ from clip_koa.files import as_text
 from clip_koa.grading.attachments import Attachments
 from clip_koa.grading.grader import GradedXray, Grader
 
+_KNEES = {"R": "right knee", "L": "left knee"}
+
 
 def print_grades(grader: Grader, files: list[str], level: float, attachments: Attachments) -> int:
     """Prints a line for each X-ray and one for its mirror image; returns how many were not graded."""
-    width = max(len(as_text(file)) for file in files)
+    width = max(len(name) for name in (*map(as_text, files), *_KNEES.values()))
     print(
         f"{'file':{width}}  {'grade':12}  {f'set {level:.0%}':8}  {'view':6}  "
         + "  ".join(f"{label:>12}" for label in grader.labels)
@@ -33,7 +35,9 @@ def print_grades(grader: Grader, files: list[str], level: float, attachments: At
 def _print_views(xray: GradedXray, width: int) -> None:
     grade = xray.grade
     for view, probabilities in (("image", grade.image_probabilities), ("mirror", grade.mirror_probabilities)):
-        first = (as_text(xray.file), grade.name, _range(grade.confidence_set)) if view == "image" else ("", "", "")
+        first = (_KNEES.get(grade.side, ""), "", "")
+        if view == "image":
+            first = as_text(xray.file), grade.name, _range(grade.confidence_set)
         print(
             f"{first[0]:{width}}  {first[1]:12}  {first[2]:8}  {view:6}  "
             + "  ".join(f"{probability:12.3f}" for probability in probabilities)

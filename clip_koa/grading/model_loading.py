@@ -36,10 +36,12 @@ def readable(name: str, part: str = ""):
         name: model folder or Hub id.
         part: what of it is read, as in "its tokenizer".
     """
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging  # here: what OpenVINO has compiled grades without transformers
 
-    verbosity = logging.get_verbosity()
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers only warns of is an error here
+    hub_logging.set_verbosity_error()  # each of its attempts to reach the Hub
     try:
         yield
     except CheckpointError:
@@ -54,6 +56,7 @@ def readable(name: str, part: str = ""):
         raise CheckpointError(f"{subject} cannot be loaded: {advice}{reason}") from error
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
 
 
 def load_config(name: str) -> CLIPKOAConfig:
@@ -67,7 +70,7 @@ def load_config(name: str) -> CLIPKOAConfig:
     """
     from modeling_clip_koa import CLIPKOAConfig
 
-    check_is_no_file(name)
+    check_name(name)
     with readable(name):
         found, _ = CLIPKOAConfig.get_config_dict(name)
         if not found:  # what transformers gives of a folder without one
@@ -84,10 +87,12 @@ def load_config(name: str) -> CLIPKOAConfig:
     return config
 
 
-def check_is_no_file(name: str) -> None:
-    """Refuses, as `CheckpointError`, a file in the place of a model folder."""
+def check_name(name: str) -> None:
+    """Refuses, as `CheckpointError`, a file in the place of a model folder, and a name that is no Hub id either."""
     if Path(name).is_file():
         raise CheckpointError(f"{name} is a file: {_ADVICE}.")
+    if "/" not in name and not Path(name).is_dir():
+        raise CheckpointError(f"{name} is no folder, and a Hub id is USER/NAME: {_ADVICE}.")
 
 
 def checked_image_processor(name: str, beside: Beside, image_size: int) -> BaseImageProcessor:

@@ -112,8 +112,10 @@ def _check_options(run: GradeRun) -> None:
             raise GradeTableError(f"{option} {folder}: a cluster writes rows alone; leave out --ray.")
     if run.ray and not run.output:
         raise GradeTableError(f"--ray {run.ray}: --output names the table or folder that the rows are written to.")
-    if run.cores is not None and (not run.ray or run.cores < 1):
-        raise GradeTableError(f"--cores {run.cores}: give a number of at least 1, together with --ray.")
+    if run.cores is not None and not run.ray:
+        raise GradeTableError(f"--cores {run.cores} is for --ray alone: leave it out, or give --ray local.")
+    if run.cores is not None and run.cores < 1:
+        raise GradeTableError(f"--cores {run.cores}: give a number of at least 1.")
 
 
 def _grade_on_cluster(run: GradeRun, paired: PairedFiles) -> int:

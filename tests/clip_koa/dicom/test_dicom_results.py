@@ -215,10 +215,11 @@ def test_every_code_is_in_the_manual():
 
 
 @pytest.mark.parametrize("maker", ["CLIP-KOA", "CLIP-KOA ", "CLIP-KOA   ", "Clip-Koa"])
-def test_a_picture_that_is_sent_in_is_no_radiograph_of_a_patient(tiny_model, tmp_path, maker):
+def test_a_picture_that_is_sent_in_is_no_radiograph_of_a_patient(tiny_model, tmp_path, maker, capsys):
     """A result among the inputs has no result of its own."""
     (tmp_path / "knee.dcm").write_bytes(radiograph(draw_knee(1, "L", 1, 96), "own", Manufacturer=maker))
     assert grade(tmp_path, tiny_model, tmp_path / "knee.dcm") == {}
+    assert "results is empty: no X-ray with a grade has a study that results could go to." in capsys.readouterr().out
 
 
 _CLASSES = {"CR": "1.2.840.10008.5.1.4.1.1.1", "DX": "1.2.840.10008.5.1.4.1.1.1.1", "OT": "1.2.840.10008.5.1.4.1.1.7"}

@@ -124,6 +124,12 @@ def test_as_is_takes_every_xray_as_it_is(films, model, tmp_path, capsys):
     assert "framing=as_is, now framing=auto" in capsys.readouterr().err
 
 
+def test_lines_say_which_knee_of_a_film_they_are_of(films, model, capsys):
+    assert main(["grade", "--model", model, films / "a_both.png", films / "d_framed.png"]) == 0
+    seconds = [line for line in capsys.readouterr().out.splitlines() if " mirror  " in line]
+    assert [line.split("  ")[0] for line in seconds] == ["right knee", "left knee", ""]
+
+
 def test_a_model_that_finds_no_knees_says_so(films, model, capsys, monkeypatch):
     monkeypatch.setattr(Beside, "has_locator", False)
     assert main(["grade", "--model", model, films / "d_framed.png"]) == 0

@@ -199,7 +199,7 @@ def test_rows_of_another_kind_or_model_are_not_gone_on_with(path, archive):
     with pytest.raises(GradeTableError, match="rows holds what no run of this version wrote: remove it"):
         _bring_up_to_date(path, files)
     rows.write_text(json.dumps([dict.fromkeys(COLUMNS) | {"file": files[0], "made_by": "model=9"}]) + "\n")
-    with pytest.raises(GradeTableError, match="was made with model=9, now model=0123; nothing, now level=0.9"):
+    with pytest.raises(GradeTableError, match="was made with model=9, now model=0123; no level, now level=0.9"):
         _bring_up_to_date(path, files)
 
 

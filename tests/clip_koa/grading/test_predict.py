@@ -67,9 +67,11 @@ def test_readings_are_averaged_and_noted_where_they_are_several(model, tmp_path,
     assert [float(tables["3"][f"probability_{grade}"]) for grade in range(5)] == pytest.approx(expected, abs=1e-4)
     assert tables["3"]["made_by"] == tables["1"]["made_by"] + " readings=3"
     # A table is of one number of readings.
-    capsys.readouterr()
-    assert main([*map(str, given), "--output", str(tmp_path / "1.csv"), str(tmp_path / "knee.png")]) == 2
-    assert "readings=3" in capsys.readouterr().err
+    for before, now in (("1", "3"), ("3", "1")):
+        capsys.readouterr()
+        command = [*map(str, given[:-1]), now, "--output", str(tmp_path / f"{before}.csv"), str(tmp_path / "knee.png")]
+        assert main(command) == 2
+        assert f"was made with readings={before}, now readings={now}: remove it" in capsys.readouterr().err
     assert main(["grade", "--model", str(model), "--readings", "5", str(tmp_path / "knee.png")]) == 2
     assert "--readings 5: use one of 1, 3." in capsys.readouterr().err
 
@@ -305,3 +307,15 @@ def test_one_xray_is_graded_without_the_libraries_of_training(run_python, model,
     )
     printed = run_python("-c", program, "--model", model, knees / "9000001L.png").stdout
     assert printed.splitlines()[-1] == "loaded [] ['clip_koa.commands.grade'] True"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere", "a Hub id is USER/NAME"), ("anna/nowhere", "cannot be loaded")]
+)
+def test_a_model_that_is_nowhere_is_told_in_a_line(name, reason, run_python, tmp_path):
+    """Also while the Hub cannot be reached, which its library tries several times."""
+    draw_knee(2, "L", 1, 96).save(tmp_path / "knee.png")
+    program = "import sys, time; time.sleep = lambda _: None; from clip_koa.commands import main; sys.exit(main())"
+    command = ("-c", program, "grade", "--model", name, tmp_path / "knee.png")
+    told = run_python(*command, expect=2, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0").stderr.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"clip-koa grade: {name} ") and reason in told[0]
