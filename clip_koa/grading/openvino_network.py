@@ -6,6 +6,7 @@ import io
 import json
 import math
 import threading
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class OpenVINOModel(GradesXrays):
         self._checkpoint: CLIPKOAForImageClassification | None = None
         self._threads, self._lock = torch.get_num_threads(), threading.Lock()
         self._networks = {}  # by their part and how many streams of threads they have
+        self._idle = defaultdict(list)  # likewise, requests that compute nothing now: a new one waits for the others
         self._blobs = {}  # by their part, what `import_model` reads
         self.entry = find_entry(self._name, self._entry_name()) if keep else None
         self.was_compiled = self.entry is None or not self._read_entry()
@@ -191,16 +193,19 @@ class OpenVINOModel(GradesXrays):
         images = pixel_values.contiguous().numpy()
         streams = self._threads if len(images) >= self._threads else 1
         parts = streams * math.ceil(len(images) / (streams * _PARTS[part])) if streams == self._threads else 1
-        network, requests = self._network(part, streams), []
+        network, idle = self._network(part, streams), self._idle[part, streams]
+        requests = []
         for some in np.array_split(images, parts):
             if len(some):
-                requests.append(network.create_infer_request())
+                requests.append(_take(idle) or network.create_infer_request())
                 requests[-1].start_async([some], share_inputs=True)
         found = []
         for request in requests:
             request.wait()
             found.append([tensor.data for tensor in request.output_tensors])
-        return [torch.from_numpy(np.concatenate(same)) for same in zip(*found, strict=True)]
+        whole = [torch.from_numpy(np.concatenate(same)) for same in zip(*found, strict=True)]
+        idle += requests
+        return whole
 
     @property
     def can_find_knees(self) -> bool:
@@ -221,6 +226,12 @@ class OpenVINOModel(GradesXrays):
 
 
 _MACHINE = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
+
+
+def _take(idle: list):
+    """One of several, or None; other threads take from them, too."""
+    with suppress(IndexError):
+        return idle.pop()
 
 
 def convert(model: CLIPKOAForImageClassification) -> dict:

@@ -54,7 +54,7 @@ def test_what_is_refused_before_a_cluster_is_joined(tmp_path, capsys, model):
     to = ("--model", model, tmp_path / "a.png")
     assert "--output names the table or folder" in _tell(capsys, "--ray", "local", *to)
     assert "a cluster writes rows alone" in _tell(capsys, "--ray", "local", "--explain", tmp_path / "m", *output, *to)
-    assert "--cores 2: give a number of at least 1, together with --ray" in _tell(capsys, "--cores", 2, *output, *to)
+    assert "--cores 2 is for --ray alone" in _tell(capsys, "--cores", 2, *output, *to)
     for address in ("here", "ray://head:10001", "head:port"):
         assert f"--ray {address}: give local, auto, or the HOST:PORT" in _tell(capsys, "--ray", address, *output, *to)
     with socket.socket() as silent:  # bound, but it does not listen
