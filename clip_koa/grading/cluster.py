@@ -54,6 +54,8 @@ def joined(address: str) -> Iterator[None]:
     if host:
         _knock(address, host, int(port))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray ends a process that reads once it has waited for a second, and the next one takes longer to start.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
