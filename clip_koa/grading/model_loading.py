@@ -91,7 +91,7 @@ def check_name(name: str) -> None:
     """Refuses, as `CheckpointError`, a file in the place of a model folder, and a name that is no Hub id either."""
     if Path(name).is_file():
         raise CheckpointError(f"{name} is a file: {_ADVICE}.")
-    if "/" not in name and not Path(name).is_dir():
+    if len(Path(name).parts) == 1 and not Path(name).is_dir():
         raise CheckpointError(f"{name} is no folder, and a Hub id is USER/NAME: {_ADVICE}.")
 
 
