@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from clip_koa.calibration.temperatures import FOLDS, assign_folds, fit_temperature
+from clip_koa.calibration.temperatures import cross_fitted_temperatures, tenths_of_people
 from clip_koa.evaluation.predictions import GradedSplit, read_predictions
 from dataset_script.exit_status import main_of
 from metrics.kl_grading.paired import compare_kl_gradings
@@ -69,14 +69,11 @@ def cross_fit(graded: GradedSplit, penalty: float | None) -> np.ndarray:
         CalibrationError: fewer people than folds.
     """
     logits, labels = graded.predictions.of_head("text_flip_averaged")[0].double(), graded.predictions.labels
-    folds, probabilities = assign_folds(graded.people), np.zeros(tuple(logits.shape))
-    for fold in range(FOLDS):
-        held = folds == fold
-        rest = torch.from_numpy(~held)
-        if penalty is None:
-            factor, bias = 1 / fit_temperature(logits[rest], labels[rest]), np.zeros(logits.shape[1])
-        else:
-            factor, bias = fit_bias(logits[rest].numpy(), labels[rest].numpy(), penalty)
+    if penalty is None:
+        return (logits / cross_fitted_temperatures(logits, labels, graded.people)).softmax(-1).numpy()
+    probabilities = np.zeros(tuple(logits.shape))
+    for held in tenths_of_people(graded.people):
+        factor, bias = fit_bias(logits.numpy()[~held], labels.numpy()[~held], penalty)
         probabilities[held] = (factor * logits[torch.from_numpy(held)] + torch.from_numpy(bias)).softmax(-1).numpy()
     return probabilities
 

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from clip_koa.calibration.temperatures import FOLDS, assign_folds, fit_temperature
+from clip_koa.calibration.temperatures import cross_fitted_temperatures
 from clip_koa.data.loader import XrayDataset
 from clip_koa.evaluation.heads import Predictions
 from clip_koa.evaluation.loading import load_split, weights_digest
@@ -109,10 +109,7 @@ def grade_mean(logits: np.ndarray, labels: np.ndarray, people: list[str]) -> dic
     """
     image, mirror = torch.from_numpy(logits).double().mean(1).unbind(1)
     views = {"both": (image + mirror) / 2, "image": image, "mirror": mirror}
-    folds, grades = torch.from_numpy(assign_folds(people)), torch.from_numpy(labels)
-    temperatures = torch.ones(len(labels), 1, dtype=torch.float64)
-    for fold in range(FOLDS):
-        temperatures[folds == fold] = fit_temperature(views["both"][folds != fold], grades[folds != fold])
+    temperatures = cross_fitted_temperatures(views["both"], torch.from_numpy(labels), people)
     return {name: (view / temperatures).softmax(-1).numpy() for name, view in views.items()}
 
 

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
 
-from clip_koa.calibration.temperatures import FOLDS, assign_folds, least_by_level
+from clip_koa.calibration.temperatures import least_by_level, tenths_of_people
 from clip_koa.evaluation.pairs import combine_pairs, compare_pairs, find_pairs
 from modeling_clip_koa import CalibrationError
 from modeling_clip_koa.calibration_clip_koa import PairPrior
@@ -75,10 +75,9 @@ def fit_pair_prior(
         raise CalibrationError(
             "No person of the split has two X-rays, so how far to trust their bond can't be fitted."
         )
-    folds = assign_folds(people)
     combined = np.array(probabilities, dtype=float)
-    for fold in range(FOLDS):
-        held = folds[pairs[:, 0]] == fold
+    for tenth in tenths_of_people(people):
+        held = tenth[pairs[:, 0]]
         prior = PairPrior(joint, fit_weight(probabilities, labels, pairs[~held], joint))
         combined = combine_pairs(combined, pairs[held], prior)
     prior = PairPrior(joint, fit_weight(probabilities, labels, pairs, joint))

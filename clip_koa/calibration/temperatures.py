@@ -1,6 +1,7 @@
 """Calibration: a temperature for each head, and sets of neighbouring grades that hold the true one as asked."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -79,8 +80,8 @@ def _reached(values: np.ndarray, level: float) -> float | None:
     return float(np.sort(values)[len(values) - rank]) if rank <= len(values) else None
 
 
-def assign_folds(people: list[str]) -> np.ndarray:
-    """The fold of each X-ray, (N,), drawn by person; X-rays of equal name are one person's.
+def tenths_of_people(people: list[str]) -> Iterator[np.ndarray]:
+    """Which X-rays, (N,) of bool, are of each tenth of the people in turn; X-rays of equal name are one person's.
 
     Raises:
         CalibrationError: fewer people than folds.
@@ -91,7 +92,20 @@ def assign_folds(people: list[str]) -> np.ndarray:
         raise CalibrationError(f"{count} people are too few to calibrate on: it takes at least {FOLDS}.")
     fold_of = np.empty(count, dtype=int)
     fold_of[np.random.default_rng(0).permutation(count)] = np.arange(count) % FOLDS
-    return fold_of[person]
+    for fold in range(FOLDS):
+        yield fold_of[person] == fold
+
+
+def cross_fitted_temperatures(logits: torch.Tensor, labels: torch.Tensor, people: list[str]) -> torch.Tensor:
+    """The temperature of each X-ray, (N, 1), fitted on the logits (N, K) and labels (N,) of the other tenths' people.
+
+    Raises:
+        CalibrationError: fewer people than folds.
+    """
+    temperatures = torch.ones(len(labels), 1, dtype=torch.float64)
+    for held in map(torch.from_numpy, tenths_of_people(people)):
+        temperatures[held] = fit_temperature(logits[~held], labels[~held])
+    return temperatures
 
 
 def cross_fitted(
@@ -111,11 +125,9 @@ def cross_fitted(
     Raises:
         CalibrationError: fewer people than folds.
     """
-    folds = assign_folds(people)
     probabilities = np.zeros(tuple(logits.shape))
     sets: list[tuple[int, ...]] = [()] * len(people)
-    for fold in range(FOLDS):
-        held = folds == fold
+    for held in tenths_of_people(people):
         rest = torch.from_numpy(~held)
         fitted = temperature or fit_temperature(logits[rest], labels[rest])
         calibrated = (logits.double() / fitted).softmax(-1).numpy()
