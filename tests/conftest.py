@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing in the tests reaches a network or writes outside pytest's temporary folders."""
 
+import atexit
 import contextlib
 import copy
 import os
@@ -13,8 +14,9 @@ from pathlib import Path
 
 # Before any import of the libraries, which read these once. Subprocesses inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clip-koa-tests-")
-os.environ["CLIP_KOA_CACHE"] = tempfile.mkdtemp(prefix="clip-koa-tests-")  # of compiled networks
+for cache in ("HF_HOME", "CLIP_KOA_CACHE"):  # the second is of compiled networks
+    os.environ[cache] = tempfile.mkdtemp(prefix="clip-koa-tests-")
+    atexit.register(shutil.rmtree, os.environ[cache], ignore_errors=True)
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # Under nohup or behind an `&` these are ignored, and processes that the tests start and stop would ignore them too.
