@@ -32,7 +32,8 @@ class CardFacts:
 
     results: dict[str, dict] = field(default_factory=dict)  # of each split, by head
     stages: list[dict] = field(default_factory=list)  # the recipe of each run by dotted name, in their order
-    averaged: list[int] = field(default_factory=list)  # numbers of the runs whose weights were averaged, if any were
+    averaged: list[list[int]] = field(default_factory=list)  # numbers of runs whose weights were averaged, in groups
+    taught: list[int] = field(default_factory=list)  # numbers of the runs whose labels are a teacher's in part
     base_model: str | None = None
     origin: str = ""  # of the weights that training started from, and their licence
     dataset: str = "knee X-rays that the run does not name"
@@ -61,8 +62,8 @@ def collect_facts(
     """Reads the runs that a checkpoint comes from, and evaluations, which count before the last run's own figures.
 
     Args:
-        runs: their folders, each of which went on from the one before, but that the last ones may have started alike:
-            then the checkpoint is the mean of their weights. Without any: the one around the checkpoint.
+        runs: their folders, each of which went on from the one before. Neighbours that started alike were averaged,
+            for the next one or for the checkpoint. Without any: the one around the checkpoint.
         weights: the model folder that the checkpoint's weights are read from.
 
     Raises:
@@ -77,10 +78,12 @@ def collect_facts(
     facts = CardFacts()
     configs = [_read_config(stage) for stage in runs]
     facts.stages = [_recipe(config) for config in configs if config]
-    starts = [config.get("model.start", "") for config in configs]
-    if starts.count(starts[-1]) > 1:
-        facts.averaged = [number for number, start in enumerate(starts, start=1) if start == starts[-1]]
-    start = starts[0]
+    started: dict[str, list[int]] = {}
+    for number, config in enumerate(configs, start=1):
+        started.setdefault(config.get("model.start", ""), []).append(number)
+    facts.averaged = [numbers for numbers in started.values() if len(numbers) > 1]
+    facts.taught = [number for number, config in enumerate(configs, start=1) if config.get("data.soft_labels")]
+    start = next(iter(started))
     facts.base_model = base_model or _base_model(start)
     facts.origin = _WHEEL_ORIGIN if start.endswith(_WHEEL_FILE) else ""
     record = _read(run, "run.json")
@@ -182,7 +185,12 @@ def _read_config(folder: Path) -> dict[str, object]:
 
 
 def _recipe(config: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in config.items() if name not in FIELDS or FIELDS[name].metadata["recipe"]}
+    about = {name: option.metadata for name, option in FIELDS.items()}
+    return {
+        name: value
+        for name, value in config.items()
+        if name not in about or (about[name]["recipe"] and not about[name]["place"])
+    }
 
 
 def _clean(values: dict, path: Path) -> dict:

@@ -17,17 +17,21 @@ class RunConfigError(CLIPKOAError, ValueError):
     """A configuration that cannot be run; the message names the field and says what would be right."""
 
 
-def _field(default, help: str, *, recipe: bool = True, at_least=None, at_most=None, choices: tuple | None = None):
+def _field(
+    default, help: str, *, recipe: bool = True, place: bool = False, at_least=None, at_most=None,
+    choices: tuple | None = None,
+):  # fmt: skip
     """A field of a group.
 
     Args:
         recipe: it is of what is learned, so a resume may not change it and the card shows it; else it says where
             things lie, or how they are computed to the same result.
+        place: it is of the recipe and names a file of this machine, so no card shows it.
         at_least, at_most: bounds of a number.
         choices: the only values of a text.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "choices": choices}
-    return field(default=default, metadata={"help": help, "recipe": recipe, **bounds})
+    return field(default=default, metadata={"help": help, "recipe": recipe, "place": place, **bounds})
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class DataOptions:
         recipe=False,
     )
     soft_labels: str = _field(
-        "", "Parquet file of a teacher's shares of the grades for each X-ray, by its pixels; empty: the grades"
+        "",
+        "Parquet file of a teacher's shares of the grades for each X-ray, by its pixels; empty: the grades",
+        place=True,
     )
     class_balance: float = _field(
         0.0, "0: X-rays as they come; 1: every grade as often as any other", at_least=0, at_most=1

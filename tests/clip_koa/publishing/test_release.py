@@ -89,17 +89,29 @@ def test_the_card_tells_the_runs_that_went_on_from_each_other(checkpoint, tmp_pa
         build_release(checkpoint, tmp_path / "other", "anna/knees", runs=(*runs, tmp_path / "nowhere"))
 
 
-def test_the_card_tells_the_runs_whose_weights_were_averaged(checkpoint, tmp_path):
+def test_the_card_tells_the_runs_whose_weights_were_averaged_and_what_taught_them(checkpoint, tmp_path):
     runs = [checkpoint.parent]
-    for seed in (0, 1):
-        runs.append(tmp_path / f"seed{seed}")
+    starts = ("run/best", "run/best", "averaged", "averaged")
+    for number, start in enumerate(starts):
+        runs.append(tmp_path / f"run{number}")
         runs[-1].mkdir()
-        (runs[-1] / "config.yaml").write_text(f"model: run/best\nseed: {seed}\n")
-    card = (
-        build_release(checkpoint, tmp_path / "release", "anna/knees", runs=tuple(runs)).folder / "README.md"
-    ).read_text()
-    assert "In 3 runs, of which runs 2 and 3 started from the same weights; released is the mean of theirs." in card
+        taught = "data:\n  soft_labels: runs/teacher.parquet\n" if start == "averaged" else ""
+        (runs[-1] / "config.yaml").write_text(f"model:\n  start: {start}\nrun:\n  seed: {number % 2}\n{taught}")
+
+    def text(count):
+        folder = build_release(checkpoint, tmp_path / f"release{count}", "anna/knees", runs=tuple(runs[:count])).folder
+        return (folder / "README.md").read_text()
+
+    card = text(3)
+    assert "In 3 runs. Runs 2 and 3 started from the same weights, and released is the mean of theirs.\n" in card
     assert "going on from the one before" not in card and "| `run.seed` |  | 0 | 1 |" in card
+    card = text(5)
+    assert (
+        "In 5 runs. Runs 2 and 3 started from the same weights, and the next went on from the mean of theirs. "
+        "Runs 4 and 5 started from the same weights, and released is the mean of theirs. "
+        "The labels of runs 4 and 5 are in part what other models say, each of X-rays that it never saw.\n"
+    ) in card
+    assert "parquet" not in card
 
 
 def test_half_precision_is_stored_and_not_computed(checkpoint, tmp_path):
