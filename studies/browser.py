@@ -59,9 +59,20 @@ class Page:
 
 
 @contextmanager
+def chromium():
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
 def opened(folder: Path):
     """A headless Chromium and the address at which the folder is served."""
-    from playwright.sync_api import sync_playwright
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -70,11 +81,8 @@ def opened(folder: Path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     server.daemon_threads, server.handle_error = True, lambda *_: None
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         yield browser, f"http://127.0.0.1:{server.server_port}/"
-        browser.close()
     server.shutdown()
 
 

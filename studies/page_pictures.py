@@ -1,13 +1,13 @@
-"""The pictures of the page in the manual: taken anew of the page as it is, with the released model and the examples.
+"""The pictures in the manual that show grades: taken anew, with the released model and the examples.
 
     python -m studies.page_pictures --output docs/figures
 
 It serves the page, opens it in headless Chromium, and gives it a film composed of two examples and three more of them.
-It needs the extra `app`, playwright and Chromium.
+It does so too with the page that grades in the browser, and draws the picture that an archive is given. It needs the
+extras `app`, `onnx` and `pacs`, playwright, npm and Chromium.
 """
 
 import argparse
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,8 +21,10 @@ from pathlib import Path
 from PIL import Image
 from transformers import AutoModel
 
+from clip_koa.dicom.results import DicomResults
 from dataset_script.exit_status import main_of
 from dataset_script.films import compose_film
+from studies.browser import chromium, opened
 
 PROJECT = Path(__file__).parents[1]
 EXAMPLES = PROJECT / "examples"
@@ -41,9 +43,9 @@ def run(arguments: list[str] | None, prog: str) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
     output = parser.parse_args(arguments).output
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary, _served() as url, _browser() as browser:
+    with tempfile.TemporaryDirectory() as temporary, _served() as url, chromium() as browser:
         film = Path(temporary) / "film.png"
-        _film().save(film)
+        _film("kl1_right", "kl3_left").save(film)
         for scheme in SCHEMES:
             for width in WIDTHS:
                 page = _opened(browser, url, width, scheme)
@@ -60,11 +62,36 @@ def run(arguments: list[str] | None, prog: str) -> None:
         card = Path(temporary) / "card.png"
         page.locator("#card").screenshot(path=str(card))
         _glance(card, output / "at_a_glance.jpg")
+    with tempfile.TemporaryDirectory() as temporary:
+        _in_the_browser(Path(temporary), output / "browser_1280.jpg")
+        _for_an_archive(Path(temporary), output / "pacs_picture.jpg")
 
 
-def _film() -> Image.Image:
-    right, left = (Image.open(EXAMPLES / f"{name}.png").convert("L") for name in ("kl1_right", "kl3_left"))
-    return compose_film(right, left, _SEED).image
+def _in_the_browser(temporary: Path, path: Path) -> None:
+    """The page that grades in the visitor's browser, with an example on it."""
+    options = ["--browser-space", "--dry_run", "--output", str(temporary / "site")]
+    command = [sys.executable, "-m", "clip_koa", "publish", str(_MODEL), "USER/NAME", *options]
+    subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+    with opened(temporary / "site") as (browser, url):
+        page = _opened(browser, url, 1280, "light")
+        _give(page, EXAMPLES / "kl4_right.png")
+        page.locator("#card .stage").wait_for()
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(temporary / "browser.png"), full_page=True)
+    shown = Image.open(temporary / "browser.png").convert("RGB").crop((0, 0, 1280, 1500))
+    shown.resize((900, 1055), Image.Resampling.LANCZOS).save(path, quality=88, optimize=True)
+
+
+def _for_an_archive(temporary: Path, path: Path) -> None:
+    """What `clip-koa grade --dicom_results` adds to a film's study."""
+    _film("kl1_right", "kl4_left").save(temporary / "film.png")
+    results = DicomResults.of_model(str(_MODEL), 0.9, temporary / "results")
+    [knees] = results.grader.grade_each([temporary / "film.png"])
+    results.draw(knees).save(path, quality=90, optimize=True)
+
+
+def _film(right: str, left: str) -> Image.Image:
+    return compose_film(*(Image.open(EXAMPLES / f"{name}.png").convert("L") for name in (right, left)), _SEED).image
 
 
 @contextmanager
@@ -89,17 +116,6 @@ def _served():
     finally:
         process.terminate()
         process.wait()
-
-
-@contextmanager
-def _browser():
-    from playwright.sync_api import sync_playwright
-
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 def _opened(browser, url: str, width: int, scheme: str):

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from pydicom.dataset import Dataset
 
 from clip_koa.dicom.picture import build_picture, draw_picture
@@ -15,6 +16,7 @@ from clip_koa.grading.grader import GradedXray, Grader
 from clip_koa.grading.run import GradeRun, made_by
 from dataset_script.dicom import is_dicom
 from dataset_script.radiograph import read_radiograph
+from modeling_clip_koa import Grade
 
 KINDS = ("report", "picture")
 
@@ -77,16 +79,19 @@ class DicomResults:
 
     def build(self, source: Dataset, graded: Sequence[GradedXray]) -> dict[str, Dataset]:
         """Report and picture of an image; of those that are there already, nothing."""
-        knees = [(xray.grade, xray.laterality if xray.laterality in ("R", "L") else "") for xray in graded]
-        made, level = {}, self.grader.level
+        knees, made = _knees(graded), {}
         if not self.path(source, "report").exists():
-            made["report"] = build_report(source, knees, self.made_by, level)
+            made["report"] = build_report(source, knees, self.made_by, self.grader.level)
         if not self.path(source, "picture").exists():
-            film = read_radiograph(graded[0].file, keep_polarity=self.grader.keep_polarity).image
-            maps = [self.grader.explain(xray).overlay() for xray in graded]
-            picture = draw_picture(film, knees, maps, self.made_by, level)
-            made["picture"] = build_picture(source, picture, [side for _, side in knees], self.made_by)
+            sides = [side for _, side in knees]
+            made["picture"] = build_picture(source, self.draw(graded), sides, self.made_by)
         return made
+
+    def draw(self, graded: Sequence[GradedXray]) -> Image.Image:
+        """The picture of one file, given as each of its knees; see `draw_picture`."""
+        film = read_radiograph(graded[0].file, keep_polarity=self.grader.keep_polarity).image
+        maps = [self.grader.explain(xray).overlay() for xray in graded]
+        return draw_picture(film, _knees(graded), maps, self.made_by, self.grader.level)
 
     def finish(self) -> None:
         """Says so where the folder stayed empty."""
@@ -104,6 +109,11 @@ class DicomResults:
         except ResultError as error:
             print(error)
             return None
+
+
+def _knees(graded: Sequence[GradedXray]) -> list[tuple[Grade, str]]:
+    """The grade of each knee, and which it is: "R", "L" or ""."""
+    return [(xray.grade, xray.laterality if xray.laterality in ("R", "L") else "") for xray in graded]
 
 
 def _as_file(made: Dataset) -> bytes:

@@ -23,11 +23,12 @@ class TrainingCost:
     minutes: tuple[float, ...]  # of each run
     cores: int
     memory_gib: float
+    teachers: tuple[float, ...] = ()  # minutes of each model whose answers were taught
 
     @property
     def hours(self) -> float:
-        """Of all runs together."""
-        return sum(self.minutes) / 60
+        """Of all runs together, those of the teachers too."""
+        return sum(self.minutes + self.teachers) / 60
 
     @property
     def kilowatt_hours(self) -> float:
@@ -54,4 +55,5 @@ def measured_apart(folder: Path, records: Path = RECORDS) -> MeasuredApart:
     if known is None:
         return MeasuredApart()
     cost = known["training"]
-    return MeasuredApart(known["test"], TrainingCost(tuple(cost["minutes"]), cost["cores"], cost["memory_gib"]))
+    minutes, teachers = tuple(cost["minutes"]), tuple(cost.get("teachers", ()))
+    return MeasuredApart(known["test"], TrainingCost(minutes, cost["cores"], cost["memory_gib"], teachers))

@@ -57,6 +57,7 @@ def test_figures_of_the_test_split_are_told_of_the_weights_that_they_are_of_and_
 def test_energy_is_runtime_times_power_times_overhead():
     """By hand: two hours of two cores of 12 W and 10 GiB of .3725 W are 55.45 Wh, times 1.67."""
     assert TrainingCost((30, 90), 2, 10).kilowatt_hours == pytest.approx(0.0926, abs=1e-4)
+    assert TrainingCost((30,), 2, 10, teachers=(60, 30)).kilowatt_hours == pytest.approx(0.0926, abs=1e-4)
 
 
 def _evaluation(folder, checkpoint) -> GradedSplit:
