@@ -78,8 +78,9 @@ released-training: setup vision-weights  ## repeat the training of the released 
 	$(BIN)/python -m studies.members teacher --share 0.5 --class_balance 0.6 --output runs/release_teacher.parquet
 	$(BIN)/clip-koa train --config configs/student.yaml --resume latest --model.start runs/release_third \
 		--data.soft_labels runs/release_teacher.parquet --run.output_dir runs/release_student
+	$(BIN)/python -m studies.members teacher --share 0.7 --class_balance 0.6 --output runs/release_teacher_seed1.parquet
 	$(BIN)/clip-koa train --config configs/student.yaml --resume latest --model.start runs/release_third \
-		--data.soft_labels runs/release_teacher.parquet --run.output_dir runs/release_student_seed1 --run.seed 1
+		--data.soft_labels runs/release_teacher_seed1.parquet --run.output_dir runs/release_student_seed1 --run.seed 1
 	$(BIN)/clip-koa average runs/release_student/best runs/release_student_seed1/best --output runs/release_averaged
 
 released-code: setup  ## give the released checkpoint the code, card and examples of the project, after a change of them
