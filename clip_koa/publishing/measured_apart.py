@@ -45,13 +45,9 @@ class MeasuredApart:
     cost: TrainingCost | None = None
 
 
-def measured_apart(folder: Path, records: Path = RECORDS) -> MeasuredApart:
-    """What is known of the weights in a model folder.
-
-    Args:
-        records: a JSON file, by the digests of weights.
-    """
-    known = json.loads(records.read_text(encoding="utf-8")).get(weights_digest(str(folder)))
+def measured_apart(folder: Path) -> MeasuredApart:
+    """What is known of the weights in a model folder, out of `RECORDS`."""
+    known = json.loads(RECORDS.read_text(encoding="utf-8")).get(weights_digest(str(folder)))
     if known is None:
         return MeasuredApart()
     cost = known["training"]

@@ -11,6 +11,7 @@ from clip_koa.evaluation import error_groups
 from clip_koa.evaluation.heads import HEADS, Predictions
 from clip_koa.evaluation.loading import weights_digest
 from clip_koa.evaluation.predictions import GradedSplit, write_predictions
+from clip_koa.publishing import measured_apart as records
 from clip_koa.publishing.errors import ReleaseError
 from clip_koa.publishing.measured_apart import RECORDS, MeasuredApart, TrainingCost, measured_apart
 from clip_koa.publishing.release import build_release
@@ -36,22 +37,30 @@ def test_a_card_begins_with_a_picture_of_what_its_model_says(checkpoint, tmp_pat
     assert (folder / "figures/examples.png").read_bytes() == (other / "figures/examples.png").read_bytes()
 
 
-def test_figures_of_the_test_split_are_told_of_the_weights_that_they_are_of_and_of_no_others(checkpoint, tmp_path):
+def test_figures_of_the_test_split_are_told_of_the_weights_that_they_are_of_and_of_no_others(
+    checkpoint, tmp_path, monkeypatch
+):
     folder = build_release(checkpoint, tmp_path / "release", "anna/knees").folder
     card = _card(folder)
     command = "clip-koa evaluate --model anna/knees --data_dir FOLDER --split test --output evaluation"
     assert "828 people): not measured yet for these weights" in card and command in card
     assert "Not recorded for these weights" in card and "kWh" not in card
 
-    known = _card(RELEASED)
+    [third] = [record for record in json.loads(RECORDS.read_text()).values() if record["test"]]
+    monkeypatch.setattr(records, "RECORDS", tmp_path / "records.json")
+    (tmp_path / "records.json").write_text(json.dumps({weights_digest(str(folder)): third}))
+    known = _card(build_release(checkpoint, tmp_path / "measured", "anna/knees").folder)
     assert "| text head | 0.682 | 0.839 | 0.364 | 0.694 | 0.331 |" in known
     assert "| linear head | 0.691 | 0.839 | 0.359 | 0.698 | 0.314 |" in known
-    assert command.replace("anna/knees", "clip-koa/clip-koa-small") in known and "not measured yet" not in known
-
-    [digest] = json.loads(RECORDS.read_text())
-    assert digest == weights_digest(str(RELEASED)) and measured_apart(RELEASED).test["text head"]["mae"] == 0.364
-    (tmp_path / "model.safetensors").write_bytes((RELEASED / "model.safetensors").read_bytes()[:-1] + b"\1")
+    assert command in known and "not measured yet" not in known and "0.23 kWh" in known
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1] + b"\1")
     assert measured_apart(tmp_path) == MeasuredApart()  # one byte is another model
+
+
+def test_the_released_card_tells_what_is_known_of_its_weights():
+    known, card = measured_apart(RELEASED), _card(RELEASED)
+    assert known.cost.teachers and f"{known.cost.hours:.1f} hours on 2 CPU cores" in card
+    assert ("not measured yet for these weights" in card) == (not known.test)
 
 
 def test_energy_is_runtime_times_power_times_overhead():
