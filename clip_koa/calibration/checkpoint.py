@@ -15,6 +15,7 @@ from clip_koa.calibration.temperatures import (
     fit_temperature,
     fold_temperatures,
     least_by_level,
+    lowest_text_temperature,
 )
 from clip_koa.calibration.typicality import fit_on_xrays
 from clip_koa.data.loader import XrayDataset
@@ -117,16 +118,18 @@ def calibrate(model, predictions: Predictions, people: list[str], level: float, 
     Args:
         kept: the calibration of weights that stay as they are; their temperatures and what they gave stay too.
     """
-    heads, temperatures = {}, {}
+    heads, temperatures, lowest = {}, {}, {"text": lowest_text_temperature(model), "linear": 0.0}
     for name, head in {"text": "text_flip_averaged", "linear": "linear"}.items():
         logits = predictions.of_head(head)[0]
-        temperatures[name] = 1.0 if kept else fit_temperature(logits, predictions.labels)
-        fitted = cross_fitted(logits, predictions.labels, people, level, 1.0 if kept else None)
+        temperatures[name] = 1.0 if kept else fit_temperature(logits, predictions.labels, lowest[name])
+        fitted = cross_fitted(logits, predictions.labels, people, level, 1.0 if kept else None, lowest[name])
         del fitted["probabilities"]
         heads[name] = {"read_by": head, "temperature": temperatures[name], **fitted}
         own = (kept or {}).get("heads", {}).get(name, {})
         heads[name] |= {figure: own[figure] for figure in ("temperature", "before", "after") if figure in own}
     if not kept:
+        if temperatures["text"] < 1.001 * lowest["text"]:
+            print("The text head stays less sure than it is right: CLIP's bound on the logit scale, 100, is reached.")
         fold_temperatures(model, **temperatures)
     return {"num_xrays": len(people), "num_people": len(set(people)), "heads": heads}
 

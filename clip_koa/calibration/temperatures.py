@@ -15,17 +15,27 @@ from modeling_clip_koa.modeling_clip_koa import MAX_LOGIT_SCALE
 
 FOLDS = 10
 # Temperatures are sought between these.
-_BOUNDS = (math.log(0.05), math.log(20.0))
+_LOWEST, _HIGHEST = 0.05, 20.0
 
 
-def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature that divides logits (N, K) so that labels (N,) are likeliest (Guo et al. 2017)."""
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, lowest: float = _LOWEST) -> float:
+    """The temperature that divides logits (N, K) so that labels (N,) are likeliest (Guo et al. 2017).
+
+    Args:
+        lowest: what it may be at least.
+    """
     logits, labels = logits.double(), labels.long()
 
     def log_loss(log_temperature: float) -> float:
         return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
-    return math.exp(minimize_scalar(log_loss, bounds=_BOUNDS, method="bounded").x)
+    bounds = (math.log(max(lowest, _LOWEST)), math.log(_HIGHEST))
+    return math.exp(minimize_scalar(log_loss, bounds=bounds, method="bounded").x)
+
+
+def lowest_text_temperature(model: CLIPKOAForImageClassification) -> float:
+    """The text temperature at which the logit scale comes to CLIP's bound of 100, which `fold_temperatures` keeps."""
+    return math.exp(model.logit_scale.clamp(max=MAX_LOGIT_SCALE).item() - MAX_LOGIT_SCALE)
 
 
 def fold_temperatures(model: CLIPKOAForImageClassification, text: float, linear: float) -> None:
@@ -109,7 +119,12 @@ def cross_fitted_temperatures(logits: torch.Tensor, labels: torch.Tensor, people
 
 
 def cross_fitted(
-    logits: torch.Tensor, labels: torch.Tensor, people: list[str], level: float, temperature: float | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    people: list[str],
+    level: float,
+    temperature: float | None = None,
+    lowest: float = _LOWEST,
 ) -> dict:
     """What calibration gives on people it was not fitted on: each tenth of the people by a fit on the others.
 
@@ -117,6 +132,7 @@ def cross_fitted(
         logits: (N, K). labels: (N,). people: N names; X-rays of equal name are one person's, and each unknown one is a
             person of its own.
         temperature: what logits are divided by; None: what each fit gives.
+        lowest: what a fit may give at least.
 
     Returns:
         `probabilities` (N, K); `before` and `after` with `expected_calibration_error` (15 bins), `log_loss` and
@@ -129,7 +145,7 @@ def cross_fitted(
     sets: list[tuple[int, ...]] = [()] * len(people)
     for held in tenths_of_people(people):
         rest = torch.from_numpy(~held)
-        fitted = temperature or fit_temperature(logits[rest], labels[rest])
+        fitted = temperature or fit_temperature(logits[rest], labels[rest], lowest)
         calibrated = (logits.double() / fitted).softmax(-1).numpy()
         probabilities[held] = calibrated[held]
         least = least_probabilities(calibrated[~held], labels[rest].numpy(), level)

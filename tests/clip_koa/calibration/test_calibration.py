@@ -1,6 +1,7 @@
 """Calibration: temperatures that make probabilities true, in the weights, and sets that hold what they promise."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import AutoModelForImageClassification
 
+from clip_koa.calibration.checkpoint import calibrate
 from clip_koa.calibration.temperatures import (
     cross_fitted,
     fit_temperature,
     fold_temperatures,
     least_probabilities,
 )
+from clip_koa.evaluation.heads import Predictions
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.synthetic import write_corpus
 from modeling_clip_koa import CalibrationError, CLIPKOAForImageClassification
@@ -152,6 +155,22 @@ def test_temperatures_go_into_the_weights_of_both_heads(make_model, pixel_values
     assert loaded.config.calibration == {"text_temperature": 3.0, "linear_temperature": 2.0}
     with pytest.raises(CalibrationError, match="CLIP's bound is 100"):
         fold_temperatures(model, 1e-3, 1.0)
+
+
+def test_a_head_that_would_need_more_than_the_bound_of_the_logit_scale_is_calibrated_up_to_it(make_model, capsys):
+    """A model that is fine-tuned again and again starts nearer to the bound each time."""
+    model, labels = make_model().eval(), torch.arange(5).repeat(4)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(50))
+    unsure = 0.5 * torch.nn.functional.one_hot(labels, 5).float()  # always right, and hardly ever sure
+    predictions = Predictions(torch.arange(20), labels, unsure, unsure, unsure, unsure)
+    report = calibrate(model, predictions, [f"person {number}" for number in range(20)], 0.9)
+    text, linear = (report["heads"][name]["temperature"] for name in ("text", "linear"))
+    assert text == pytest.approx(0.5, rel=1e-3) and linear < 0.1
+    assert model.logit_scale.exp().item() == pytest.approx(100, rel=1e-3)
+    assert "less sure than it is right" in capsys.readouterr().out
+    after, before = (report["heads"]["text"][when]["log_loss"]["value"] for when in ("after", "before"))
+    assert after < before
 
 
 @pytest.fixture(scope="module")
