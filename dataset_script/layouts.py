@@ -33,8 +33,8 @@ RELEASE_COUNTS = {
 _HEADER_BYTES = 1 << 20
 
 INSTRUCTIONS = (
-    "Name KneeXrayData.zip, or the kneeKL224 folder in it, as data_dir or in KNEE_XRAY_DIR. They are at "
-    "doi 10.17632/56rmx5bjcr.1 (P. Chen, CC BY 4.0)."
+    "Name a corpus as data_dir or in KNEE_XRAY_DIR, such as KneeXrayData.zip or the kneeKL224 folder in it "
+    "(P. Chen, doi 10.17632/56rmx5bjcr.1, CC BY 4.0)."
 )
 EXPECTED = (
     "Expected one of: {split}/{grade}/{file} (splits train, val, test; grades 0 to 4), in a folder or a .zip; "

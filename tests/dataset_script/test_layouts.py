@@ -765,7 +765,7 @@ def test_the_whole_release_has_no_differences():
 
 
 def test_instructions_where_there_is_nothing(tmp_path):
-    with pytest.raises(CorpusError, match=r"there is no such folder or file.*10\.17632.*CC BY 4\.0.*kneeKL224 folder"):
+    with pytest.raises(CorpusError, match=r"there is no such folder or file.*kneeKL224 folder.*10\.17632.*CC BY 4\.0"):
         resolve_data_dir(tmp_path / "KneeXrayData.zip")
 
 
