@@ -185,12 +185,7 @@ def _read_config(folder: Path) -> dict[str, object]:
 
 
 def _recipe(config: dict[str, object]) -> dict[str, object]:
-    about = {name: option.metadata for name, option in FIELDS.items()}
-    return {
-        name: value
-        for name, value in config.items()
-        if name not in about or (about[name]["recipe"] and not about[name]["place"])
-    }
+    return {name: value for name, value in config.items() if name not in FIELDS or FIELDS[name].metadata["on_card"]}
 
 
 def _clean(values: dict, path: Path) -> dict:

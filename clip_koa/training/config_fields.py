@@ -31,7 +31,7 @@ def _field(
         choices: the only values of a text.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "choices": choices}
-    return field(default=default, metadata={"help": help, "recipe": recipe, "place": place, **bounds})
+    return field(default=default, metadata={"help": help, "recipe": recipe, "on_card": recipe and not place, **bounds})
 
 
 @dataclass(frozen=True)
