@@ -215,6 +215,10 @@ def entries_of(graded: Iterable[list[GradedXray]]) -> list[list[dict]]:
     return [list(map(table_row, entry)) for entry in graded]
 
 
+def _xrays(count: int) -> str:
+    return f"{count} X-ray" if count == 1 else f"{count} X-rays"
+
+
 def fill_table(
     table: GrowingTable, grade: Callable[[GrowingTable], Iterable[tuple[list[Waiting], list[list[dict]]]]]
 ) -> int:
@@ -225,7 +229,8 @@ def fill_table(
     """
     if table.gone:
         named = ", ".join(table.gone_names) + ("" if table.gone == len(table.gone_names) else ", ...")
-        print(f"{table.gone} X-rays of the table are no longer named, and leave it: {named}")
+        are, leave = ("is", "leaves") if table.gone == 1 else ("are", "leave")
+        print(f"{_xrays(table.gone)} of the table {are} no longer named, and {leave} it: {named}")
     if other := table.count_of_other_code():
         print(
             f"{other} rows stay that another version of the code graded (column made_by): to grade all anew, remove "
@@ -233,7 +238,7 @@ def fill_table(
         )
     if table.is_current:
         ungraded = table.finish()
-        print(f"{as_text(table.path)} is up to date: {len(table.files)} X-rays.")
+        print(f"{as_text(table.path)} is up to date: {_xrays(len(table.files))}.")
         return ungraded
     with tqdm(total=len(table.files), initial=table.kept, desc="grading", unit="X-ray") as bar:
         for waiting, entries in grade(table):
@@ -241,5 +246,5 @@ def fill_table(
             bar.update(len(waiting))
     ungraded, total = table.finish(), len(table.files)
     earlier = f" ({table.kept} of them before, {table.changed} again as the file had changed)" if table.kept else ""
-    print(f"{as_text(table.path)}: {total - ungraded} X-rays graded{earlier}, {ungraded} not.")
+    print(f"{as_text(table.path)}: {_xrays(total - ungraded)} graded{earlier}, {ungraded} not.")
     return ungraded

@@ -119,7 +119,7 @@ def test_what_was_graded_stays_what_is_new_is_graded_what_is_gone_leaves(path, a
     rows = _rows(path)
     assert [(row["file"], row["grade"]) for row in rows] == list(zip(files, [1, None, 4, 3], strict=True))
     printed = capsys.readouterr().out
-    assert "1 X-rays of the table are no longer named, and leave it" in printed and "a.png" in printed
+    assert "1 X-ray of the table is no longer named, and leaves it" in printed and "a.png" in printed
     assert "3 X-rays graded (1 of them before, 1 again as the file had changed), 1 not." in printed
     archive(broken=2)
     assert _bring_up_to_date(path, files)[0] == 0
