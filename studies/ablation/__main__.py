@@ -3,10 +3,10 @@
     python -m studies.ablation --config configs/ablation.yaml --data_dir FOLDER --seeds 0 1 2 --output runs/ablation
     python -m studies.ablation --config configs/ablation.yaml --data_dir FOLDER --cells all --devices 0 1 2 3
 
-Each cell and seed is a run of `clip-koa train` under the output folder. What is trained is kept: start it again after
-a stop and it goes on. After each run ablation.md, ablation.csv and ablation.png are written anew, and those of
-`--equal epochs` as ablation_epochs.md and so on. The figures are of the validation split. Research only, no medical
-device.
+Each cell and seed is a run of `clip-koa train` under the output folder. What is trained stays: start it again after a
+stop and it goes on. After each run ablation.md, ablation.csv and ablation.png are written anew, and those of
+`--equal epochs` as ablation_epochs.md and so on. `--kept` keeps in a small file what each run said, from which tables
+are made without a training. The figures are of the validation split. Research only, no medical device.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from clip_koa.training.preparation import load_run_corpus
 from clip_koa.training.run_config import read_run_config
 from dataset_script.exit_status import main_of
 from studies.ablation.grid import EQUALS, Cell, cell_config, find_cells, folder_name, table_name
+from studies.ablation.kept import ValidationXrays
 from studies.ablation.runner import Job, check_jobs, run_jobs
 from studies.ablation.summary import load_results, write_summary
 
@@ -43,6 +44,10 @@ def parse_options(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help="compute (default): cells with one view have twice the epochs; epochs: all have as many; or both",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
+    parser.add_argument(
+        "--kept", type=Path,
+        help="folder of what each run said, one small file each; a run that has one is not trained again",
+    )  # fmt: skip
     parser.add_argument(
         "--devices", nargs="+", default=["cpu"], help="numbers of GPUs, a run at a time on each (default: cpu)"
     )
@@ -67,9 +72,11 @@ def plan(options: argparse.Namespace) -> tuple[list[Cell], list[Job], dict[str, 
     train_size = len(load_run_corpus(shared, Accelerator(cpu=True))["train"])
     jobs, tables = {}, {equal: {} for equal in options.equal}  # tables share the trainings that are alike
     for seed, cell, equal in product(options.seeds, cells, tables):
-        folder = options.output / folder_name(cell, equal) / f"seed-{seed}"
+        name = folder_name(cell, equal)
+        folder = options.output / name / f"seed-{seed}"
         config = cell_config(shared, cell, seed, str(folder), train_size, equal)
-        jobs[folder] = tables[equal][cell.name, seed] = Job(f"{folder_name(cell, equal)}, seed {seed}", config)
+        kept = options.kept / f"{name}_seed{seed}.parquet" if options.kept else None
+        jobs[folder] = tables[equal][cell.name, seed] = Job(f"{name}, seed {seed}", config, kept)
     return cells, list(jobs.values()), tables
 
 
@@ -84,15 +91,23 @@ def train_cells(options: argparse.Namespace) -> None:
     """Trains what is not trained under the output folder, and writes the tables after each run."""
     cells, jobs, tables = plan(options)
     check_jobs(jobs)
+    xrays = ValidationXrays.of_corpus(jobs[0].config.data.corpus) if options.kept else None
     left = [job for job in jobs if not job.finished]
+    for job in jobs:
+        if job.trained:
+            job.keep(xrays)
+        elif job.finished:
+            job.predictions(xrays)  # so that a file that cannot be used is told before anything is trained
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done. Logs: {options.output}/*/seed-*.log", flush=True)
 
     def summarise(job: Job | None = None) -> None:
+        if job:
+            job.keep(xrays)
         done = f"{job.title} done, {sum(other.finished for other in jobs)} of {len(jobs)}: " if job else ""
         for equal, runs in tables.items():
-            folders = {key: other.folder for key, other in runs.items() if other.finished}
-            if folders and (job is None or job in runs.values()):
-                table = write_summary(options.output, load_results(cells, folders), table_name(equal))
+            graded = {key: other.predictions(xrays) for key, other in runs.items() if other.finished}
+            if graded and (job is None or job in runs.values()):
+                table = write_summary(options.output, load_results(cells, graded), table_name(equal))
                 print(f"{done}{table}" if job else f"Table: {table}", flush=True)
 
     run_jobs(left, options.devices, summarise)

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_koa.evaluation.predictions import GradedSplit, read_predictions
 from clip_koa.files import write_file
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
 from clip_koa.training.status import read_status
 from modeling_clip_koa import CLIPKOAError
+from studies.ablation.kept import ValidationXrays, read_kept_run, write_kept_run
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -26,18 +28,44 @@ class CellError(CLIPKOAError, RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One training of the ablation."""
+    """One training of the ablation; `kept` is the file that its predictions are kept in, if they are."""
 
     title: str
     config: RunConfig
+    kept: Path | None = None
 
     @property
     def folder(self) -> Path:
         return Path(self.config.run.output_dir)
 
     @property
-    def finished(self) -> bool:
+    def trained(self) -> bool:
+        """It was trained to its end here."""
         return read_status(self.folder).state == "finished"
+
+    @property
+    def finished(self) -> bool:
+        """Its predictions are known: it was trained here, or they were kept."""
+        return self.trained or (self.kept is not None and self.kept.is_file())
+
+    def predictions(self, xrays: ValidationXrays | None) -> GradedSplit:
+        """Of a finished run; `xrays` are needed where it was kept.
+
+        Raises:
+            PredictionsError, KeptRunError: files that cannot be used.
+        """
+        if self.trained:
+            return read_predictions(self.folder / "report" / "predictions_validation.jsonl")
+        return read_kept_run(self.kept, self.config, xrays)
+
+    def keep(self, xrays: ValidationXrays | None) -> None:
+        """Keeps the predictions of a run that was trained here, where they have a place and are not kept yet.
+
+        Raises:
+            PredictionsError, KeptRunError: as `predictions`, or those of other X-rays.
+        """
+        if self.kept and not self.kept.is_file():
+            write_kept_run(self.kept, self.config, self.predictions(xrays), xrays)
 
 
 def check_jobs(jobs: list[Job]) -> None:

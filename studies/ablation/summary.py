@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clip_koa.evaluation.heads import HEADS, grading, measure_heads
-from clip_koa.evaluation.predictions import GradedSplit, PredictionsError, read_predictions
+from clip_koa.evaluation.predictions import GradedSplit, PredictionsError
 from clip_koa.files import write_file
 from clip_koa.reporting.page import save_picture
 from clip_koa.reporting.pictures import COLOURS, HEAD_NAMES, MARKERS
@@ -45,21 +45,17 @@ class CellResult:
         self._measured = {seed: measure_heads(run.predictions) for seed, run in self.runs.items()}
 
 
-def load_results(cells: list[Cell], folders: dict[tuple[str, int], Path]) -> list[CellResult]:
-    """The results of the cells that have any; `folders` are the finished runs by cell name and seed.
+def load_results(cells: list[Cell], runs: dict[tuple[str, int], GradedSplit]) -> list[CellResult]:
+    """The results of the cells that have any; `runs` are what was predicted, by cell name and seed.
 
     Raises:
-        PredictionsError: a run without predictions, or runs that graded different X-rays.
+        PredictionsError: runs that graded different X-rays.
     """
     results = []
     for cell in cells:
-        runs = {
-            seed: read_predictions(folder / "report" / "predictions_validation.jsonl")
-            for (name, seed), folder in folders.items()
-            if name == cell.name
-        }
-        if runs:
-            results.append(CellResult(cell, runs))
+        own = {seed: graded for (name, seed), graded in runs.items() if name == cell.name}
+        if own:
+            results.append(CellResult(cell, own))
     graded = [(result.cell.name, run) for result in results for run in result.runs.values()]
     for name, run in graded:
         if (run.files, run.people) != (graded[0][1].files, graded[0][1].people):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from clip_koa.evaluation.predictions import GradedSplit
 from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
 from modeling_clip_koa import PROMPT_SETS
 from studies.ablation.grid import CORNERS, EQUALS, cell_config, corner_cells, find_cells, folder_name, table_name
+from studies.ablation.kept import KeptRunError, ValidationXrays, read_kept_run, recipe_of, write_kept_run
 from studies.ablation.summary import CellResult, compare_cells, table_rows
 
 
@@ -125,6 +127,76 @@ def test_cells_are_compared_seed_by_seed_and_together():
     assert "accuracy_difference" not in rows["random_flips", "text"]
 
 
+def _kept(folder, graded):
+    """A kept run of predictions, the configuration it is of, and the X-rays."""
+    (folder / "start").mkdir()
+    (folder / "start" / "model.safetensors").write_bytes(b"weights")
+    config = RunConfig().changed({"run.seed": 3, "model.start": str(folder / "start")})
+    keys = [f"{(index * 37) % 101:064x}" for index in range(len(graded.files))]
+    xrays = ValidationXrays(keys, graded.files, graded.people)
+    write_kept_run(folder / "kept" / "both_seed3.parquet", config, graded, xrays)
+    return folder / "kept" / "both_seed3.parquet", config, xrays
+
+
+def test_a_kept_run_says_what_the_run_said_and_names_nobody(tmp_path):
+    graded = _graded(0, 1.0)
+    path, config, xrays = _kept(tmp_path, graded)
+    again = read_kept_run(path, config, xrays)
+    assert (again.files, again.people) == (graded.files, graded.people)
+    for name, values in vars(graded.predictions).items():
+        assert torch.equal(getattr(again.predictions, name), values), name
+    # In another order, as in another folder whose files have other names.
+    order = list(reversed(range(len(xrays.keys))))
+    other = ValidationXrays(*([column[place] for place in order] for column in vars(xrays).values()))
+    assert torch.equal(read_kept_run(path, config, other).predictions.logits, graded.predictions.logits[order])
+
+    table = pq.read_table(path)
+    assert table["xray"].to_pylist() == sorted(xrays.keys)
+    content = path.read_bytes() + b"".join(table.schema.metadata.values())
+    assert b".png" not in content and str(tmp_path).encode() not in content
+    assert recipe_of(config) == recipe_of(config.changed({"run.output_dir": "elsewhere", "data.corpus": "elsewhere"}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("recipe", "of another run \\(optimisation.epochs: 1 -> 7\\): give another --kept"),
+        ("start", "of another run \\(model.start: [0-9a-f]{64} -> [0-9a-f]{64}\\)"),
+        ("xrays", "of other X-rays than this validation split"),
+        ("rows", "of other X-rays than this validation split"),
+        ("columns", "is no kept run: it must hold xray, grade, logits_0"),
+        ("bytes", "is damaged or no Parquet file"),
+    ],
+)
+def test_a_kept_run_that_cannot_be_used_is_named(tmp_path, spoil, words):
+    path, config, xrays = _kept(tmp_path, _graded(0, 1.0))
+    if spoil == "recipe":
+        words = words.replace("1 ->", f"{config.optimisation.epochs} ->")
+        config = config.changed({"optimisation.epochs": 7})
+    elif spoil == "start":
+        (tmp_path / "start" / "model.safetensors").write_bytes(b"other weights")
+    elif spoil == "xrays":
+        xrays = ValidationXrays(["f" * 64, *xrays.keys[1:]], xrays.files, xrays.people)
+    elif spoil == "rows":
+        table = pq.read_table(path)
+        pq.write_table(table.take([0, *range(table.num_rows)]), path)
+    elif spoil == "columns":
+        pq.write_table(pq.read_table(path).select(["xray"]), path)
+    else:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(KeptRunError, match=words) as refused:
+        read_kept_run(path, config, xrays)
+    assert str(path) in str(refused.value)
+
+
+def test_predictions_of_other_xrays_are_not_kept(tmp_path):
+    path, config, xrays = _kept(tmp_path, _graded(0, 1.0))
+    before = path.read_bytes()
+    with pytest.raises(KeptRunError, match="graded other X-rays"):
+        write_kept_run(path, config, _graded(0, 1.0, count=50), xrays)
+    assert path.read_bytes() == before
+
+
 @pytest.fixture(scope="module")
 def knees(tmp_path_factory):
     """A folder of generated X-rays with a train and a validation split."""
@@ -189,14 +261,23 @@ def test_it_trains_compares_and_does_nothing_twice(tiny_ablation, run_python):
 
     weights = [path.stat().st_mtime_ns for path in sorted(output.rglob("best/model.safetensors"))]
     assert len(weights) == 6
-    again = run_python(*command, "--seeds", "0", "1")
+    kept = ["--kept", output.parent / "kept"]
+    again = run_python(*command, "--seeds", "0", "1", *kept)
     assert "6 runs, 6 of them done" in again.stdout
+    # What was kept is all that the tables need.
+    away = run_python(*command, "--seeds", "0", "1", *kept, "--output", output.parent / "away")
+    assert "6 runs, 6 of them done" in away.stdout and len(list((output.parent / "kept").iterdir())) == 6
+    assert not list((output.parent / "away").rglob("best"))
+    for table in ("ablation.csv", "ablation_epochs.csv"):
+        assert (output.parent / "away" / table).read_text() == (output / table).read_text()
     assert weights == [path.stat().st_mtime_ns for path in sorted(output.rglob("best/model.safetensors"))]
 
     config = output.parent / "ablation.yaml"
     config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 4"))
     refused = run_python(*command, "--seeds", "0", expect=2)
     assert "holds another run" in refused.stderr and "optimisation.batch_size: 16 -> 8" in refused.stderr
+    refused = run_python(*command, "--seeds", "0", *kept, "--output", output.parent / "away", expect=2)
+    assert "random_flips_seed0.parquet is of another run (optimisation.max_steps: " in refused.stderr
 
 
 @pytest.mark.slow
