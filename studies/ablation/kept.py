@@ -78,7 +78,7 @@ def write_kept_run(path: Path, config: RunConfig, graded: GradedSplit, xrays: Va
     schema = _SCHEMA.with_metadata({_METADATA: json.dumps(recipe_of(config)).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
+        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd", use_dictionary=False)
 
 
 def read_kept_run(path: Path, config: RunConfig, xrays: ValidationXrays) -> GradedSplit:
