@@ -94,7 +94,7 @@ class Grade:
         """
         if "metal" in self.ways:
             return "This knee has metal in it, such as an implant: it has no KL grade."
-        if self.tells_knees and self._is_atypical:
+        if self.tells_knees and self.is_atypical:
             return "This is no frontal knee X-ray as the model was trained on: it has no KL grade."
         return ""
 
@@ -104,7 +104,7 @@ class Grade:
         warnings = []
         if self.outside > MOST_OUTSIDE:
             warnings.append("The border of the image cuts this knee off: the grade may mean nothing.")
-        if self._is_atypical:
+        if self.is_atypical:
             warnings.append("Unlike the knee X-rays the model was trained on: the grade may mean nothing.")
         if self.ways:
             ways = ", ".join(WAYS[way] for way in self.ways)
@@ -115,7 +115,8 @@ class Grade:
         return " ".join(warnings)
 
     @property
-    def _is_atypical(self) -> bool:
+    def is_atypical(self) -> bool:
+        """Whether the X-ray is unlike the knee X-rays of the training."""
         return self.atypicality is not None and self.atypicality >= ATYPICAL
 
     @property

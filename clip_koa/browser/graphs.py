@@ -14,7 +14,6 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from clip_koa.calibration.typicality import typicality_block
 from clip_koa.grading.networks import GradingNetwork, quiet
 from modeling_clip_koa import CLIPKOAForImageClassification
 from modeling_clip_koa.localisation_clip_koa import KneeLocator
@@ -52,7 +51,7 @@ def write_graphs(model: CLIPKOAForImageClassification, folder: Path) -> list[str
     """
     vision = model.config.vision_config
     pixels = torch.zeros(2, vision.num_channels, vision.image_size, vision.image_size)
-    network = GradingNetwork(model, typicality_block(model))
+    network = GradingNetwork(model)
     _write(network, pixels, "pixel_values", ("logits", "flipped_logits", "features"), folder / GRADE_FILE, 8)
     if not model.can_find_knees:
         return [GRADE_FILE]

@@ -43,7 +43,8 @@ def fit_framing(
         raise CheckpointError(f"--model {model} is no folder to write to: name a file by --output.")
     keep_freed_memory()
     output = output or Path(model) / LOCALISATION_FILE
-    with WriterLock(output):
+    # What replaces a model folder would take the file away with it.
+    with WriterLock(output.parent if (output.parent / "config.json").is_file() else output):
         loaded, image_processor = load_checkpoint(model, dtype=torch.float32)
         numbers = {"people": people, "per_person": per_person, "epochs": epochs, "seed": seed}
         locator, found = fit_locator(loaded, image_processor, resolve_data_dir(data_dir), films=films, **numbers)

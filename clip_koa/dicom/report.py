@@ -99,7 +99,7 @@ def _evaluations(grade: Grade, side: str) -> list[sr.QualitativeEvaluation]:
         found.append((own.SIDE_SOURCE, own.SIDE_ASSUMED if grade.side_assumed else own.SIDE_STATED))
     if grade.outside > MOST_OUTSIDE:
         found.append((own.WARNING, own.CUT_OFF))
-    if grade.ways or (grade.warning and grade.outside <= MOST_OUTSIDE):
+    if grade.ways or grade.is_atypical:
         found.append((own.WARNING, own.UNLIKE))
     if grade.inverted:
         found.append((own.WARNING, own.INVERTED))

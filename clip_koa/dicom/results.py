@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +12,7 @@ from pydicom.dataset import Dataset
 from clip_koa.dicom.picture import build_picture, draw_picture
 from clip_koa.dicom.report import build_report
 from clip_koa.dicom.source import MadeBy, ResultError, identity, quietly, read_source
-from clip_koa.files import as_text, path_of, write_file
+from clip_koa.files import as_text, file_digest, path_of, write_file
 from clip_koa.grading.grader import GradedXray, Grader
 from clip_koa.grading.run import GradeRun, made_by
 from dataset_script.dicom import is_dicom
@@ -45,14 +46,18 @@ class DicomResults:
         grader = Grader(model, level, framing=run.framing)
         return cls(grader, folder, MadeBy.of(model, made_by(run, grader)))
 
-    def path(self, source: Dataset, kind: str) -> Path:
+    def path(self, source: Dataset, kind: str, made_by: MadeBy) -> Path:
         """Where a result lies: its file is called after its own identifier."""
-        return self.folder / f"{identity(source, self.made_by, kind)['sop_instance_uid']}.dcm"
+        return self.folder / f"{identity(source, made_by, kind)['sop_instance_uid']}.dcm"
 
     def is_there(self, row: dict) -> bool:
-        """Whether the image of a table's row has its results, or can have none."""
-        source = self._source(path_of(row["file"]))
-        return source is None or all(self.path(source, kind).exists() for kind in KINDS)
+        """Whether the image of a table's row has its results, or names no study to have them in."""
+        file, partner = path_of(row["file"]), path_of(row["paired_with"] or "")
+        source = self._source(file)
+        if source is None:
+            return True
+        made_by = self._made_by(file, partner, row["combined"])
+        return all(self.path(source, kind, made_by).exists() for kind in KINDS)
 
     def write(self, xrays: Sequence[GradedXray]) -> list[Path]:
         """Writes the results of one file, given as each of its knees; what is there stays.
@@ -65,10 +70,15 @@ class DicomResults:
         source = self._source(xrays[0].file) if graded else None
         if source is None:
             return []
+        made_by = self._made_by(graded[0].file, graded[0].paired_with, graded[0].grade.combined)
+        paths = {kind: self.path(source, kind, made_by) for kind in KINDS}
         try:
             with quietly():
-                paths = {kind: self.path(source, kind) for kind in KINDS}
-                contents = {kind: _as_file(made) for kind, made in self.build(source, graded).items()}
+                contents = {
+                    kind: _as_file(self._build(kind, source, graded, made_by))
+                    for kind in KINDS
+                    if not paths[kind].exists()
+                }
         except (AttributeError, LookupError, NotImplementedError, OverflowError, TypeError, ValueError, struct.error):
             # What highdicom and pydicom raise on values that DICOM does not allow; they quote these.
             print(f"{as_text(xrays[0].file)}: no DICOM results, since one of its attributes is not as DICOM has it.")
@@ -77,15 +87,17 @@ class DicomResults:
             write_file(paths[kind], content)
         return list(paths.values())
 
-    def build(self, source: Dataset, graded: Sequence[GradedXray]) -> dict[str, Dataset]:
-        """Report and picture of an image; of those that are there already, nothing."""
-        knees, made = _knees(graded), {}
-        if not self.path(source, "report").exists():
-            made["report"] = build_report(source, knees, self.made_by, self.grader.level)
-        if not self.path(source, "picture").exists():
-            sides = [side for _, side in knees]
-            made["picture"] = build_picture(source, self.draw(graded), sides, self.made_by)
-        return made
+    def _build(self, kind: str, source: Dataset, graded: Sequence[GradedXray], made_by: MadeBy) -> Dataset:
+        knees = _knees(graded)
+        if kind == "report":
+            return build_report(source, knees, made_by, self.grader.level)
+        return build_picture(source, self.draw(graded), [side for _, side in knees], made_by)
+
+    def _made_by(self, file: str, paired_with: str, combined: bool) -> MadeBy:
+        """On what an image's results depend: where its grade was combined with another image's, on that one too."""
+        if not combined or paired_with == file:
+            return self.made_by
+        return replace(self.made_by, partner=_name_of(paired_with))
 
     def draw(self, graded: Sequence[GradedXray]) -> Image.Image:
         """The picture of one file, given as each of its knees; see `draw_picture`."""
@@ -109,6 +121,14 @@ class DicomResults:
         except ResultError as error:
             print(error)
             return None
+
+
+def _name_of(file: str) -> str:
+    """What tells an X-ray from others: the identifier of a DICOM image, or the digest of another file."""
+    try:
+        return read_source(file).SOPInstanceUID
+    except ResultError:
+        return file_digest(Path(file))
 
 
 def _knees(graded: Sequence[GradedXray]) -> list[tuple[Grade, str]]:

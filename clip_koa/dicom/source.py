@@ -24,8 +24,9 @@ _EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
-# Without these there is no study to put a result into.
+# Without one of each there is no study to put a result into.
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
+_LARGEST_NUMBER = 2**31 - 1  # of an integer string
 _KINDS = {"report": 9701, "picture": 9702}  # numbers of the two series in a study
 
 
@@ -44,6 +45,7 @@ class MadeBy:
     model: str  # name of the model
     digest: str  # of its weights, configuration and calibration
     settings: str  # what a grade depends on besides, such as `level=0.9 framing=auto`
+    partner: str = ""  # the X-ray of the person's other knee, where the grade was combined with its
 
     @classmethod
     def of(cls, model: str, described: str) -> "MadeBy":
@@ -92,7 +94,7 @@ def read_source(file: str | Path | bytes, name: str = "") -> Dataset:
             read_study(file)  # which refuses a file that inflates without end
             source = pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, stop_before_pixels=True)
             own = str(source.get("Manufacturer")).strip().upper() == MANUFACTURER
-            missing = [keyword for keyword in _NEEDED if not source.get(keyword)]
+            missing = [keyword for keyword in _NEEDED if not source.get(keyword) or source[keyword].VM > 1]
             if not _is_written(source.get("SpecificCharacterSet")):
                 source.decode()
                 source.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, in which all can be written
@@ -116,17 +118,27 @@ def _is_written(character_set) -> bool:
 def identity(source: Dataset, made_by: MadeBy, kind: str) -> dict:
     """Series and instance of a result, for highdicom: the same image, model, settings and version give the same.
 
+    So does the same X-ray of the other knee, where both grades were combined.
+
     Args:
         kind: report or picture.
     """
-    what = (kind, made_by.version, made_by.digest, made_by.settings)
+    what = (kind, made_by.version, made_by.digest, made_by.settings, *filter(None, [made_by.partner]))
     return {
         "series_instance_uid": _uid("series", source.StudyInstanceUID, *what),
         "series_number": _KINDS[kind],
         "sop_instance_uid": _uid("instance", source.SOPInstanceUID, *what),
-        "instance_number": max(1, int(source.get("InstanceNumber") or 1)),
+        "instance_number": _instance_number(source),
         "manufacturer": MANUFACTURER,
     }
+
+
+def _instance_number(source: Dataset) -> int:
+    """The image's, or 1 where it has none that DICOM allows (an integer string: PS3.5, table 6.2-1)."""
+    try:
+        return min(max(1, int(source.get("InstanceNumber") or 1)), _LARGEST_NUMBER)
+    except (TypeError, ValueError):
+        return 1
 
 
 def device_uid(made_by: MadeBy) -> UID:

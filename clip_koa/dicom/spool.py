@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,12 +145,17 @@ class Spool:
         """Where an image lies until it is graded."""
         return self.incoming / f"{digest}.dcm"
 
-    def next_received(self) -> Waiting | None:
-        """The image to be graded next: the one that was tried least, and of these the one that waits longest."""
-        row = self._one(
-            "SELECT digest, number, tries FROM images WHERE state = ? ORDER BY tries, number LIMIT 1", RECEIVED
-        )
-        return row and Waiting(row[0], row[1], tries=row[2])
+    def next_received(self, unread: Collection[int] = ()) -> Waiting | None:
+        """The image to be graded next: the one that was tried least, and of these the one that waits longest.
+
+        Args:
+            unread: numbers of images that are passed over.
+        """
+        rows = self._all(
+            "SELECT digest, number, tries FROM images WHERE state = ? ORDER BY tries, number LIMIT ?",
+            RECEIVED, len(unread) + 1,
+        )  # fmt: skip
+        return next((Waiting(row[0], row[1], tries=row[2]) for row in rows if row[1] not in unread), None)
 
     def set_tried(self, waiting: Waiting, times: int = 1) -> None:
         """Notes that the grading of an image begins, so that one that ends the process is told by its tries.
@@ -216,8 +222,11 @@ class Spool:
                     file.unlink()
 
     def _one(self, question: str, *values):
+        return next(iter(self._all(question, *values)), None)
+
+    def _all(self, question: str, *values) -> list:
         with self._lock:
-            return self._rows.execute(question, values).fetchone()
+            return self._rows.execute(question, values).fetchall()
 
     def _write(self, command: str, *values) -> int:
         with self._lock:

@@ -36,6 +36,10 @@ class Unsent(CLIPKOAError):
         self.refused = refused
 
 
+class UnreadFile(Exception):
+    """The disk does not give an image's file, which stays and is tried again."""
+
+
 @dataclass
 class Errors:
     """The last thing that went wrong, for `status`; it never holds anything of a patient."""
@@ -56,6 +60,16 @@ def why(error: Exception) -> str:
     while isinstance(error, OSError) and not error.strerror and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _read_through(file: Path) -> None:
+    """Tells a disk that cannot be read from a damaged image, whose reader says the same of both."""
+    try:
+        with file.open("rb") as opened:
+            while opened.read(1 << 20):
+                pass
+    except OSError as error:
+        raise UnreadFile from error
 
 
 class Worker:
@@ -91,20 +105,20 @@ class Worker:
             if thread.is_alive():
                 thread.join()
 
-    def is_idle(self) -> bool:
-        """Whether nothing waits."""
-        counts = self.spool.counts()
-        return not counts["received"] and not counts["graded"]
-
     def _grade_all(self) -> None:
+        unread = set()  # numbers of images that the disk does not give; others are graded before they are tried again
         while not self._stop.is_set():
             try:
-                waiting = self.spool.next_received()
+                waiting = self.spool.next_received(unread)
                 if waiting is None:
-                    self._news.wait(1.0)
+                    self._news.wait(LONGEST_PAUSE if unread else 1.0)
                     self._news.clear()
+                    unread.clear()
                 else:
                     self._grade(waiting)
+            except UnreadFile as error:
+                self.errors.note(f"an accepted image could not be read: {why(error.__cause__)}")
+                unread.add(waiting.number)
             except (OSError, sqlite3.Error) as error:  # a full disk, most likely: the image stays where it is
                 self.errors.note(f"a result could not be kept: {why(error)}")
                 self._stop.wait(LONGEST_PAUSE)
@@ -122,13 +136,12 @@ class Worker:
         self.spool.set_tried(waiting)
         try:
             self._grade_file(waiting, file)
-        except (OSError, sqlite3.Error):  # of the disk, which may be full for days
+        except (OSError, sqlite3.Error, UnreadFile):  # of the disk, which may be full for days
             self.spool.set_tried(waiting, times=-1)
             raise
 
     def _grade_file(self, waiting: Waiting, file: Path) -> None:
-        with file.open("rb"):  # a disk that cannot be read is told here, and the image tried again
-            pass
+        _read_through(file)
         try:
             read_source(file)
         except ResultError as error:

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import torch
 
-from clip_koa.calibration.typicality import typicality_block
 from clip_koa.exporting.folders import ExportError, check_folders, copy_beside
 from clip_koa.grading.model_loading import load_checkpoint
 from clip_koa.grading.networks import GradingNetwork, quiet
@@ -74,7 +73,7 @@ def write_graph(model: CLIPKOAForImageClassification, path: Path, int8: bool) ->
     with tempfile.TemporaryDirectory() as folder, quiet():
         whole = Path(folder) / MODEL_FILE
         program = torch.onnx.export(
-            _WithProbabilities(model, typicality_block(model)), (sample,), dynamo=True, opset_version=_OPSET,
+            _WithProbabilities(model), (sample,), dynamo=True, opset_version=_OPSET,
             verbose=False, input_names=[INPUT], output_names=["probabilities", *OUTPUTS],
             dynamic_shapes={INPUT: {0: torch.export.Dim("N")}},
         )  # fmt: skip

@@ -27,7 +27,6 @@ from clip_koa.training.checkpoints import written_whole
 from dataset_script.knee_xray import CorpusError, read_xray
 from dataset_script.layouts import Xray, list_files, read_contents
 from modeling_clip_koa import LOCALISATION_FILE, CLIPKOAForImageClassification
-from modeling_clip_koa.calibration_clip_koa import ATYPICAL
 from modeling_clip_koa.grading_clip_koa import GradesXrays
 from modeling_clip_koa.localisation_clip_koa import Pyramid
 
@@ -127,7 +126,7 @@ def measure(ways: dict[str, GradesXrays], model: GradesXrays, xrays: list[Xray])
             truth += [xray.grade for xray in batch]
             bar.update(len(batch))
     grades = np.array([[grade.grade for grade in answer] for answer in answers]).T  # (1 + ways, N)
-    warned = np.array([[(grade.atypicality or 0) >= ATYPICAL for grade in answer] for answer in answers]).mean(0)
+    warned = np.array([[grade.is_atypical for grade in answer] for answer in answers]).mean(0)
     accuracy = (grades == np.array(truth)).mean(1)
     qwk = [cohen_kappa_score(truth, said, weights="quadratic") for said in grades]
     same = (grades == grades[0]).mean(1)

@@ -65,6 +65,8 @@ def frame_study(study: Study) -> int:
         raise CorpusError(f"{study.labels[0]} holds no reading that can be used{reason}.")
     films, others = list_films(study.films)
     persons = read_persons(study.persons) if study.persons else None
+    if not Path(study.model).is_dir():
+        load_checkpoint(study.model)  # so that all of it was fetched from the Hub: its digest is of what is here
     with WriterLock(study.output), work_is_kept(_GO_ON):
         run = FramingRun(study.output, model_digest(study.model))
         waiting = run.left_of(films)

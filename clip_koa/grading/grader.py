@@ -191,9 +191,14 @@ class Grader:
         for number, entry in enumerate(entries):
             if len(entry) == 2:
                 entries[number] = self._combined(*entry)
-            elif entry[0].file in firsts and len(entries[number + 1]) == 1:
-                one, other = self._combined(entry[0], entries[number + 1][0])
-                entries[number], entries[number + 1] = [one], [other]
+            if entry[0].file in firsts:
+                other = entries[number + 1]
+                if len(entry) == len(other) == 1:
+                    entries[number], entries[number + 1] = ([xray] for xray in self._combined(*entry, *other))
+                else:  # a film of both knees, each of which has the other already
+                    for place, partner in ((number, other), (number + 1, entry)):
+                        if len(entries[place]) == 1:
+                            entries[place] = [replace(entries[place][0], paired_with=partner[0].file)]
 
     def _combined(self, one: GradedXray, other: GradedXray) -> list[GradedXray]:
         grades = one.grade, other.grade

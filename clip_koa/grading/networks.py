@@ -11,15 +11,11 @@ from modeling_clip_koa import CLIPKOAForImageClassification
 
 
 class GradingNetwork(torch.nn.Module):
-    """Pixel values (N, 3, H, W) to what `grade_pixels` gives: text logits of both views, each (N, K), features (N, D).
+    """Pixel values (N, 3, H, W) to what `grade_pixels` gives: text logits of both views (N, K), features (N, D)."""
 
-    Args:
-        block: of the vision tower, whose patches `Typicality` looks at.
-    """
-
-    def __init__(self, model: CLIPKOAForImageClassification, block: int):
+    def __init__(self, model: CLIPKOAForImageClassification):
         super().__init__()
-        self.model, self.block = model, block
+        self.model, self.block = model, model.features_block
         self.register_buffer("grade_embeds", model.kept_grade_embeds())
         self.eval()
 

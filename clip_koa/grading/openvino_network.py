@@ -244,7 +244,7 @@ def convert(model: CLIPKOAForImageClassification) -> dict:
     from clip_koa.grading.networks import FindingNetwork, GradingNetwork, quiet
 
     beside = model.beside
-    parts = {GRADING: (GradingNetwork(model, beside.typicality.block if beside.typicality else 0), OUTPUTS)}
+    parts = {GRADING: (GradingNetwork(model), OUTPUTS)}
     sizes = {GRADING: model.config.vision_config.image_size}
     locator = None
     with suppress(LocalisationError):

@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from huggingface_hub import ModelCard
@@ -64,11 +65,15 @@ def run(arguments: list[str] | None, prog: str) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a release of a model trained on the data set")
     parser.add_argument("repo_id", metavar="USER/NAME", help="where it is published")
     options = parser.parse_args(arguments)
-    shutil.rmtree(options.folder / "examples", ignore_errors=True)
-    examples = add_examples(options.folder / "examples")
-    if not (options.folder / PICTURE).is_file():  # another machine's would differ by roundings
-        draw_examples(CLIPKOAForImageClassification.from_pretrained(options.folder), examples, options.folder)
-    card = renewed_card(options.folder, options.repo_id, examples)
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        examples = add_examples(Path(place) / "examples")
+        if not examples:
+            raise ReleaseError("The X-rays of examples/ are missing: renew a release in a checkout of the project.")
+        if not (options.folder / PICTURE).is_file():  # another machine's would differ by roundings
+            draw_examples(CLIPKOAForImageClassification.from_pretrained(options.folder), examples, options.folder)
+        card = renewed_card(options.folder, options.repo_id, examples)
+        shutil.rmtree(options.folder / "examples", ignore_errors=True)
+        (Path(place) / "examples").rename(options.folder / "examples")
     with replaced(options.folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     return 0

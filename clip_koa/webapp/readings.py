@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from clip_koa.grading.grader import GradedXray
 from dataset_script.radiograph import Radiograph
 from modeling_clip_koa import Explanation
-from modeling_clip_koa.calibration_clip_koa import ATYPICAL
 from modeling_clip_koa.localisation_clip_koa import MOST_OUTSIDE, Knee, cut_knee
 
 PICTURE_SIDE = 1600  # pixels of the longer side at which pictures are shown at most
@@ -149,7 +148,7 @@ def warnings_of(reading: Reading) -> list[str]:
     grade, film = reading.xray.grade, reading.film
     holds = {
         "cut_off": grade.outside > MOST_OUTSIDE,
-        "atypical_reminder": grade.atypicality is not None and grade.atypicality >= ATYPICAL,
+        "atypical_reminder": grade.is_atypical,
         "ways": bool(grade.ways),
         "both_knees": reading.xray.laterality == "B" and reading.knee is None,
         "inverted": film.radiograph.inverted,

@@ -1,9 +1,11 @@
 """`clip-koa grade --dicom_results`: reports and pictures, as other programs read them."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -122,6 +124,60 @@ def test_a_second_run_changes_nothing(tiny_model, tmp_path):
     assert grade(tmp_path, tiny_model, "--output", tmp_path / "a.csv", tmp_path / "knee.dcm") == first
 
 
+def _shares(report) -> list[float]:
+    (group,) = hd.sr.srread(report).content.get_planar_roi_measurement_groups()
+    return [group.get_measurements(name)[0].value for name in codes.PROBABILITIES]
+
+
+def test_results_of_two_knees_are_of_the_grades_in_the_table(tiny_model, tmp_path, capsys):
+    model, films, table = tmp_path / "model", tmp_path / "films", tmp_path / "grades.jsonl"
+    shutil.copytree(tiny_model, model)
+    joint = (np.full((5, 5), 0.01) + 0.15 * np.eye(5)).tolist()
+    pairs = {"joint": joint, "weight": 1.5, "thresholds": {"0.90": 0.7}}
+    (model / "calibration.json").write_text(json.dumps({"thresholds": {"0.90": 0.9}, "pairs": pairs}))
+    command = ["--pairs", "--output", table, films]
+    films.mkdir()
+
+    def results() -> tuple[dict, dict]:
+        """Of each image its row, and its report among those that are new."""
+        before = set((tmp_path / "results").glob("*.dcm"))
+        grade(tmp_path, model, *command)
+        rows = [json.loads(line) for line in table.read_text().splitlines()]
+        new = [hd.sr.srread(path) for path in set((tmp_path / "results").glob("*.dcm")) - before
+               if pydicom.dcmread(path).Modality == "SR"]  # fmt: skip
+        return {Path(row["file"]).stem: row for row in rows}, {
+            read.CurrentRequestedProcedureEvidenceSequence[0]
+            .ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID: read.filename
+            for read in new
+        }  # fmt: skip
+
+    names = {}
+    for number, side in ((1, "R"), (4, "L")):
+        same = {"PatientID": "INVENTED", "StudyInstanceUID": "1.2.1", "ImageLaterality": side}
+        (films / f"{side}.dcm").write_bytes(knee(number, **same))
+        names[side] = str(pydicom.dcmread(films / f"{side}.dcm").SOPInstanceUID)
+        rows, reports = results()
+        assert set(reports) == set(names.values())  # the first knee's are made anew when the second arrives
+        for one, row in rows.items():
+            assert row["combined"] == (len(names) == 2)
+            shares = [row[f"probability_{number}"] for number in range(5)]
+            assert _shares(reports[names[one]]) == pytest.approx(shares, abs=1e-3)
+    capsys.readouterr()
+    grade(tmp_path, model, *command)
+    assert "is up to date: 2 X-rays" in capsys.readouterr().out
+
+
+def test_a_number_that_is_none_ends_no_later_run(tiny_model, tmp_path, capsys):
+    odd = Raw("IS", b"Smith ")
+    (tmp_path / "knee.dcm").write_bytes(knee(1, InstanceNumber=odd))
+    command = ["--output", tmp_path / "grades.csv", tmp_path / "knee.dcm"]
+    first = grade(tmp_path, tiny_model, *command)
+    assert set(first) == {"SR", "OT"} and pydicom.dcmread(first["SR"]).InstanceNumber == 1
+    assert grade(tmp_path, tiny_model, *command) == first
+    told = "".join(capsys.readouterr())
+    assert "is up to date: 1 X-ray." in told and "Smith" not in told
+
+
 def test_only_these_files_know_the_patient(tiny_model, tmp_path, capsys):
     (tmp_path / "knee.dcm").write_bytes(knee(1))
     draw_knee(1, "L", 1, 96).save(tmp_path / "knee.png")
@@ -146,9 +202,9 @@ def test_what_cannot_have_results_is_told_and_the_rest_goes_on(tiny_model, tmp_p
 ODD = {
     "SpecificCharacterSet": ["ISO_IR 192", "ISO 2022 IR 87", "ISO_IR 999"], "PatientName": ["", "Äö^ß", "a" * 300],
     "PatientBirthDate": ["", "anytime", "1950"], "PatientSex": ["female", "O"], "StudyDate": ["2020-01-02", "2020"],
-    "StudyTime": ["10:11", ""], "InstanceNumber": ["", "9" * 12, "-5"], "StudyID": ["x" * 40],
+    "StudyTime": ["10:11", ""], "InstanceNumber": ["", "9" * 12, "-5", "abc", "1\\2"], "StudyID": ["x" * 40],
     "PatientOrientation": ["", "L", "X\\Y", "A\\F"], "Laterality": ["R", "LR", ""], "PatientID": ["", "x" * 100],
-    "StudyInstanceUID": ["1.2.3", "a.b", "1." * 40], "SOPClassUID": ["1.2.840.10008.5.1.4.1.1.7", "1.2"],
+    "StudyInstanceUID": ["1.2.3", "a.b", "1." * 40, "1.2\\1.3"], "SOPClassUID": ["1.2.840.10008.5.1.4.1.1.7", "1.2"],
     "AccessionNumber": ["x" * 20, ""], "ReferringPhysicianName": ["Dr^X"], "SeriesInstanceUID": ["1.2.3.4"],
 }  # fmt: skip
 
@@ -270,10 +326,11 @@ def test_they_are_sound_whatever_they_are_of(tmp_path, kind, size, polarity, kne
 
 def test_what_a_reader_must_know_is_in_the_report(tmp_path):
     unlike = Grade(**{**GRADE.__dict__, "atypicality": 1.0})
-    files = made_of(knee(1), [(GRADE, "R"), (LEFT, "L"), (unlike, "")], tmp_path)
+    both = Grade(**{**GRADE.__dict__, "atypicality": 1.0, "outside": 0.5})
+    files = made_of(knee(1), [(GRADE, "R"), (LEFT, "L"), (unlike, ""), (both, "")], tmp_path)
     groups = hd.sr.srread(files["SR"]).content.get_planar_roi_measurement_groups()
     found = [[item.value for item in group.get_qualitative_evaluations(codes.WARNING)] for group in groups]
-    assert found == [[], [codes.CUT_OFF, codes.INVERTED], [codes.UNLIKE]]
+    assert found == [[], [codes.CUT_OFF, codes.INVERTED], [codes.UNLIKE], [codes.CUT_OFF, codes.UNLIKE]]
     assert all(group.get_qualitative_evaluations(codes.USE)[0].value == codes.RESEARCH for group in groups)
 
 

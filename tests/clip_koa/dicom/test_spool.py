@@ -184,13 +184,18 @@ def quick(monkeypatch):
     monkeypatch.setattr(worker_module, "LONGEST_PAUSE", 0.05)
 
 
+def _is_idle(worker: Worker) -> bool:
+    counts = worker.spool.counts()
+    return not counts["received"] and not counts["graded"]
+
+
 def finished(worker: Worker, seconds: float = 20) -> None:
     for _ in range(int(seconds / 0.02)):
-        if worker.is_idle():
+        if _is_idle(worker):
             break
         threading.Event().wait(0.02)
     worker.stop()
-    assert worker.is_idle()
+    assert _is_idle(worker)
 
 
 def test_an_archive_that_is_away_gets_its_results_later(spool, quick):
@@ -235,7 +240,7 @@ def test_what_has_no_grade_is_noted_and_not_tried_again(spool, quick):
     worker = Worker(spool, results, lambda files: None)
     worker.start()
     for _ in range(500):
-        if worker.is_idle():
+        if _is_idle(worker):
             break
         threading.Event().wait(0.02)
     results.fails = True
@@ -246,6 +251,28 @@ def test_what_has_no_grade_is_noted_and_not_tried_again(spool, quick):
         worker_module.NO_STUDY: 2, worker_module.OWN_RESULT: 1, worker_module.FAILED: 1
     }  # fmt: skip
     assert list(spool.incoming.iterdir()) == []
+
+
+def test_an_image_that_the_disk_does_not_give_keeps_no_other_back(spool, quick):
+    for number in range(3):
+        spool.accept(f"1.2.{number}", knee(number))
+    bad = spool.path(spool.next_received().digest)
+    content = bad.read_bytes()
+    bad.unlink()
+    bad.mkdir()  # which no one can read, as little as a file on a bad sector
+    worker = Worker(spool, Results(spool), lambda files: None)
+    worker.start()
+    for _ in range(1000):
+        if spool.counts()["sent"] == 2:
+            break
+        threading.Event().wait(0.02)
+    assert spool.counts()["sent"] == 2 and spool.counts()["received"] == 1
+    assert worker.errors.last == "an accepted image could not be read: Is a directory"
+    threading.Event().wait(0.3)  # many tries, none of which counts against it
+    bad.rmdir()
+    bad.write_bytes(content)
+    finished(worker)
+    assert spool.counts()["sent"] == 3 and not spool.reasons()
 
 
 def test_no_error_of_database_or_archive_ends_a_thread(spool, quick, monkeypatch):
@@ -334,7 +361,7 @@ def _work(folder: Path, archive: Path) -> None:
     for number in range(60):
         spool.accept(f"1.2.{number}", knee(number))  # again, where the process before was killed
         worker.wake()
-    while not worker.is_idle():
+    while not _is_idle(worker):
         time.sleep(0.01)
     worker.stop()
     spool.close()

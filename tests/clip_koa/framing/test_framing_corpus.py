@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 from PIL import Image
 
+from clip_koa.framing import study as study_module
 from clip_koa.framing.corpus import FramingRun, assemble, look_at_all, split_rows, write_corpus
 from clip_koa.framing.report import describe_framing, write_framing_report
 from dataset_script.film_folders import list_films
@@ -105,6 +106,27 @@ def test_every_knee_gets_its_own_grade(study, tmp_path, caplog):
     assert "the official release" not in caplog.text  # whose people these are, but not whose crops
     people = [set(split["person_id"]) for split in corpus.values()]
     assert len(people) == 3 and sum(map(len, people)) == 12
+
+
+def test_a_model_of_the_hub_goes_on_where_it_was(study, tmp_path, monkeypatch):
+    """At the first start its weights are fetched when it is loaded; they decide what a run was begun with."""
+    films, tables, _ = study
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "config.json").write_text("{}")
+
+    def fetch(name, **options):
+        (snapshot / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr("transformers.utils.cached_file", lambda name, file: str(snapshot / file))
+    monkeypatch.setattr(study_module, "load_checkpoint", fetch)
+    monkeypatch.setattr(study_module, "load_finder", lambda model: halves)
+    asked = study_module.Study(films, list(tables), tmp_path / "corpus", "somebody/model")
+    assert study_module.frame_study(asked) == study_module.frame_study(asked) == 0
+    (snapshot / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(study_module, "load_checkpoint", lambda name: None)
+    with pytest.raises(CorpusError, match="begun with another model"):
+        study_module.frame_study(asked)
 
 
 def test_several_processes_give_the_same(study, tmp_path):

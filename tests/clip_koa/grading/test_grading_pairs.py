@@ -290,6 +290,23 @@ def test_both_knees_of_a_film(film, model, tmp_path):
     assert loaded.combine_knees(*together[::-1]) == again[::-1]
 
 
+@pytest.mark.parametrize("film_side", ["L", "R"])
+def test_a_film_of_both_knees_and_a_crop_of_the_same_person(film, model, tmp_path, capsys, film_side):
+    """The film's knees have each other; nothing is graded again for the crop's sake."""
+    folder = tmp_path / "person"
+    folder.mkdir()
+    film.rename(folder / f"9000001{film_side}.png")
+    draw_knee(3, "R", 1, image_size=SIDE).save(folder / f"9000001{'LR'.replace(film_side, '')}.png")
+    command = ["grade", "--model", model, "--pairs", "--output", tmp_path / "grades.jsonl", folder]
+    assert main(command) == 0
+    rows = list(read_rows(tmp_path / "grades.jsonl", ".jsonl"))
+    assert sorted(row["combined"] for row in rows) == [False, True, True]
+    assert all(row["paired_with"].endswith(f"{film_side}.png") for row in rows)
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "is up to date: 2 X-rays" in capsys.readouterr().out
+
+
 def test_a_knee_that_is_cut_off_tells_nothing(film, model, monkeypatch):
     loaded = Grader(str(model)).model
     knees = [Knee((0, 0, SIDE, SIDE), outside=0.3), Knee((SIDE, 0, 2 * SIDE, SIDE))]

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from clip_koa.commands import main
 from clip_koa.localisation import fit
 from clip_koa.localisation.film_windows import draw_film_windows
+from clip_koa.locks import WriterLock
 from clip_koa.training.checkpoints import save_model_folder
 from dataset_script.detection import DetectionFilm
 from dataset_script.films import compose_film, read_pairs
@@ -47,6 +48,12 @@ def test_one_command_fits_it_and_the_seed_decides(model_folder, corpus, make_mod
     assert (tmp_path / "other").read_bytes() != file.read_bytes()
     with safe_open(file, "pt") as content:
         assert content.metadata() == {"reads": "1 blocks, 16 pixels"}
+
+
+def test_nothing_else_replaces_the_model_meanwhile(model_folder, corpus, capsys):
+    with WriterLock(model_folder):  # as clip-koa calibrate holds it
+        assert run(model_folder, corpus) == 2
+    assert str(model_folder) in capsys.readouterr().err and not (model_folder / LOCALISATION_FILE).exists()
 
 
 def test_training_learns_what_tokens_say():
