@@ -231,14 +231,21 @@ def test_wrong_use_is_a_line_or_two(corpus, tmp_path, capsys):
         (("--model", "m", "--output", "o", "--perturb", "noise", "blur"), "blur: prediction files are for --compare"),
         (("--compare", "a"), "--compare needs two prediction files, not 1"),
         (("--model", "m", "--output", "o", "--batch_size", "0"), "batch_size"),
-        (("--model", "m", "--output", "o", "--stock", "--readings", "3"), "--readings 3 --stock: stock pipelines read"),
+        (
+            ("--model", "m", "--output", "o", "--stock", "--readings", "3"),
+            "--readings 3 --stock: stock pipelines read",
+        ),
         (("--model", "m", "--output", "o", "--head", "text"), "--head is for --compare alone: leave it out"),
         (("--model", "m", "--output", "o", "--second-head", "text"), "--second_head is for --compare alone"),
         (("--average_seeds", "a", "b", "--head", "linear"), "--head is for --compare alone"),
         *(
             (("--compare", "a", "b", *option), f"{option[0]} is for --model alone: leave it out")
             for option in (
-                ("--readings", "3"), ("--pairs",), ("--stock",), ("--perturb", "blur"), ("--split", "validation"),
+                ("--readings", "3"),
+                ("--pairs",),
+                ("--stock",),
+                ("--perturb", "blur"),
+                ("--split", "validation"),
             )
         ),
         (("--average_seeds", "a", "b", "--pairs"), "--pairs is for --model alone"),
