@@ -44,7 +44,7 @@ from .localisation_clip_koa import (
     name_sides,
     read_locator,
 )
-from .preprocessing_clip_koa import READINGS, XrayPreprocessor, read_picture, turn
+from .preprocessing_clip_koa import XrayPreprocessor, read_picture, turn, turns_of
 from .prompts_clip_koa import GRADE_MEANINGS
 
 if TYPE_CHECKING:
@@ -523,9 +523,7 @@ class GradesXrays:
 
     def _read_pixels(self, pixel_values: torch.Tensor, readings: int) -> tuple[torch.Tensor, ...]:
         """What `grade_pixels` gives, logits averaged over readings; what is typical is told of the X-ray as it is."""
-        if readings not in READINGS:
-            raise ValueError(f"readings={readings}: use one of {', '.join(map(str, READINGS))}.")
-        found = [self.grade_pixels(turn(pixel_values, degrees)) for degrees in READINGS[readings]]
+        found = [self.grade_pixels(turn(pixel_values, degrees)) for degrees in turns_of(readings)]
         logits, flipped_logits = (sum(views) / readings for views in list(zip(*found, strict=True))[:2])
         return logits, flipped_logits, found[0][2]
 

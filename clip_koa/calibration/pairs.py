@@ -38,7 +38,16 @@ def count_joint(labels: np.ndarray, pairs: np.ndarray, num_grades: int) -> torch
 
 
 def fit_weight(probabilities: np.ndarray, labels: np.ndarray, pairs: np.ndarray, joint: torch.Tensor) -> float:
-    """The weight under which the true grades (N,) of the pairs are likeliest, between 0 and 2."""
+    """The weight under which the true grades (N,) of the pairs are likeliest, between 0 and 2.
+
+    Raises:
+        CalibrationError: no pair to fit it on.
+    """
+    if not len(pairs):
+        raise CalibrationError(
+            "Too few people of the split have two X-rays: how far to trust their bond is fitted on some of them and "
+            "measured on others."
+        )
     true = np.asarray(labels)
 
     def log_loss(weight: float) -> float:
@@ -68,7 +77,7 @@ def fit_pair_prior(
         knee alone against both together, by weights fitted on the other nine tenths of the people.
 
     Raises:
-        CalibrationError: no pair, or fewer people than folds.
+        CalibrationError: no pair, all pairs in one tenth of the people, or fewer people than folds.
     """
     pairs, labels = find_pairs(people, sides), np.asarray(labels)
     if not len(pairs):
@@ -98,7 +107,7 @@ def pairs_entry(training: Dataset, split: Dataset, probabilities: np.ndarray, pe
         `cross_fitted`, the comparison of `fit_pair_prior`. Nothing in it names a person.
 
     Raises:
-        CalibrationError: nobody in one of the splits has two X-rays, or too few people.
+        CalibrationError: nobody in one of the splits has two X-rays, or too few people or pairs.
     """
     counted = find_pairs(list(training["person_id"]), list(training["laterality"]))
     joint = count_joint(np.array(training["label"]), counted, probabilities.shape[1])

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from clip_koa.commands.options import DataDir, Split
 from clip_koa.memory import importing
@@ -14,6 +14,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 
 def evaluate(
+    context: Context,
     files: Annotated[list[str] | None, Argument(metavar="PREDICTIONS", help="Of --compare, --average_seeds.")] = None,
     model: Annotated[str | None, Option(help="Model folder, such as runs/demo/best, or Hub id.")] = None,
     compare: Annotated[bool, Option("--compare", help="Compare two prediction files of the same X-rays.")] = False,
@@ -43,7 +44,8 @@ def evaluate(
         from clip_koa.evaluation.prediction_files import check_request, describe_files
         from clip_koa.reporting.evaluation_report import write_evaluation
 
-    check_request(model, compare, average_seeds, files or [], output)
+    given = [name for name in context.params if context.get_parameter_source(name).name != "DEFAULT"]
+    check_request(model, compare, average_seeds, files or [], output, given)
     if not model:
         print(describe_files(files, compare, head, second_head or head, output))
         return

@@ -23,7 +23,7 @@ from clip_koa.evaluation.stock import measure_stock, predict_stock
 from clip_koa.locks import WriterLock, only_writer
 from modeling_clip_koa import CLIPKOAError
 from modeling_clip_koa.calibration_clip_koa import pair_prior
-from modeling_clip_koa.preprocessing_clip_koa import READINGS
+from modeling_clip_koa.preprocessing_clip_koa import turns_of
 
 
 class EvaluationError(CLIPKOAError, ValueError):
@@ -32,7 +32,11 @@ class EvaluationError(CLIPKOAError, ValueError):
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate, and how."""
+    """What to evaluate, and how.
+
+    Raises:
+        EvaluationError: a number of readings that is none of `READINGS`, or several of them beside stock pipelines.
+    """
 
     model: str  # model folder or Hub id
     output: Path  # folder for the predictions
@@ -47,8 +51,12 @@ class EvaluationRequest:
     readings: int = 1  # of `READINGS`: over how many an X-ray's logits are averaged
 
     def __post_init__(self):
-        if self.readings not in READINGS:
-            raise EvaluationError(f"--readings {self.readings}: use one of {', '.join(map(str, READINGS))}.")
+        turns_of(self.readings, "--readings ", EvaluationError)
+        if self.stock and self.readings > 1:
+            raise EvaluationError(
+                f"--readings {self.readings} --stock: stock pipelines read an X-ray once, so how near they are to it "
+                "can't be told. Leave one of the two out."
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from metrics.kl_grading.kl_grading import kl_grading_metrics
 from modeling_clip_koa import CLIPKOAConfig, CLIPKOAError, consistency_loss, symmetry_loss
-from modeling_clip_koa.preprocessing_clip_koa import READINGS, turn
+from modeling_clip_koa.preprocessing_clip_koa import turn, turns_of
 
 # The ways to read a grade off the model; the linear head stands without averaging, as a stock pipeline runs it.
 HEADS = ("text", "text_flip_averaged", "linear")
@@ -61,13 +61,16 @@ def predict(
         accelerator: gathers the predictions of all processes, each X-ray once.
         autocast: compute in the accelerator's precision; False: in the weights' own, as a figure to report should be.
         readings: of `READINGS`, over how many an X-ray's logits are averaged, as `grade` of the model does.
+
+    Raises:
+        ValueError: a number of readings that is none of `READINGS`.
     """
-    was_training = model.training
+    turns, was_training = turns_of(readings), model.training
     model.eval()
     gathered = []
     for batch in batches:
         read = []
-        for degrees in READINGS[readings]:
+        for degrees in turns:
             pixel_values = turn(batch["pixel_values"], degrees)
             with accelerator.autocast() if autocast else nullcontext():
                 output = model(torch.cat([pixel_values, pixel_values.flip(-1)]), flip_average=False)

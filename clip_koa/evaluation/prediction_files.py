@@ -8,14 +8,23 @@ from clip_koa.evaluation.predictions import PredictionsError
 from clip_koa.evaluation.seeds import average_files, describe_average
 from clip_koa.files import write_file
 
+# What each of --model, --compare and --average_seeds reads, and what --compare alone does; the other options are for
+# --model alone.
+_SHARED = {"files", "model", "compare", "average_seeds", "output"}
+_OF_COMPARE = {"head", "second_head"}
+
 
 def check_request(
-    model: str | None, compare: bool, average_seeds: bool, files: list[str], output: Path | None
+    model: str | None, compare: bool, average_seeds: bool, files: list[str], output: Path | None, given: list[str]
 ) -> None:
     """Refuses what cannot be evaluated together.
 
+    Args:
+        given: names of the options on the command line.
+
     Raises:
-        PredictionsError: not one of a model, a comparison and an average, or another number of files than it takes.
+        PredictionsError: not one of a model, a comparison and an average, another number of files than it takes, or an
+            option that it would not read.
     """
     if bool(model) + compare + average_seeds != 1:
         raise PredictionsError("name one of --model, --compare and --average_seeds.")
@@ -27,6 +36,10 @@ def check_request(
         raise PredictionsError(f"--compare needs two prediction files, not {len(files)}.")
     if average_seeds and len(files) < 2:
         raise PredictionsError("--average_seeds needs two prediction files or more, one of each seed.")
+    for name in given:
+        reader = "compare" if name in _OF_COMPARE else "model"
+        if name not in _SHARED and not {"compare": compare, "model": model}[reader]:
+            raise PredictionsError(f"--{name} is for --{reader} alone: leave it out.")
 
 
 def describe_files(files: list[str], compare: bool, head: str, second_head: str, output: Path | None) -> str:

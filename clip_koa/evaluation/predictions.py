@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from clip_koa.evaluation.heads import Predictions
 from clip_koa.files import replaced
-from metrics.kl_grading.kl_grading import known_person
+from metrics.kl_grading.kl_grading import NUM_GRADES, known_person
 from modeling_clip_koa import CLIPKOAError
 
 # The columns of logits; a row holds `file`, `person`, `label` and these.
@@ -75,7 +75,8 @@ def read_predictions(path: str | Path) -> GradedSplit:
     """Reads a prediction file; an X-ray whose person is empty or null is a person of its own.
 
     Raises:
-        PredictionsError: no such file, an empty one, or a line that lacks a column or holds no numbers.
+        PredictionsError: no such file, an empty one, or a line that is no JSON, lacks a column, or holds a label that
+            is no grade or logits that are not five finite numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,23 +84,27 @@ def read_predictions(path: str | Path) -> GradedSplit:
             f"{path}: there is no such file; clip-koa evaluate and clip-koa train write such files."
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
             logits = [torch.tensor(row[name], dtype=torch.float32) for name in LOGITS]
-            file = str(row["file"])
+            file, label = str(row["file"]), row["label"]
             # As `pseudonyms`: a file that another program wrote may name nobody.
             person = known_person(row["person"]) or pseudonyms([file], [None])[0]
-            rows.append((file, person, int(row["label"]), *logits))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise PredictionsError(
-                f"{path}, line {number} is no prediction ({type(error).__name__}: {error}): "
+                f"{where} is no prediction ({type(error).__name__}: {error}): "
                 f"it must hold file, person, label, {', '.join(LOGITS)}."
             ) from error
+        if isinstance(label, bool) or label not in range(NUM_GRADES):
+            raise PredictionsError(f"{where}: label {repr(label)[:40]} is no grade; give 0 to {NUM_GRADES - 1}.")
+        for name, values in zip(LOGITS, logits, strict=True):
+            if values.shape != (NUM_GRADES,) or not values.isfinite().all():
+                raise PredictionsError(f"{where}: {name} must be {NUM_GRADES} finite numbers.")
+        rows.append((file, person, int(label), *logits))
     if not rows:
         raise PredictionsError(f"{path} is empty: it must hold a line for each X-ray.")
-    if len({part.shape for row in rows for part in row[3:]}) > 1:
-        raise PredictionsError(f"{path}: its lines hold logits of different lengths; write it anew.")
     files, people, labels, *logits = map(list, zip(*rows, strict=True))
     tensors = [torch.arange(len(rows)), torch.tensor(labels), *map(torch.stack, logits)]
     names = [f.name for f in fields(Predictions)]

@@ -111,11 +111,11 @@ def read_entry(path: Path, split: BenchmarkSplit) -> Entry:
     if not _NAME.fullmatch(path.stem) or path.suffix != ".jsonl":
         raise SubmissionError(f"{path.name}: name an entry after its model on the Hub, as USER--MODEL.jsonl.")
     known, said = set(split.xrays), {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
             xray, shares = str(row["xray"]), [float(share) for share in row["probabilities"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise SubmissionError(
                 f'{path.name}, line {number} is no answer: it must be {{"xray": DIGEST, "probabilities": [...]}}.'
             ) from error

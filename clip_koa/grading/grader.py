@@ -19,6 +19,7 @@ from modeling_clip_koa import Explanation, Grade
 from modeling_clip_koa.calibration_clip_koa import ATYPICAL, pair_prior
 from modeling_clip_koa.grading_clip_koa import of_knee
 from modeling_clip_koa.localisation_clip_koa import Knee, cut_knee
+from modeling_clip_koa.preprocessing_clip_koa import turns_of
 
 BATCH_SIZE = 16
 FRAMINGS = ("auto", "as_is")
@@ -86,6 +87,7 @@ class Grader:
         CheckpointError: no such model, a damaged one, one that cannot grade, or a precision that it does not have.
         CalibrationError: a level for which the checkpoint keeps no rule, a damaged file, or, with `pairs`, a
             checkpoint that keeps no pair prior.
+        ValueError: a number of readings that is none of `READINGS`.
         ImportError: the backend is not installed.
     """
 
@@ -101,6 +103,7 @@ class Grader:
         pairs: Set[str] | None = None,
         readings: int = 1,
     ):
+        turns_of(readings)  # raises where there are none
         self.keep_polarity, self.level, self.pairs, self.readings = keep_polarity, level, pairs, readings
         self.backend = choose_backend(name, device) if backend == "auto" else backend
         self.model, self.precision = load_model(name, self.backend, precision, device)

@@ -22,7 +22,7 @@ from clip_koa.grading.pairs import PairedFiles
 from clip_koa.grading.sources import Waiting, is_remote
 from clip_koa.interruption import work_is_kept
 from dataset_script.exit_status import DONE, INCOMPLETE
-from modeling_clip_koa.preprocessing_clip_koa import READINGS
+from modeling_clip_koa.preprocessing_clip_koa import turns_of
 
 _GO_ON = "The X-rays graded so far are kept: the same command goes on with the others."
 
@@ -101,8 +101,7 @@ def _as_begun(run: GradeRun, table: Path) -> GradeRun:
 
 
 def _check_options(run: GradeRun) -> None:
-    if run.readings not in READINGS:
-        raise GradeTableError(f"--readings {run.readings}: use one of {', '.join(map(str, READINGS))}.")
+    turns_of(run.readings, "--readings ", GradeTableError)
     for option, folder in (("--explain", run.explain), ("--dicom_results", run.dicom_results)):
         if folder and (run.backend == "onnx" or is_export(run.model)):
             raise GradeTableError(

@@ -149,6 +149,14 @@ def test_it_takes_pairs():
         fit_pair_prior(probabilities, labels, [str(number) for number in range(40)], torch.full((5, 5), 0.04))
 
 
+def test_one_pair_is_too_few_to_fit_on_some_and_measure_on_others():
+    """Where its own tenth was left out, the weight of no pair at all was given as fitted."""
+    probabilities, labels, people = _people(20, 1, 0.5)
+    people[2:] = [f"{number} alone" for number in range(38)]
+    with pytest.raises(CalibrationError, match="Too few people of the split have two X-rays"):
+        fit_pair_prior(probabilities, labels, people, torch.full((5, 5), 0.04))
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """People of two knees in a train and a validation split; one of the latter has one X-ray only."""
@@ -225,6 +233,14 @@ def test_a_split_without_pairs_is_told(calibrated, corpus, tmp_path, capsys):
     options = ["--model", calibrated, "--data_dir", tmp_path / "data"]
     assert main(["evaluate", *options, "--pairs", "--output", tmp_path / "no"]) == 2
     assert "nobody in the split has just two X-rays" in capsys.readouterr().err
-    assert main(["calibrate", *options, "--typical_xrays", "0", "--output", tmp_path / "model"]) == 0
+    calibrate = ["calibrate", *options, "--typical_xrays", "0", "--output", tmp_path / "model"]
+    assert main(calibrate) == 0
     assert "will not be graded together (--pairs): No person of the split" in capsys.readouterr().out
+    assert "pairs" not in json.loads((tmp_path / "model" / "calibration.json").read_text())
+    other = next((corpus / "validation").glob("*/*R.png"))  # a single pair
+    (tmp_path / "data" / "validation" / other.parent.name).mkdir(exist_ok=True)
+    shutil.copy(other, tmp_path / "data" / "validation" / other.parent.name)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(calibrate) == 0
+    assert "will not be graded together (--pairs): Too few people of the split" in capsys.readouterr().out
     assert "pairs" not in json.loads((tmp_path / "model" / "calibration.json").read_text())

@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import ROOT
 
 from clip_koa.commands import main
-from clip_koa.evaluation.heads import HEADS
+from clip_koa.evaluation.heads import HEADS, predict
 from clip_koa.evaluation.predictions import LOGITS, read_predictions
 from clip_koa.grading.grader import Grader
 from dataset_script.synthetic import write_corpus
@@ -204,6 +205,8 @@ def test_readings_are_those_of_grade(trained, corpus, tmp_path, capsys):
     assert "3, averaged" in (tmp_path / "three" / "index.html").read_text()
     assert _evaluate(*given, "--readings", "2") == 2
     assert "--readings 2: use one of 1, 3." in capsys.readouterr().err
+    with pytest.raises(ValueError, match="readings=2: use one of 1, 3"):
+        predict(grader.model, [], Accelerator(cpu=True), readings=2)
 
 
 def test_a_page_without_pictures_of_xrays(trained, corpus, tmp_path):
@@ -228,6 +231,24 @@ def test_wrong_use_is_a_line_or_two(corpus, tmp_path, capsys):
         (("--model", "m", "--output", "o", "--perturb", "noise", "blur"), "blur: prediction files are for --compare"),
         (("--compare", "a"), "--compare needs two prediction files, not 1"),
         (("--model", "m", "--output", "o", "--batch_size", "0"), "batch_size"),
+        (
+            ("--model", "m", "--output", "o", "--stock", "--readings", "3"),
+            "--readings 3 --stock: stock pipelines read",
+        ),
+        (("--model", "m", "--output", "o", "--head", "text"), "--head is for --compare alone: leave it out"),
+        (("--model", "m", "--output", "o", "--second-head", "text"), "--second_head is for --compare alone"),
+        (("--average_seeds", "a", "b", "--head", "linear"), "--head is for --compare alone"),
+        *(
+            (("--compare", "a", "b", *option), f"{option[0]} is for --model alone: leave it out")
+            for option in (
+                ("--readings", "3"),
+                ("--pairs",),
+                ("--stock",),
+                ("--perturb", "blur"),
+                ("--split", "validation"),
+            )
+        ),
+        (("--average_seeds", "a", "b", "--pairs"), "--pairs is for --model alone"),
     ],
 )
 def test_what_does_not_go_together_is_told(arguments, reason, capsys):

@@ -89,6 +89,8 @@ def test_predictions_of_a_split_are_of_each_xray_once():
         ("{oops", r"p\.jsonl, line 3 is no prediction \(JSONDecodeError"),
         ('{"file": "a.png", "person": "p", "label": 1}', r"line 3 .*KeyError: 'logits'"),
         ("7", "line 3 .*TypeError"),
+        ("[" * 100_000, "line 3 .*RecursionError"),
+        (json.dumps(dict.fromkeys(("file", "person", "label"), 1) | {"logits": [10**400]}), "line 3 .*OverflowError"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, reason):
@@ -106,11 +108,37 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(PredictionsError, match="is empty"):
         read_predictions(tmp_path / "p.jsonl")
     write_predictions(tmp_path / "p.jsonl", _graded(size=2))
-    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    rows[1]["logits"] = [1.0, 2.0]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(PredictionsError, match="different lengths"):
+    with open(tmp_path / "p.jsonl", "ab") as file:
+        file.write(b"PAR1\x15\x04\xff\xfe\x00")  # no UTF-8, as another kind of file
+    with pytest.raises(PredictionsError, match="line 3 is no prediction .UnicodeDecodeError"):
         read_predictions(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("label", [7, -1, 2.7, True, "2", None, [2], float("nan"), 10**400])
+def test_a_label_that_is_no_grade_is_named(tmp_path, label):
+    """2.7 was read as 2."""
+    path = _with_changed_line(tmp_path, label=label)
+    with pytest.raises(PredictionsError, match=r"p\.jsonl, line 2: label .* is no grade; give 0 to 4"):
+        compare_files(path, path, "text")
+
+
+def test_a_whole_grade_may_be_written_with_a_point(tmp_path):
+    assert read_predictions(_with_changed_line(tmp_path, label=3.0)).predictions.labels.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("logits", [[1.0] * 4, [1.0] * 6, 1.0, [[1.0] * 5], [1.0] * 4 + [float("nan")], [1e39] * 5])
+def test_logits_that_are_not_one_for_each_grade_are_named(tmp_path, logits):
+    path = _with_changed_line(tmp_path, flipped_logits=logits)
+    with pytest.raises(PredictionsError, match=r"p\.jsonl, line 2: flipped_logits must be 5 finite numbers"):
+        average_files([path, path])
+
+
+def _with_changed_line(folder, **values):
+    path = folder / "p.jsonl"
+    write_predictions(path, _graded(size=2))
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{json.dumps({**json.loads(second), **values})}\n")
+    return path
 
 
 def test_intervals_come_with_people_only(make_model):

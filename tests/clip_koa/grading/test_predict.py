@@ -74,6 +74,8 @@ def test_readings_are_averaged_and_noted_where_they_are_several(model, tmp_path,
         assert f"was made with readings={before}, now readings={now}: remove it" in capsys.readouterr().err
     assert main(["grade", "--model", str(model), "--readings", "5", str(tmp_path / "knee.png")]) == 2
     assert "--readings 5: use one of 1, 3." in capsys.readouterr().err
+    with pytest.raises(ValueError, match="readings=5: use one of 1, 3"):
+        Grader(str(model), readings=5)
 
 
 def test_a_row_says_how_sure_the_model_is():

@@ -178,6 +178,16 @@ def test_an_entry_that_cannot_be_measured_is_refused(split, tmp_path, reason):
     assert "anna--knees.jsonl" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe\x00", b"[" * 100_000, b'{"xray": "a", "probabilities": [1%s]}' % (b"0" * 400)]
+)
+def test_a_line_of_no_text_or_of_no_number_is_refused(split, tmp_path, line):
+    path = tmp_path / "anna--knees.jsonl"
+    path.write_bytes(_lines(split).encode() + line + b"\n")
+    with pytest.raises(SubmissionError, match="anna--knees.jsonl, line 25 is no answer"):
+        read_entry(path, split)
+
+
 def test_what_is_no_benchmark_is_told_and_leaves_nothing(corpus, split, tmp_path, capsys):
     output = tmp_path / "release"
 
