@@ -8,8 +8,8 @@ from clip_koa.evaluation.predictions import PredictionsError
 from clip_koa.evaluation.seeds import average_files, describe_average
 from clip_koa.files import write_file
 
-# Options that each of --model, --compare and --average_seeds reads, and those that --compare alone does; all others are
-# for --model alone.
+# What each of --model, --compare and --average_seeds reads, and what --compare alone does; the other options are for
+# --model alone.
 _SHARED = {"files", "model", "compare", "average_seeds", "output"}
 _OF_COMPARE = {"head", "second_head"}
 

@@ -126,7 +126,11 @@ def save_model_folder(folder: Path, model, image_processor, tokenizer, files: di
 def list_checkpoints(folder: Path) -> list[Path]:
     """Training checkpoints under `folder`, oldest first."""
     found = [path for path in folder.glob("step_*") if _STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(_STEP_FOLDER.fullmatch(path.name)[1]))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(_STEP_FOLDER.fullmatch(checkpoint.name)[1])
 
 
 def last_checkpoint(folder: Path) -> str:
@@ -192,11 +196,13 @@ def find_checkpoint(resume: str, folder: Path, warn=print) -> Path | None:
 
     Args:
         resume: what `--resume` names.
-        folder: of the run's checkpoints.
+        folder: of the run's checkpoints; a checkpoint of another run is none of this one's, for nothing tells whether
+            it was trained by this recipe on these X-rays.
         warn: called with a line for each damaged checkpoint that is passed over.
 
     Raises:
-        RunConfigError: a named folder that is not there or is damaged, or `"latest"` where all are damaged.
+        RunConfigError: a named folder that is not there, not under `folder`, or damaged, or `"latest"` where all are
+            damaged.
     """
     if not resume:
         return None
@@ -210,9 +216,17 @@ def find_checkpoint(resume: str, folder: Path, warn=print) -> Path | None:
         if checkpoints:
             raise RunConfigError(f"All checkpoints under {folder} are damaged: remove the run folder to start again.")
         return None
-    for path in (Path(resume), folder / resume):
-        if path.is_dir():
-            if damage := find_damage(path):
+    named = {Path(resume).resolve(), (folder / resume).resolve()}
+    for checkpoint in list_checkpoints(folder):
+        if checkpoint.resolve() in named:
+            if damage := find_damage(checkpoint):
                 raise RunConfigError(f"--resume {resume} can't be used: {damage}. Pass latest or another checkpoint.")
-            return path
-    raise RunConfigError(f"--resume {resume} is no checkpoint: pass latest or a folder under {folder}.")
+            return checkpoint
+    raise RunConfigError(f"--resume {resume} is no checkpoint of this run: pass latest or a folder under {folder}.")
+
+
+def drop_checkpoints_after(folder: Path, step: int) -> None:
+    """Removes the checkpoints of later steps: a run that goes on from `step` writes them again."""
+    for checkpoint in list_checkpoints(folder):
+        if _step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)

@@ -16,13 +16,13 @@ from clip_koa.data.soft_labels import read_soft_labels
 from clip_koa.evaluation.heads import Predictions
 from clip_koa.grading.precision import bf16_is_fast
 from clip_koa.training.averaging import WeightAverage
-from clip_koa.training.checkpoints import TrainState, find_checkpoint, restore_previous
+from clip_koa.training.checkpoints import TrainState, find_checkpoint, list_checkpoints, restore_previous
 from clip_koa.training.cpu_kernels import choose_kernels
 from clip_koa.training.lora import add_lora
 from clip_koa.training.optimisation import build_optimizer, build_schedule, freeze_lower_blocks
-from clip_koa.training.recording import Recorder
+from clip_koa.training.recording import Recorder, differences_from
 from clip_koa.training.regularisation import DropPath, PatchDropout
-from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
+from clip_koa.training.run_config import RunConfig, RunConfigError
 from clip_koa.training.starting_points import StartingPoint, drawn_size, load_starting_point
 from modeling_clip_koa import PROMPT_SETS
 
@@ -172,8 +172,15 @@ def _check(config: RunConfig, train_size: int, accelerator: Accelerator) -> None
     if (folder / "config.yaml").exists():
         if not config.resume:
             raise RunConfigError(f"{folder} holds a run: pass --resume latest to go on, or another --run.output_dir.")
-        if differences := config.differences(read_run_config(folder / "config.yaml")):
+        if differences := differences_from(folder, config):
             raise RunConfigError(f"resume may not change {'; '.join(differences)}. Start a new run for that.")
+    if list_checkpoints(folder / "checkpoints"):
+        for name in ("config.yaml", "run.json"):
+            if not (folder / name).exists():
+                raise RunConfigError(
+                    f"{folder} holds checkpoints but no {name}, which says how they were trained: bring it back, or "
+                    "pass another --run.output_dir."
+                )
     parts = accelerator.num_processes * config.compute.gradient_accumulation_steps
     if batch_size % parts:
         raise RunConfigError(

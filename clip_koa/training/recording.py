@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator
 from datasets import DatasetDict, Image
 
-from clip_koa.files import write_file, writing
-from clip_koa.training.run_config import RunConfig, RunConfigError
+from clip_koa.files import file_digest, write_file, writing
+from clip_koa.training.checkpoints import drop_checkpoints_after
+from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
 from clip_koa.training.status import write_status
 from clip_koa.training.trackers import log_pictures, open_trackers
 
@@ -37,6 +38,26 @@ def data_digest(corpus: DatasetDict) -> str:
     return digest.hexdigest()
 
 
+def differences_from(folder: Path, config: RunConfig) -> list[str]:
+    """What `config` would have learned otherwise than the run in a folder, as `RunConfig.differences` says it.
+
+    Soft labels are compared by the content of their file, which may lie elsewhere now. Where run.json does not tell
+    it, as that of an earlier version, they are compared by their path.
+
+    Raises:
+        RunConfigError: the run's config.yaml cannot be read.
+    """
+    before, labels = read_run_config(folder / "config.yaml"), config.data.soft_labels
+    path = folder / "run.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["data"].get("soft_labels") if path.exists() else None
+    if not (known and Path(labels).is_file()):
+        return config.differences(before)
+    differences = config.differences(before.changed({"data.soft_labels": labels}))
+    if (digest := file_digest(Path(labels))) != known:
+        differences.append(f"data.soft_labels: a file of SHA-256 {known[:12]} -> {labels} of {digest[:12]}")
+    return differences
+
+
 class Recorder:
     """Writes a run's records, on the main process; the others' calls do nothing."""
 
@@ -46,7 +67,7 @@ class Recorder:
         self.folder = Path(config.run.output_dir)
 
     def start(self, corpus: DatasetDict, step: int) -> None:
-        """Opens the records, at `step` of a resumed run.
+        """Opens the records, at `step` of a resumed run; what it wrote after that step is removed.
 
         Raises:
             RunConfigError: the X-rays are not those that the resumed run was trained on.
@@ -55,20 +76,25 @@ class Recorder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_run(corpus, step)
             write_file(self.folder / "config.yaml", self.config.to_yaml().encode())
+            # First, so that no kill leaves a checkpoint of steps that metrics.jsonl does not tell.
+            drop_checkpoints_after(self.folder / "checkpoints", step)
             self._drop_records_after(step)
         open_trackers(self.accelerator, self.config.trackers, self.folder, self.config.values(), step)
 
     def _write_run(self, corpus: DatasetDict, step: int) -> None:
         path = self.folder / "run.json"
         data = {"digest": data_digest(corpus), "counts": {name: len(split) for name, split in corpus.items()}}
-        run = {"data": data, "launches": []}
+        run = {"launches": []}
         if path.exists():
             run = json.loads(path.read_text(encoding="utf-8"))
-            if run["data"] != data:
+            if any(run["data"][name] != value for name, value in data.items()):
                 raise RunConfigError(
                     f"{self.folder} was trained on other X-rays ({run['data']['counts']}, digest "
                     f"{run['data']['digest'][:12]}; now {data['counts']}, {data['digest'][:12]}): start a new run."
                 )
+        if labels := self.config.data.soft_labels:
+            data["soft_labels"] = file_digest(Path(labels))
+        run["data"] = data  # that of an earlier version does not tell the soft labels
         run["launches"].append({"from_step": step, **describe_launch(self.accelerator)})
         write_file(path, json.dumps(run, indent=1).encode())
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from clip_koa.evaluation.predictions import GradedSplit, read_predictions
 from clip_koa.files import write_file
-from clip_koa.training.run_config import RunConfig, RunConfigError, read_run_config
+from clip_koa.training.recording import differences_from
+from clip_koa.training.run_config import RunConfig, RunConfigError
 from clip_koa.training.status import read_status
 from modeling_clip_koa import CLIPKOAError
 from studies.ablation.kept import ValidationXrays, read_kept_run, write_kept_run
@@ -75,8 +76,7 @@ def check_jobs(jobs: list[Job]) -> None:
         RunConfigError: the first such run, with what differs.
     """
     for job in jobs:
-        kept = job.folder / "config.yaml"
-        if kept.is_file() and (differences := job.config.differences(read_run_config(kept))):
+        if (job.folder / "config.yaml").is_file() and (differences := differences_from(job.folder, job.config)):
             raise RunConfigError(f"{job.folder} holds another run ({'; '.join(differences)}): give another --output.")
 
 

@@ -1,6 +1,7 @@
 """Soft labels: a file knows X-rays by their pixels, and a run learns its shares in place of the grades."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -106,3 +107,18 @@ def test_a_run_learns_the_shares(split, corpus, write, run_python, tmp_path):
     assert losses["even"] != pytest.approx(losses["plain"], rel=1e-2)
     command = (*command, "--run.output_dir", tmp_path / "even", "--resume", "latest")
     assert "data.soft_labels" in run_python(*command, "--data.soft_labels", grades, expect=2).stderr
+    # A file is known by its content, wherever it lies.
+    moved = tmp_path / "moved.parquet"
+    moved.write_bytes(even.read_bytes())
+    run_python(*command, "--data.soft_labels", moved)
+    even.write_bytes(grades.read_bytes())
+    changed = "data.soft_labels: a file of SHA-256 .* -> .*labels.parquet of "
+    assert re.search(changed, run_python(*command, "--data.soft_labels", even, expect=2).stderr)
+    # A run of an earlier version does not tell it, and goes on with the path that it was given.
+    record = tmp_path / "even" / "run.json"
+    run = json.loads(record.read_text())
+    digest = run["data"].pop("soft_labels")
+    record.write_text(json.dumps(run))
+    assert "data.soft_labels" in run_python(*command, "--data.soft_labels", grades, expect=2).stderr
+    run_python(*command, "--data.soft_labels", moved)
+    assert json.loads(record.read_text())["data"]["soft_labels"] == digest

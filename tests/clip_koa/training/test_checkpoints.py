@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, checked before they are used."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -39,8 +40,21 @@ def test_the_newest_are_kept_and_whole(checkpoints):
     assert find_damage(checkpoints / "step_000004") == ""
     assert find_checkpoint("latest", checkpoints).name == "step_000004"
     assert find_checkpoint("step_000003", checkpoints).name == "step_000003"
+    assert find_checkpoint(str(checkpoints / "step_000003"), checkpoints).name == "step_000003"
+    assert find_checkpoint(os.path.relpath(checkpoints / "step_000003"), checkpoints).name == "step_000003"
     assert find_checkpoint("", checkpoints) is None
     assert [path.name for path in checkpoints.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["step_000003", "other", "../elsewhere/step_000003", "."])
+def test_only_a_checkpoint_of_the_run_itself_is_gone_on_from(checkpoints, name):
+    """Nothing tells whether another folder was trained by this recipe on these X-rays."""
+    elsewhere = checkpoints.parent / "elsewhere"
+    shutil.copytree(checkpoints, elsewhere)
+    shutil.copytree(checkpoints / "step_000003", checkpoints / "other")
+    resume = str(elsewhere / name) if name == "step_000003" else name
+    with pytest.raises(RunConfigError, match="is no checkpoint of this run: pass latest or a folder under"):
+        find_checkpoint(resume, checkpoints)
 
 
 def _cut(path):

@@ -13,6 +13,9 @@ import pytest
 from conftest import ROOT, VISION_WEIGHTS
 from safetensors.torch import load_file
 
+from clip_koa.commands import main
+from clip_koa.training.preparation import build_accelerator, load_run_corpus, prepare_run
+from clip_koa.training.run_config import parse_run_config
 from clip_koa.training.status import KILLED, read_status
 from dataset_script.synthetic import draw_knee, write_corpus
 
@@ -349,6 +352,38 @@ def test_a_resume_may_not_change_what_is_learned(finished_run, run_python, tmp_p
     (folder / "run.json").write_text(json.dumps(run))
     result = run_python(*command, expect=2)
     assert "other X-rays" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished_run, tmp_path, capsys):
+    """Neither its recipe nor its X-rays would be compared with this run's."""
+    other = str(finished_run / "checkpoints" / "step_000006")
+    command = ["train", *SMALL_RUN, "--run.output_dir", tmp_path / "new", "--resume"]
+    assert main([*command, other, "--optimisation.ema_decay", 0.9]) == 2
+    assert f"--resume {other} is no checkpoint of this run: pass latest or" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "checkpoints").exists()
+    # Nor is one taken that was put there by hand, without what tells how it was trained.
+    for missing in ("run.json", "config.yaml"):
+        folder = tmp_path / missing
+        shutil.copytree(finished_run, folder)
+        (folder / missing).unlink()
+        for resume in (["--resume", "latest"], []) if missing == "config.yaml" else (["--resume", "latest"],):
+            assert main(["train", *SMALL_RUN, "--run.output_dir", folder, *resume]) == 2
+            assert f"holds checkpoints but no {missing}" in capsys.readouterr().err
+
+
+def test_going_back_to_an_earlier_checkpoint_drops_the_later_ones(finished_run, tmp_path):
+    """They were kept as the newest two, so that what was trained anew was deleted at once."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    earlier, later = sorted((folder / "checkpoints").iterdir())
+    step, last = (int(path.name.removeprefix("step_")) for path in (earlier, later))
+    command = [*map(str, SMALL_RUN), "--run.output_dir", str(folder), "--resume", earlier.name]
+    config = parse_run_config(command)
+    accelerator = build_accelerator(config)
+    run = prepare_run(config, load_run_corpus(config, accelerator), accelerator)
+    assert run.state.step == step < last == run.total_steps
+    assert list((folder / "checkpoints").iterdir()) == [earlier]
+    assert max(record["step"] for record in _records(folder)) == step
 
 
 def test_a_run_names_what_repeats_it(finished_run):
