@@ -41,8 +41,8 @@ def data_digest(corpus: DatasetDict) -> str:
 def differences_from(folder: Path, config: RunConfig) -> list[str]:
     """What `config` would have learned otherwise than the run in a folder, as `RunConfig.differences` says it.
 
-    Soft labels are compared by the content of their file, which may lie elsewhere now. Where run.json does not tell it,
-    as that of an earlier version, they are compared by their path.
+    Soft labels are compared by the content of their file, which may lie elsewhere now. Where run.json does not tell
+    it, as that of an earlier version, they are compared by their path.
 
     Raises:
         RunConfigError: the run's config.yaml cannot be read.

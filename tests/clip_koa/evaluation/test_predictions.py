@@ -114,7 +114,7 @@ def test_files_that_are_none(tmp_path):
         read_predictions(tmp_path / "p.jsonl")
 
 
-@pytest.mark.parametrize("label", [7, -1, 2.7, True, "2", None, [2], float("nan"), 10**400])
+@pytest.mark.parametrize("label", [7, -1, 2.7, True, "2", None, [2], float("nan"), 10**30])
 def test_a_label_that_is_no_grade_is_named(tmp_path, label):
     """2.7 was read as 2."""
     path = _with_changed_line(tmp_path, label=label)
