@@ -220,7 +220,7 @@ def test_a_large_film_lies_under_the_same_map(model):
     assert (small - shrunk)[1:-1, 97:-97].abs().max() < 4
 
 
-# Explains a film of 36 million pixels; prints by how many bytes a pixel memory grows at most, for a map and an overlay.
+# Explains a film of 36 million pixels; prints by how many bytes a pixel memory grows, for a map and for an overlay.
 _EXPLAIN_LARGE = """
 import sys
 from pathlib import Path
