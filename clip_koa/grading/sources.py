@@ -99,14 +99,28 @@ def try_to_read(file: str, keep_polarity: bool = False) -> Radiograph | Radiogra
 def _fetch(file: str) -> bytes:
     try:
         system, path = _opened(file)
-        size = system.info(path).get("size") or 0
+        size = system.info(path).get("size")
+        if size is None:
+            content = _beginning(system, path, MAX_BYTES + 1)
+            size = len(content)
+        elif size <= MAX_BYTES:
+            content = system.cat_file(path)
         if size <= MAX_BYTES:
-            return system.cat_file(path)
+            return content
     except FileNotFoundError as error:
         raise RadiographError(f"{file}: there is no such object.") from error
     except Exception as error:
         raise RadiographError(f"{file} cannot be fetched: {_reason(error)}") from error
-    raise RadiographError(f"{file} has {size:,} bytes, more than {MAX_BYTES:,}: no radiograph is so large.")
+    raise RadiographError(f"{file} has more than {MAX_BYTES:,} bytes: no radiograph is so large.")
+
+
+def _beginning(system, path: str, count: int) -> bytes:
+    """At most so many bytes of an object whose size the store does not say, and no more of it than these."""
+    content = bytearray()
+    with system.open(path, "rb") as stream:
+        while len(content) < count and (part := stream.read(count - len(content))):
+            content += part
+    return bytes(content)
 
 
 def list_objects(url: str) -> Iterator[Listed]:
@@ -120,7 +134,9 @@ def list_objects(url: str) -> Iterator[Listed]:
         is_pattern = any(sign in path for sign in "*?[")
         found = (system.glob if is_pattern else system.find)(path, detail=True)
         for name, info in found.items():
-            if info["type"] == "file" and (is_pattern or name == path or _is_xray_below(system, path, name)):
+            if info.get("type", "file") != "file":  # HTTP says nothing of the one object that was asked for
+                continue
+            if is_pattern or name == path or _is_xray_below(system, path, name, info):
                 listed = Listed(system.unstrip_protocol(name))
                 listed.stamp = _stamp_of(info)
                 yield listed
@@ -132,10 +148,16 @@ def list_objects(url: str) -> Iterator[Listed]:
         raise SourceError(f"{url} cannot be listed: {_reason(error)}") from error
 
 
-def _is_xray_below(system, prefix: str, name: str) -> bool:
+def _is_xray_below(system, prefix: str, name: str, info: dict) -> bool:
     if any(map(is_hidden, name[len(prefix) :].split("/"))):
         return False
-    return why_left_out(name, lambda name: system.cat_file(name, 0, HEAD_BYTES)) is None
+
+    def head(name: str) -> bytes:
+        if info.get("size") is None:  # a server that may send all of it, whatever is asked for
+            return _beginning(system, name, HEAD_BYTES)
+        return system.cat_file(name, 0, HEAD_BYTES)
+
+    return why_left_out(name, head) is None
 
 
 def _opened(url: str):

@@ -16,7 +16,7 @@ from clip_koa.evaluation.submissions import (
 )
 from clip_koa.publishing.beside import DATASET_FILES, METRIC_FILES, PROJECT, build_dataset
 from clip_koa.publishing.plain_files import copy_plain
-from clip_koa.reporting.page import figure_text, interval_text
+from clip_koa.reporting.page import figure_text, interval_text, signed_interval_text, signed_text
 from dataset_script.layouts import find_files, resolve_data_dir
 
 SPLITS = ("validation", "test")  # that a model may be measured on
@@ -102,10 +102,15 @@ def _cells(row: dict) -> list[str]:
     figures, against = row["figures"], row["against_first"]
     cells = [row["model"]]
     for name in _FIGURES:
-        cells.append(f"{figure_text(figures[name])} ({interval_text(figures['intervals'][name])})")
+        cells.append(_with_bounds(figure_text(figures[name]), interval_text(figures["intervals"][name])))
     cells.append(figure_text(figures["recall_per_grade"][1]))
     if against is None:
         return [*cells, "", ""]
-    bounds = against["intervals"][RANKED_BY]
-    cells.append(f"{against['difference'][RANKED_BY]:+.3f} ({bounds[0]:+.3f} to {bounds[1]:+.3f})")
-    return [*cells, f"{against['mcnemar_p']:.2g}"]
+    change, bounds = against["difference"][RANKED_BY], against["intervals"][RANKED_BY]
+    difference = _with_bounds(signed_text(change), signed_interval_text(bounds))
+    return [*cells, difference, f"{against['mcnemar_p']:.2g}"]
+
+
+def _with_bounds(figure: str, bounds: str) -> str:
+    """A figure and, where it has one, its interval: the X-rays of one person give none."""
+    return f"{figure} ({bounds})" if bounds else figure

@@ -17,6 +17,8 @@ from clip_koa.reporting.page import (
     figure_text,
     interval_text,
     save_picture,
+    signed_interval_text,
+    signed_text,
     split_section,
     write_page,
 )
@@ -83,11 +85,7 @@ def _pairs_table(pairs: dict) -> dict:
     rows = []
     for metric, title in METRIC_NAMES.items():
         if metric in pairs["difference"]:
-            bounds = pairs["intervals"][metric]
-            change = (
-                _signed(pairs["difference"][metric]),
-                f"{_signed(bounds[0])} to {_signed(bounds[1])}" if bounds else "",
-            )
+            change = signed_text(pairs["difference"][metric]), signed_interval_text(pairs["intervals"][metric])
             rows.append((title, [*((figure_text(pairs[side][metric]), "") for side in ("first", "second")), change]))
     return {"rows": rows, **{name: pairs[name] for name in ("num_pairs", "weight", "mcnemar_p")}}
 
@@ -120,20 +118,13 @@ def _rows(robustness: dict) -> list[tuple[str, list[tuple[str, str]]]]:
         cells = []
         for _, head, metric in _ROBUSTNESS_COLUMNS:
             change, bounds = values[head]["change"][metric], values[head]["intervals"][metric]
-            cells.append((_signed(change), f"{_signed(bounds[0])} to {_signed(bounds[1])}" if bounds else ""))
+            cells.append((signed_text(change), signed_interval_text(bounds)))
         for head in (MAIN_HEAD, "text"):
             cells.append(
                 (f"{values[head]['grade_changed']:.3f}", interval_text(values[head]["grade_changed_interval"]))
             )
-        rows.append((values["title"], [*cells, (_signed(values[MAIN_HEAD]["mean_change"]), "")]))
+        rows.append((values["title"], [*cells, (signed_text(values[MAIN_HEAD]["mean_change"]), "")]))
     return rows
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return "n/a"
-    text = f"{value:+.3f}"
-    return "0.000" if float(text) == 0 else text
 
 
 def _write_robustness(folder: Path, robustness: dict, graded: GradedSplit, perturbed: dict) -> None:

@@ -94,6 +94,19 @@ def interval_text(bounds: list | None) -> str:
     return "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
+def signed_text(value: float | None) -> str:
+    """A difference with its sign and three decimals, or n/a."""
+    if value is None:
+        return "n/a"
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text
+
+
+def signed_interval_text(bounds: list | None) -> str:
+    """A difference's interval, or nothing."""
+    return "" if bounds is None else f"{signed_text(bounds[0])} to {signed_text(bounds[1])}"
+
+
 def _headline(results: dict) -> list[tuple[str, str, str]]:
     """Name, figure and interval of what a reader looks for first."""
     shown = (

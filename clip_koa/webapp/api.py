@@ -1,9 +1,9 @@
 """What programs and agents call: `grade` and `explain`, through gradio_client or Gradio's MCP server."""
 
+from pathlib import Path
 from typing import Literal, TypedDict
 
 import gradio as gr
-from PIL import Image
 
 from clip_koa.grading.grader import Grader
 from clip_koa.webapp.knees import read_film
@@ -79,10 +79,9 @@ class Api:
             the confidence set, and warnings, which say where the grade may mean nothing. What has no grade stands in
             not_graded, with the reason.
         """
-        film = self._read(file)
-        readings = self._run(request, lambda: read_film(self.grader, film, framing))
+        readings = self._run(request, file, lambda: self._read(file, framing))
         return FilmAnswer(
-            file=film.radiograph.source,
+            file=readings[0].film.radiograph.source,
             knees=[_answer(reading) for reading in readings if not reading.trouble],
             not_graded=[_refused(reading) for reading in readings if reading.trouble],
         )
@@ -103,29 +102,32 @@ class Api:
             framing: as for grade.
             side: R or L, where the X-ray shows both knees; otherwise the first knee that grade gives.
         """
-        film = self._read(file)
 
-        def draw() -> Image.Image:
-            reading = _choose(read_film(self.grader, film, framing), side)
-            return self.grader.explain_picture(reading.image, reading.xray.grade.grade, against).overlay()
+        def draw() -> Path:
+            reading = _choose(self._read(file, framing), side)
+            overlay = self.grader.explain_picture(reading.image, reading.xray.grade.grade, against).overlay()
+            path = self.uploads.place("heat_map.png")
+            overlay.save(path)
+            return path
 
         try:
-            picture = self._run(request, draw)
+            path = self._run(request, file, draw)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        path = self.uploads.place("heat_map.png")
-        picture.save(path)
         return gr.FileData(path=str(path), orig_name=path.name, mime_type="image/png")
 
-    def _read(self, file: dict) -> Film:
+    def _read(self, file: dict, framing: str) -> list[Reading]:
+        """The readings of an upload, which is decoded only here, in its turn: those that wait take no memory."""
         try:
             content, name = self.uploads.read(file["path"])
-            return Film(read_radiograph(content, name=name))
+            film = Film(read_radiograph(content, name=name))
         except (RadiographError, FileNotFoundError) as error:
             raise gr.Error(str(error), print_exception=False) from error
+        return read_film(self.grader, film, framing)
 
-    def _run(self, request: gr.Request | None, job):
-        return self.turns.submit(("api", getattr(request, "session_hash", None)), job).result()
+    def _run(self, request: gr.Request | None, file: dict, job):
+        with self.uploads.held(file["path"]):
+            return self.turns.submit(("api", getattr(request, "session_hash", None)), job).result()
 
 
 def _choose(readings: list[Reading], side: str) -> Reading:

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from clip_koa.grading.grader import Grader
 from clip_koa.webapp import examples
@@ -24,7 +25,7 @@ from clip_koa.webapp.readings import THUMBNAIL_SIDE, picture
 from clip_koa.webapp.report import ModelFacts
 from clip_koa.webapp.texts import LANGUAGES, best_language, texts_of
 from clip_koa.webapp.turns import Turns
-from clip_koa.webapp.uploads import Uploads
+from clip_koa.webapp.uploads import UPLOAD_SECONDS, Uploads
 from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal, Visits
 from clip_koa.webapp.xrays import Xrays
 from dataset_script.radiograph import read_radiograph
@@ -160,6 +161,9 @@ class _Page:
         self.visits.end(token)
         return Response(status_code=204)
 
-    async def take_api_upload(self, request: Request) -> JSONResponse:
+    async def take_api_upload(self, request: Request) -> Response:
         """Gradio's upload, into a folder that nobody can guess."""
-        return JSONResponse(await self.uploads.take(request))
+        try:
+            return JSONResponse(await asyncio.wait_for(self.uploads.take(request), UPLOAD_SECONDS))
+        except (ClientDisconnect, asyncio.TimeoutError):
+            return Response(status_code=400)

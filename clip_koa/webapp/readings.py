@@ -3,7 +3,7 @@
 import csv
 import io
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from PIL import Image, ImageOps
@@ -16,6 +16,8 @@ from modeling_clip_koa.localisation_clip_koa import MOST_OUTSIDE, Knee, cut_knee
 PICTURE_SIDE = 1600  # pixels of the longer side at which pictures are shown at most
 THUMBNAIL_SIDE = 96
 HEAT_SIDE = 448  # a heat map has no finer detail than the vision tower's patches
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Cut = Callable[[tuple[int, int]], Box | None]  # `XrayPreprocessor.cut`
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +91,11 @@ class Reading:
         return cut_knee(self.film.image, self.knee) if self.knee else self.film.image
 
 
-def describe(reading: Reading, crop_share: float, can_find: bool = False) -> dict:
+def describe(reading: Reading, cut: Cut, can_find: bool = False) -> dict:
     """The reading as JSON.
 
     Args:
-        crop_share: side of the square that the model sees, in shorter sides of the image.
+        cut: which part of the image the model sees.
         can_find: whether the model can find knees.
     """
     xray, film = reading.xray, reading.film
@@ -118,16 +120,16 @@ def describe(reading: Reading, crop_share: float, can_find: bool = False) -> dic
         "inverted": film.radiograph.inverted,
         "true_grade": film.true_grade,
     }
-    return facts | (_answer(reading, crop_share) if not reading.trouble else {})
+    return facts | (_answer(reading, cut) if not reading.trouble else {})
 
 
-def _answer(reading: Reading, crop_share: float) -> dict:
+def _answer(reading: Reading, cut: Cut) -> dict:
     """What is said of a knee that has a grade."""
     grade, image, knee = reading.xray.grade, reading.image, reading.knee
     return {
         "width": image.width,
         "height": image.height,
-        "seen": seen_square(image.size, crop_share),
+        "seen": _seen(image.size, cut(image.size)),
         "grade": grade.grade,
         "probabilities": grade.probabilities,
         "image_grade": grade.image_probabilities.index(max(grade.image_probabilities)),
@@ -168,12 +170,11 @@ def as_csv(readings: Iterable[Reading]) -> str:
     return text.getvalue()
 
 
-def seen_square(size: tuple[int, int], crop_share: float) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the central square that the model sees, in shares of width and height."""
+def _seen(size: tuple[int, int], box: Box | None) -> Box:
+    """Left, top, right, bottom of the box that the model sees, in shares of width and height; None: all of it."""
+    left, top, right, bottom = box or (0, 0, *size)
     width, height = size
-    side = min(width, height) * crop_share
-    left, top = (1 - side / width) / 2, (1 - side / height) / 2
-    return left, top, 1 - left, 1 - top
+    return left / width, top / height, right / width, bottom / height
 
 
 def picture(image: Image.Image, longest: int = PICTURE_SIDE) -> Image.Image:

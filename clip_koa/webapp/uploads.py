@@ -7,16 +7,19 @@ itself Gradio would keep it under a hash of its content, where equal files of se
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from clip_koa.webapp.visits import Limits, Refusal
+from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal
 
+UPLOAD_SECONDS = 300  # an upload that takes longer is given up
 _KEPT_SECONDS = 300  # an upload that nobody reads, a heat map that nobody fetches
 _FILES_AT_ONCE = 10
+_NAME_CHARACTERS, _NAME_BYTES = 100, 255  # as file systems take them
 
 
 class Uploads:
@@ -29,6 +32,8 @@ class Uploads:
 
     def __init__(self, folder: Path, limits: Limits):
         self.folder, self.limits = folder.resolve(), limits
+        self._arriving = 0  # bytes of the forms that are being received
+        self._held = []  # folders of uploads whose turn has not come
 
     async def take(self, request: Request) -> list[str]:
         """Saves the files of a form as Gradio's clients send it; gives their paths.
@@ -37,14 +42,41 @@ class Uploads:
             Refusal: a file that is too large, or too many.
         """
         self.sweep()
-        if int(request.headers.get("content-length") or 0) > self.limits.file_bytes * _FILES_AT_ONCE:
-            raise Refusal("too_large", 413, megabytes=self.limits.file_bytes // 1024**2)
+        most, lying, taken = self.limits.file_bytes * _FILES_AT_ONCE, self._lying(), 0
+
+        async def receive() -> dict:
+            nonlocal taken
+            message = await request.receive()
+            count = len(message.get("body", b""))
+            taken += count
+            self._arriving += count
+            if taken > most:
+                raise self._too_large()
+            if lying + self._arriving > self.limits.waiting_bytes:
+                raise Refusal("busy", 503)
+            return message
+
+        if int(request.headers.get("content-length") or 0) > most:  # chunks have none, and are counted as they come
+            raise self._too_large()
         paths = []
-        async with request.form(max_files=_FILES_AT_ONCE) as form:
-            for part in form.getlist("files"):
-                if isinstance(part, UploadFile):
-                    paths.append(str(await self._save(part)))
+        try:
+            async with Request(request.scope, receive).form(max_files=_FILES_AT_ONCE) as form:
+                for part in form.getlist("files"):
+                    if isinstance(part, UploadFile):
+                        paths.append(str(await self._save(part)))
+        finally:
+            self._arriving -= taken
         return paths
+
+    @contextmanager
+    def held(self, path: str) -> Iterator[None]:
+        """While it is open, an upload stays however long it waits to be read."""
+        folder = Path(path).resolve().parent
+        self._held.append(folder)
+        try:
+            yield
+        finally:
+            self._held.remove(folder)
 
     def read(self, path: str) -> tuple[bytes, str]:
         """Content and name of an upload, which is deleted.
@@ -69,7 +101,7 @@ class Uploads:
         """Deletes what lies here for too long."""
         for entry in self.folder.iterdir():
             with suppress(FileNotFoundError):  # read meanwhile
-                if time.time() - entry.stat().st_mtime > _KEPT_SECONDS:
+                if entry not in self._held and time.time() - entry.stat().st_mtime > _KEPT_SECONDS:
                     shutil.rmtree(entry, ignore_errors=True)
 
     def _lying(self) -> int:
@@ -83,15 +115,23 @@ class Uploads:
     async def _save(self, part: UploadFile) -> Path:
         size = part.size or 0
         if size > self.limits.file_bytes:
-            raise Refusal("too_large", 413, megabytes=self.limits.file_bytes // 1024**2)
+            raise self._too_large()
         if self._lying() + size > self.limits.waiting_bytes:
             raise Refusal("busy", 503)
         path = self.place(part.filename or "upload")
         path.write_bytes(await part.read())
         return path
 
+    def _too_large(self) -> Refusal:
+        return Refusal("too_large", 413, megabytes=self.limits.file_bytes // MEGABYTE)
+
 
 def plain_name(name: str) -> str:
-    """A file's name without folders and what cannot be printed, its last 100 characters; empty for none."""
+    """A file's name without folders and what cannot be printed, its last 100 characters in at most 255 bytes of UTF-8.
+
+    Empty for none, and for the names of a folder.
+    """
     base = Path(name.replace("\\", "/")).name
-    return "".join(sign for sign in base if sign.isprintable())[-100:]
+    plain = "".join(sign for sign in base if sign.isprintable())[-_NAME_CHARACTERS:]
+    short = plain.encode()[-_NAME_BYTES:].decode(errors="ignore")
+    return "" if short in (".", "..") else short

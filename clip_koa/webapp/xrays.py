@@ -17,11 +17,10 @@ from clip_koa.webapp.readings import THUMBNAIL_SIDE, Film, Reading, as_csv, desc
 from clip_koa.webapp.report import ModelFacts, Report, render_html, render_pdf
 from clip_koa.webapp.texts import LANGUAGES
 from clip_koa.webapp.turns import Turns
-from clip_koa.webapp.uploads import plain_name
+from clip_koa.webapp.uploads import UPLOAD_SECONDS, plain_name
 from clip_koa.webapp.visits import Refusal, Visit, Visits
 from dataset_script.radiograph import Radiograph, RadiographError, read_radiograph
 
-_UPLOAD_SECONDS = 300  # an upload that takes longer is given up
 _REPORTS = {"html": (render_html, "text/html; charset=utf-8"), "pdf": (render_pdf, "application/pdf")}
 _LOG = logging.getLogger(__name__)
 
@@ -39,8 +38,7 @@ class Xrays:
 
     def __init__(self, grader: Grader, model: ModelFacts, turns: Turns, visits: Visits, examples: dict[str, Example]):
         self.grader, self.model, self.turns, self.visits, self.examples = grader, model, turns, visits, examples
-        processor = grader.model.image_processor
-        self.crop_share = processor.crop_size["height"] / processor.size["shortest_edge"]
+        self.cut = grader.model.beside.preprocess.cut
 
     def routes(self) -> list[tuple[str, str, Callable]]:
         """Method, path and what answers."""
@@ -68,7 +66,7 @@ class Xrays:
                     content.extend(chunk)
 
             try:
-                await asyncio.wait_for(receive(), _UPLOAD_SECONDS)
+                await asyncio.wait_for(receive(), UPLOAD_SECONDS)
             except (ClientDisconnect, asyncio.TimeoutError):
                 return Response(status_code=400)
             name = plain_name(name) or "X-ray"
@@ -159,7 +157,7 @@ class Xrays:
         if readings[0].film is not None:
             self.visits.keep(visit, readings)
         can_find = self.grader.framing == "auto"
-        knees = await asyncio.to_thread(lambda: [describe(one, self.crop_share, can_find) for one in readings])
+        knees = await asyncio.to_thread(lambda: [describe(one, self.cut, can_find) for one in readings])
         return JSONResponse({"knees": knees})
 
     async def _map(self, visit: Visit, reading: Reading, against: int | None, finish=lambda explanation: explanation):

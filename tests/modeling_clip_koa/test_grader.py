@@ -2,11 +2,14 @@
 
 import copy
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image, ImageOps
 from transformers import CLIPImageProcessor
 
@@ -198,6 +201,56 @@ def test_overlays(model):
     assert layer.mode == "RGBA" and layer.size == (40, 40)
     cold = explanation.heat_map == 0
     assert not torch.tensor(list(explanation.layer().getchannel("A").tobytes())).view(96, 96)[cold].any()
+
+
+def test_a_large_film_lies_under_the_same_map(model):
+    """Its map is enlarged from a smaller one: all but the border of what the network saw agrees."""
+    film = Image.linear_gradient("L").resize((3000, 1100))
+    film.paste(draw_knee(3, "L", 0, 1100), (950, 0))
+    explanation = model.explain(film, grade=3)
+    heat, layer, overlay = explanation.heat_map, explanation.layer(), explanation.overlay(1)
+    assert heat.shape == (1100, 3000) and heat.max() == 1 and layer.size == overlay.size == film.size
+    opacity = torch.from_numpy(np.array(layer.getchannel("A"))).float()
+    assert (opacity - 255 * heat)[4:-4, 954:2046].abs().max() < 2
+    assert not opacity[:, :946].any() and not opacity[:, 2054:].any()
+    below = Image.alpha_composite(film.convert("RGBA"), layer).convert("RGB")
+    assert np.abs(np.asarray(overlay, int) - np.asarray(below, int)).max() <= 2
+    small = torch.from_numpy(np.array(explanation.layer((300, 110)).getchannel("A"))).float()
+    shrunk = torch.nn.functional.interpolate(255 * heat[None, None], (110, 300), mode="area")[0, 0]
+    assert (small - shrunk)[1:-1, 97:-97].abs().max() < 4
+
+
+# Explains a film of 36 million pixels; prints by how many bytes a pixel memory grows, for a map and for an overlay.
+_EXPLAIN_LARGE = """
+import sys
+from pathlib import Path
+from PIL import Image
+from modeling_clip_koa import CLIPKOAForImageClassification
+
+def growth(draw):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak()
+    draw(model.explain(film, 3))
+    return (peak() - before) / (film.width * film.height)
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+model = CLIPKOAForImageClassification.from_pretrained(sys.argv[1])
+model.explain(Image.linear_gradient("L"), 3).overlay()
+film = Image.linear_gradient("L").resize((7200, 5000))
+print(growth(lambda explanation: explanation.layer((448, 311))), growth(lambda explanation: explanation.overlay()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory in Linux's /proc")
+def test_a_map_takes_few_bytes_a_pixel(folder):
+    """The mirror image takes one, and a picture as large as the film takes four."""
+    command = [sys.executable, "-c", _EXPLAIN_LARGE, str(folder)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr
+    layer, overlay = map(float, told.stdout.split())
+    assert layer < 5 and overlay < 8, told.stdout
 
 
 def test_whatever_gives_logits_grades(model):

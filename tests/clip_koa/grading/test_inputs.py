@@ -1,7 +1,9 @@
 """Inputs that are no local files: objects of a store, and tables that name X-rays."""
 
 import csv
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow
 import pyarrow.parquet
@@ -62,6 +64,53 @@ def test_an_object_is_read_as_the_file_that_it_is(store, knee):
     for name, told in (("broken.png", "broken.png is not a PNG"), ("gone.png", "gone.png: there is no such object")):
         error = try_to_read(f"memory://knees/{name}")
         assert isinstance(error, RadiographError) and told in str(error)
+
+
+@pytest.fixture
+def sizeless(knee):
+    """A web server that says no size and takes no range: the knee, a list of files, and one of 64 MB. What it sent."""
+    pytest.importorskip("aiohttp", reason="fsspec reads HTTP by it")
+    sent = {"/knees/large": 0}
+    links = "".join(f'<a href="{name}">{name}</a>' for name in ("knee", "large"))
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html" if self.path == "/knees/" else "image/png")
+            self.end_headers()
+            self.close_connection = True
+            if self.path == "/knees/":
+                self.wfile.write(links.encode())
+            elif self.path == "/knees/knee":
+                self.wfile.write(knee.read_bytes())
+            else:
+                try:
+                    for _ in range(64):
+                        sent[self.path] += self.wfile.write(b"\x89PNG\r\n\x1a\n" + bytes(2**20 - 8))
+                except ConnectionError:  # the other end has had enough
+                    pass
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/knees/", sent
+    server.shutdown()
+    server.server_close()
+
+
+def test_no_more_is_taken_of_an_object_without_a_size_than_a_radiograph_has(sizeless, knee, monkeypatch):
+    monkeypatch.setattr("clip_koa.grading.sources.MAX_BYTES", 2**21)
+    url, sent = sizeless
+    assert find_xrays([f"{url}knee"]) == [f"{url}knee"]
+    assert set(find_xrays([url])) == {f"{url}knee", f"{url}large"}
+    assert try_to_read(f"{url}knee").image.tobytes() == read_radiograph(knee).image.tobytes()
+    error = try_to_read(f"{url}large")
+    assert isinstance(error, RadiographError)
+    assert str(error) == f"{url}large has more than 2,097,152 bytes: no radiograph is so large."
+    time.sleep(0.5)  # what the server sends after that goes nowhere
+    assert sent["/knees/large"] < 40 * 2**20  # of four times 64: asked for its size, its head and all of it
 
 
 def test_a_listing_says_what_the_store_would(store):

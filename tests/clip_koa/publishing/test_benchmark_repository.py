@@ -125,6 +125,25 @@ def test_three_entries_are_published_and_measured(corpus, split, entries, tmp_pa
     assert {path.relative_to(tmp_path / "again").as_posix(): path.read_bytes() for path in written} == files
 
 
+def test_the_knees_of_one_person_are_measured_without_intervals(tmp_path):
+    for number, (grade, side) in enumerate(zip((2, 4), "LR", strict=True)):
+        (tmp_path / "knees" / "test" / str(grade)).mkdir(parents=True, exist_ok=True)
+        draw_knee(grade, side, number, 48).save(tmp_path / "knees" / "test" / str(grade) / f"9000001{side}.png")
+    split = benchmark_split(find_files(tmp_path / "knees")["test"], "test")
+    (tmp_path / "entries" / "test").mkdir(parents=True)
+    for name in ("anna--knees", "bea--knees"):
+        rows = [(xray, np.eye(5)[grade].tolist()) for xray, grade in zip(split.xrays, split.grades, strict=True)]
+        (tmp_path / "entries" / "test" / f"{name}.jsonl").write_text(entry_lines(rows))
+    arguments = ["--benchmark", str(tmp_path / "entries"), "--dry_run", "--output", str(tmp_path / "release")]
+    assert main(["publish", str(tmp_path / "knees"), "anna/b", *arguments]) == 0
+    card = (tmp_path / "release" / "README.md").read_text().splitlines()
+    first, second = (
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in card if line[:5] in ("| 1 |", "| 2 |")
+    )
+    assert first[:3] == ["anna/knees", "1.000", "1.000"] and first[-2:] == ["", ""]
+    assert second[:3] == ["bea/knees", "1.000", "1.000"] and second[-2:] == ["0.000", "1"]
+
+
 def test_an_xray_is_named_by_its_picture_and_by_nothing_else(corpus, split):
     file = next((corpus / "val" / "3").iterdir())
     with Image.open(file) as picture:  # stored gray, upright and bone bright, so that any reader gives the same

@@ -1,11 +1,13 @@
 """A film's readings: whose box is whose, and what becomes of them in a visit while one is graded anew."""
 
 import asyncio
+import json
 import threading
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessor
 
 from clip_koa.grading.grader import GradedXray
 from clip_koa.webapp.knees import check_box, grade_box, read_film, with_box
@@ -13,11 +15,18 @@ from clip_koa.webapp.readings import Film, describe, warnings_of
 from clip_koa.webapp.turns import Turns
 from clip_koa.webapp.visits import Limits, Refusal, Visits
 from clip_koa.webapp.xrays import Xrays
+from dataset_script.pixels import XrayPreprocessor
 from dataset_script.radiograph import Radiograph
 from modeling_clip_koa import Grade
 from webapp.conftest import run_async
 
 SIZE = (400, 300)
+SQUARE = {"height": 32, "width": 32}
+
+
+def whole(size) -> tuple:
+    """Of an image of this size the model sees all."""
+    return (0, 0, *size)
 
 
 def grade(**known) -> Grade:
@@ -31,8 +40,11 @@ class MadeGrader:
     framing = "auto"
 
     def __init__(self, *found):
-        processor = SimpleNamespace(crop_size={"height": 32}, size={"shortest_edge": 32})
-        self.model, self.found = SimpleNamespace(image_processor=processor), found
+        self.found, self.processor = found, CLIPImageProcessor(crop_size=SQUARE, size={"shortest_edge": 32})
+
+    @property
+    def model(self):
+        return SimpleNamespace(beside=SimpleNamespace(preprocess=XrayPreprocessor(self.processor)))
 
     def grade_radiograph(self, radiograph, framing):
         if framing == "as_is":
@@ -108,11 +120,11 @@ def test_what_is_told_of_a_grade_that_means_less_or_nothing():
     ways = grade(ways=("contrast", "frame"), outside=0.2, box=(0, 0, 90, 90), atypicality=1.0, tells_knees=False)
     (reading,) = read_film(MadeGrader(ways), film())
     assert warnings_of(reading) == ["cut_off", "atypical_reminder", "ways"]
-    told = describe(reading, 1.0, True)
+    told = describe(reading, whole, True)
     assert told["ways"] == ("contrast", "frame") and told["grade"] == 0
     for known, trouble in (({"ways": ("metal",)}, "metal"), ({"atypicality": 1.0}, "unlike")):
         (reading,) = read_film(MadeGrader(grade(box=(0, 0, 90, 90), **known)), film())
-        told = describe(reading, 1.0, True)
+        told = describe(reading, whole, True)
         assert told["trouble"] == trouble and told["box"] == (0, 0, 90, 90)
         assert not {"grade", "probabilities", "set", "expected", "osteoarthritis"} & set(told)
 
@@ -138,3 +150,28 @@ def test_a_knee_that_is_forgotten_while_it_is_graded_anew_stays_forgotten():
     visit, gone, kept = run_async(play())
     assert isinstance(gone, Refusal) and gone.code == "ended" and kept.status_code == 200
     assert [(reading.laterality, reading.knee.box[0]) for reading in visit.readings.values()] == [("L", 10)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        ({"size": {"shortest_edge": 32}, "crop_size": SQUARE}, [0.125, 0, 0.875, 1]),
+        ({"size": {"height": 64, "width": 64}, "crop_size": SQUARE}, [0.25, 0.25, 0.75, 0.75]),
+        ({"size": SQUARE, "do_center_crop": False}, [0, 0, 1, 1]),
+        ({"size": {"shortest_edge": 20}, "crop_size": SQUARE}, [0, 0, 1, 1]),  # padded
+    ],
+)
+def test_the_page_is_told_what_the_model_sees(settings, seen):
+    """Whatever its image processor cuts or squeezes, as `XrayPreprocessor` does it."""
+
+    async def ask():
+        grader, turns, visits = MadeGrader(), Turns(), Visits(Limits())
+        grader.processor = CLIPImageProcessor(**settings)
+        xrays, visit = Xrays(grader, None, turns, visits, {}), visits.open()
+        (reading,) = read_film(grader, film(), "as_is")
+        visits.keep(visit, [reading])
+        answer = await xrays.take_framing(visit.token, reading.id, "as_is")
+        turns.close()
+        return json.loads(answer.body)["knees"][0]["seen"]
+
+    assert run_async(ask()) == seen

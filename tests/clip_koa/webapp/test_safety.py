@@ -72,6 +72,7 @@ def test_nothing_else_is_answered(visitor, path):
         "",
         "a\0b",
         "膝.png",
+        "..",
     ],
 )
 def test_names_do_no_harm(visitor, knee, name):
