@@ -1,6 +1,7 @@
 """Heat maps: which parts of an X-ray speak for a grade, or for a grade rather than another."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,10 @@ from .preprocessing_clip_koa import XrayPreprocessor
 
 # Colours of the middle and of the top of a heat map.
 _WARM, _HOT = (200.0, 40.0, 0.0), (255.0, 235.0, 60.0)
+# Pixels of the longer side at which a map is drawn at most, and enlarged from there: its patches have no finer detail.
+_DRAWN_SIDE = 2048
+# Pixels that are computed at a time, of a map and of a picture, however large it is.
+_MAP_BAND, _PICTURE_BAND = 1 << 18, _DRAWN_SIDE**2
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,13 @@ class Explanation:
     image: Image.Image  # the upright picture that was looked at, mode L
     grade: int
     against: int | None  # the other grade; None: all the others
-    heat_map: torch.Tensor  # (H, W) of the image, 0..1, 1 where it speaks loudest
+    relevance: torch.Tensor  # (side, side), not negative, of the patches that the network saw
+    box: tuple[float, float, float, float] | None  # left, top, right, bottom of these in the image; None: all of it
+
+    @property
+    def heat_map(self) -> torch.Tensor:
+        """(H, W) of the image, 0..1, 1 where it speaks loudest; spread anew whenever it is asked for."""
+        return spread(self.relevance, self.image.size, self.box)
 
     def layer(self, size: tuple[int, int] | None = None) -> Image.Image:
         """The map as a picture (RGBA) to lay over the X-ray: clear where cold, orange to bright yellow where hot.
@@ -27,18 +38,46 @@ class Explanation:
         Args:
             size: (width, height) in pixels; default: the image's.
         """
-        heat = self.heat_map
-        red, green, blue = (low + (high - low) * heat for low, high in zip(_WARM, _HOT, strict=True))
-        pixels = torch.stack([red, green, blue, 255 * heat.clamp(0, 1)], dim=-1).round().to(torch.uint8)
-        height, width = heat.shape
-        picture = Image.frombytes("RGBA", (width, height), pixels.contiguous().numpy().tobytes())
-        return picture.resize(size, Image.Resampling.BILINEAR) if size else picture
+        drawn, size = self._draw(), size or self.image.size
+        if drawn.size == size:
+            return drawn
+        picture = Image.new("RGBA", size)
+        for box, band in _bands(drawn, size):
+            picture.paste(band, box)
+        return picture
 
     def overlay(self, opacity: float = 0.6) -> Image.Image:
         """The X-ray (RGB) under its heat map."""
-        layer = self.layer()
-        layer.putalpha(layer.getchannel("A").point(lambda value: round(value * opacity)))
-        return Image.alpha_composite(self.image.convert("RGBA"), layer).convert("RGB")
+        drawn, picture = self._draw(), Image.new("RGB", self.image.size)
+        drawn.putalpha(drawn.getchannel("A").point(lambda value: round(value * opacity)))
+        for box, band in _bands(drawn, self.image.size):
+            below = self.image.crop(box).convert("RGBA")
+            picture.paste(Image.alpha_composite(below, band).convert("RGB"), box)
+        return picture
+
+    def _draw(self) -> Image.Image:
+        """The map (RGBA) in the image's size, but its longer side at most `_DRAWN_SIDE`."""
+        width, height = self.image.size
+        scale = min(1.0, _DRAWN_SIDE / max(width, height))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        shares = (size[0] / width, size[1] / height) * 2
+        box = self.box and tuple(place * share for place, share in zip(self.box, shares, strict=True))
+        heat = spread(self.relevance, size, box)
+        pixels = torch.empty(*heat.shape, 4, dtype=torch.uint8)
+        for channel, (low, high) in enumerate(zip(_WARM, _HOT, strict=True)):
+            pixels[..., channel] = (low + (high - low) * heat).round()
+        pixels[..., 3] = (255 * heat.clamp(0, 1)).round()
+        return Image.frombytes("RGBA", size, pixels.numpy().tobytes())
+
+
+def _bands(picture: Image.Image, size: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int, int], Image.Image]]:
+    """A picture resized to (width, height), some rows at a time, each with its box there."""
+    width, height = size
+    rows, share = max(1, _PICTURE_BAND // width), picture.height / height
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        part = (0, top * share, picture.width, min(bottom * share, picture.height))
+        yield (0, top, width, bottom), picture.resize((width, bottom - top), Image.Resampling.BILINEAR, part)
 
 
 def explain_picture(
@@ -46,7 +85,7 @@ def explain_picture(
 ) -> Explanation:
     """The heat map of a picture, as `read_picture` makes it; see `patch_relevance`."""
     relevance = patch_relevance(model, preprocess([picture]), grade, against)[0]
-    return Explanation(picture, grade, against, spread(relevance, picture.size, preprocess.cut(picture.size)))
+    return Explanation(picture, grade, against, relevance, preprocess.cut(picture.size))
 
 
 def patch_relevance(
@@ -106,10 +145,13 @@ def spread(relevance: torch.Tensor, size: tuple[int, int], box: tuple | None) ->
     # Places of the pixels' middles in the box, -1 to 1; halves are exact, so that mirrored places are opposite.
     across = (torch.arange(size[0]) + 0.5 - size[0] / 2) / ((right - left) / 2)
     down = (torch.arange(size[1]) + 0.5 - size[1] / 2) / ((bottom - top) / 2)
-    places = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)[None]
     options = {"mode": "bicubic", "padding_mode": "border", "align_corners": False}
     views = (relevance[None, None], relevance.flip(-1)[None, None])
-    one, other = (torch.nn.functional.grid_sample(view, places, **options)[0, 0] for view in views)
-    seen = (places[0].abs() <= 1).all(-1)
-    heat_map = torch.where(seen, (one + other.flip(-1)) / 2, 0).clamp(min=0)
-    return heat_map / heat_map.max().clamp(min=1e-12)
+    heat_map = torch.empty(size[1], size[0])
+    rows = max(1, _MAP_BAND // size[0])
+    for band, ordinates in zip(heat_map.split(rows), down.split(rows), strict=True):
+        places = torch.stack(torch.meshgrid(across, ordinates, indexing="xy"), dim=-1)[None]
+        one, other = (torch.nn.functional.grid_sample(view, places, **options)[0, 0] for view in views)
+        seen = (places[0].abs() <= 1).all(-1)
+        band[:] = torch.where(seen, (one + other.flip(-1)) / 2, 0).clamp(min=0)
+    return heat_map.div_(heat_map.max().clamp(min=1e-12))

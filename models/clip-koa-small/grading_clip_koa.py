@@ -44,7 +44,7 @@ from .localisation_clip_koa import (
     name_sides,
     read_locator,
 )
-from .preprocessing_clip_koa import READINGS, XrayPreprocessor, read_picture, turn
+from .preprocessing_clip_koa import XrayPreprocessor, read_picture, turn, turns_of
 from .prompts_clip_koa import GRADE_MEANINGS
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Grade:
         """
         if "metal" in self.ways:
             return "This knee has metal in it, such as an implant: it has no KL grade."
-        if self.tells_knees and self._is_atypical:
+        if self.tells_knees and self.is_atypical:
             return "This is no frontal knee X-ray as the model was trained on: it has no KL grade."
         return ""
 
@@ -104,7 +104,7 @@ class Grade:
         warnings = []
         if self.outside > MOST_OUTSIDE:
             warnings.append("The border of the image cuts this knee off: the grade may mean nothing.")
-        if self._is_atypical:
+        if self.is_atypical:
             warnings.append("Unlike the knee X-rays the model was trained on: the grade may mean nothing.")
         if self.ways:
             ways = ", ".join(WAYS[way] for way in self.ways)
@@ -115,7 +115,8 @@ class Grade:
         return " ".join(warnings)
 
     @property
-    def _is_atypical(self) -> bool:
+    def is_atypical(self) -> bool:
+        """Whether the X-ray is unlike the knee X-rays of the training."""
         return self.atypicality is not None and self.atypicality >= ATYPICAL
 
     @property
@@ -522,9 +523,7 @@ class GradesXrays:
 
     def _read_pixels(self, pixel_values: torch.Tensor, readings: int) -> tuple[torch.Tensor, ...]:
         """What `grade_pixels` gives, logits averaged over readings; what is typical is told of the X-ray as it is."""
-        if readings not in READINGS:
-            raise ValueError(f"readings={readings}: use one of {', '.join(map(str, READINGS))}.")
-        found = [self.grade_pixels(turn(pixel_values, degrees)) for degrees in READINGS[readings]]
+        found = [self.grade_pixels(turn(pixel_values, degrees)) for degrees in turns_of(readings)]
         logits, flipped_logits = (sum(views) / readings for views in list(zip(*found, strict=True))[:2])
         return logits, flipped_logits, found[0][2]
 

@@ -309,7 +309,7 @@ def _find_in_group(model, locator: KneeLocator, pictures: list[Image.Image]) -> 
 
 def _glance(model, locator: KneeLocator, pyramids: list[Pyramid]) -> list[Knee | None]:
     """The knees that pictures are clearly framed to, as most of an archive are; None for the others."""
-    wholes = [(0, 0, *pyramid.picture.size) for pyramid in pyramids]
+    wholes = [_whole(pyramid.picture) for pyramid in pyramids]
     windows = [
         _central(whole, pyramid.picture.width).window(pyramid, locator.window)
         for whole, pyramid in zip(wholes, pyramids, strict=True)
@@ -384,7 +384,11 @@ def _central(box, width: int) -> _Guess:
 
 def _boxes(picture: Image.Image, inside) -> list[tuple[int, int, int, int]]:
     """Where a knee is looked for first: the whole picture, and what lies inside its frames."""
-    return list(dict.fromkeys([(0, 0, *picture.size), inside]))
+    return list(dict.fromkeys([_whole(picture), inside]))
+
+
+def _whole(picture: Image.Image) -> tuple[int, int, int, int]:
+    return 0, 0, *picture.size
 
 
 def _is_framed(answer: np.ndarray, box, share: float = 1.0, least: float = _SURE) -> bool:
@@ -402,7 +406,7 @@ def _is_framed(answer: np.ndarray, box, share: float = 1.0, least: float = _SURE
 
 
 def _framed_knee(box, picture: Image.Image, confidence: float) -> Knee:
-    return Knee(box, confidence=confidence, framed=box == (0, 0, *picture.size))
+    return Knee(box, confidence=confidence, framed=box == _whole(picture))
 
 
 def _has_room_beside(guess: _Guess, inside, width: int) -> bool:

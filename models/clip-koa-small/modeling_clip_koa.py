@@ -404,17 +404,21 @@ class CLIPKOAForImageClassification(GradesXrays, CLIPModel):
         logits = self._text_logits(self._embed(class_token), grade_embeds)
         return logits[:count], logits[count:], (patches[:count] + patches[count:]) / 2
 
+    @property
+    def features_block(self) -> int:
+        """The block of the vision tower whose patches its typicality looks at; the first where it has none."""
+        typicality = self.beside.typicality
+        return typicality.block if typicality else 0
+
     @torch.inference_mode()
     def grade_pixels(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `GradesXrays`; on the model's device, in its precision and as in evaluation."""
-        weight, typicality = self.visual_projection.weight, self.beside.typicality
+        weight = self.visual_projection.weight
         pixel_values = pixel_values.to(weight.device, weight.dtype)
         if self.training:
             self.forget_grade_embeds()
         with _evaluating(self):
-            found = self.grade_both_views(
-                pixel_values, typicality.block if typicality else 0, self.kept_grade_embeds()
-            )
+            found = self.grade_both_views(pixel_values, self.features_block, self.kept_grade_embeds())
         return tuple(part.cpu() for part in found)
 
     def forward(

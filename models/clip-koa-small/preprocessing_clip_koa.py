@@ -66,6 +66,21 @@ _UNCLEAR_SHARE = 0.88
 READINGS = {1: (0.0,), 3: (0.0, 4.0, -4.0)}
 
 
+def turns_of(readings: int, option: str = "readings=", error: type[ValueError] = ValueError) -> tuple[float, ...]:
+    """By how many degrees an X-ray is turned for each of so many readings.
+
+    Args:
+        option: what the number was given as, which the message begins with.
+        error: what is raised.
+
+    Raises:
+        ValueError: a number that is none of `READINGS`.
+    """
+    if readings not in READINGS:
+        raise error(f"{option}{readings}: use one of {', '.join(map(str, READINGS))}.")
+    return READINGS[readings]
+
+
 class CLIPKOAError(Exception):
     """What keeps the project's code from its work and is no fault of the code; the message says what would be right.
 
