@@ -20,12 +20,13 @@ from clip_koa.grading.grader import Grader
 from clip_koa.webapp import examples
 from clip_koa.webapp.answers import as_png, refuse
 from clip_koa.webapp.api import Api
+from clip_koa.webapp.bodies import BodyLimit
 from clip_koa.webapp.headers import SafeHeaders
 from clip_koa.webapp.readings import THUMBNAIL_SIDE, picture
 from clip_koa.webapp.report import ModelFacts
 from clip_koa.webapp.texts import LANGUAGES, best_language, texts_of
 from clip_koa.webapp.turns import Turns
-from clip_koa.webapp.uploads import UPLOAD_SECONDS, Uploads
+from clip_koa.webapp.uploads import UPLOAD_PATH, UPLOAD_SECONDS, Uploads
 from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal, Visits
 from clip_koa.webapp.xrays import Xrays
 from dataset_script.radiograph import read_radiograph
@@ -50,6 +51,7 @@ def build_page(
     server = gr.Server(title="CLIP-KOA", docs_url=None, redoc_url=None, openapi_url=None)
     page = _Page(grader, model, Uploads(uploads, limits), limits, examples.find_examples(example_folder))
     page.add_to(server)
+    server.add_middleware(BodyLimit, limits=limits)
     server.add_middleware(SafeHeaders)
     settings = {
         "max_file_size": limits.file_bytes, "share": False, "run_history": False, "ssr_mode": False, "quiet": True,
@@ -86,7 +88,7 @@ class _Page:
             ("POST", "/visit", self.open_visit),
             ("GET", "/visit/{token}/alive", self.alive),
             ("POST", "/visit/{token}/leave", self.leave),
-            ("POST", "/gradio_api/upload", self.take_api_upload),
+            ("POST", UPLOAD_PATH, self.take_api_upload),
             *self.xrays.routes(),
         ):
             server.add_api_route(path, answer, methods=[method], response_model=None)

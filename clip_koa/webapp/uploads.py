@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal
 
+UPLOAD_PATH = "/gradio_api/upload"  # where Gradio's clients send forms of files
 UPLOAD_SECONDS = 300  # an upload that takes longer is given up
 _KEPT_SECONDS = 300  # an upload that nobody reads, a heat map that nobody fetches
 _FILES_AT_ONCE = 10

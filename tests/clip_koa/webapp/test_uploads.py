@@ -1,5 +1,6 @@
 """The API's files, as several callers at once use them."""
 
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from clip_koa.grading.grader import GradedXray
 from clip_koa.webapp import api
+from clip_koa.webapp.bodies import BodyLimit
 from clip_koa.webapp.turns import Turns
 from clip_koa.webapp.uploads import Uploads
 from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal
@@ -59,6 +65,33 @@ def test_an_upload_without_a_size_is_refused_as_soon_as_it_is_too_large(tmp_path
         assert len(chunks) - len(left) <= taken + 2 and not list(tmp_path.iterdir())
     (path,) = run_async(uploads.take(_upload()))
     assert uploads.read(path) == (b"pixels", "knee.png")
+
+
+@pytest.mark.parametrize("size", [None, 200 * MEGABYTE])
+def test_no_other_body_is_read_whole(size):
+    """Gradio's routes read JSON of any length into memory."""
+    chunks, sent = [bytes(MEGABYTE)] * 200, []
+
+    async def receive():
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+    async def send(message):
+        sent.append(message)
+
+    async def answer(request):
+        return PlainTextResponse(str(len(await request.body())))
+
+    headers = [(b"content-length", str(size).encode())] if size else [(b"transfer-encoding", b"chunked")]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/call/grade", "headers": headers}
+    route = Route("/gradio_api/{rest:path}", answer, methods=["POST"])
+    app = Starlette(routes=[route], middleware=[Middleware(BodyLimit, limits=Limits())])
+    run_async(app(dict(scope), receive, send))
+    assert sent[0]["status"] == 413 and len(chunks) > 200 - 70
+    assert json.loads(sent[1]["body"]) == {"refused": "too_large", "values": {"megabytes": 50}}
+    chunks[:] = [b"[", b"]"]
+    sent.clear()
+    run_async(app(dict(scope), receive, send))
+    assert (sent[0]["status"], sent[1]["body"]) == (200, b"2")
 
 
 @pytest.mark.parametrize(
