@@ -36,7 +36,7 @@ class Unsent(CLIPKOAError):
         self.refused = refused
 
 
-class UnreadFile(Exception):
+class UnreadFile(CLIPKOAError):
     """The disk does not give an image's file, which stays and is tried again."""
 
 

@@ -7,7 +7,7 @@ import torch
 
 import clip_koa
 from clip_koa.training.checkpoints import save_model_folder
-from studies.benchmark import backends, growth, inference, training
+from studies.benchmark import backends, growth, inference, measure, training
 from studies.benchmark.busy import serving
 from studies.benchmark.growth import measure_growth
 from studies.benchmark.measure import MODELS, matrix_product
@@ -63,7 +63,8 @@ def test_training_in_other_ways(monkeypatch):
     assert all(0 < figure["min"] <= figure["median"] for figure in figures.values())
 
 
-def test_the_yardstick_of_utilisation_counts_what_it_computes():
+def test_the_yardstick_of_utilisation_counts_what_it_computes(monkeypatch):
+    monkeypatch.setattr(measure, "_PRODUCT_SIDES", (64, 96))
     product, flops = matrix_product("bf16")
     result = product()
     assert result.dtype == torch.bfloat16 and flops == 2 * len(result) ** 3

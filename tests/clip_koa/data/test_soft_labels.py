@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from clip_koa.data.soft_labels import SHARES, SoftLabelsError, read_soft_labels, soft_label_table, xray_key
-from clip_koa.training.run_config import RunConfigError, parse_run_config
+from clip_koa.training.recording import differences_from
+from clip_koa.training.run_config import RunConfigError, parse_run_config, read_run_config
 from dataset_script.knee_xray import load_knee_xray
 from dataset_script.radiograph import read_radiograph
 from dataset_script.synthetic import write_corpus
@@ -106,19 +107,23 @@ def test_a_run_learns_the_shares(split, corpus, write, run_python, tmp_path):
     assert losses["grades"] == pytest.approx(losses["plain"], rel=1e-5)
     assert losses["even"] != pytest.approx(losses["plain"], rel=1e-2)
     command = (*command, "--run.output_dir", tmp_path / "even", "--resume", "latest")
-    assert "data.soft_labels" in run_python(*command, "--data.soft_labels", grades, expect=2).stderr
+    config, record = read_run_config(tmp_path / "even" / "config.yaml"), tmp_path / "even" / "run.json"
+
+    def differences(labels) -> str:
+        return "; ".join(differences_from(tmp_path / "even", config.changed({"data.soft_labels": str(labels)})))
+
     # A file is known by its content, wherever it lies.
     moved = tmp_path / "moved.parquet"
     moved.write_bytes(even.read_bytes())
-    run_python(*command, "--data.soft_labels", moved)
+    assert "data.soft_labels" in differences(grades) and not differences(moved)
     even.write_bytes(grades.read_bytes())
     changed = "data.soft_labels: a file of SHA-256 .* -> .*labels.parquet of "
     assert re.search(changed, run_python(*command, "--data.soft_labels", even, expect=2).stderr)
     # A run of an earlier version does not tell it, and goes on with the path that it was given.
-    record = tmp_path / "even" / "run.json"
     run = json.loads(record.read_text())
     digest = run["data"].pop("soft_labels")
     record.write_text(json.dumps(run))
-    assert "data.soft_labels" in run_python(*command, "--data.soft_labels", grades, expect=2).stderr
-    run_python(*command, "--data.soft_labels", moved)
+    assert "data.soft_labels" in differences(grades) and not differences(even)
+    even.write_bytes(moved.read_bytes())
+    run_python(*command, "--data.soft_labels", even)
     assert json.loads(record.read_text())["data"]["soft_labels"] == digest
