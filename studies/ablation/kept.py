@@ -93,9 +93,10 @@ def read_kept_run(path: Path, config: RunConfig, xrays: ValidationXrays) -> Grad
         raise KeptRunError(f"{path} is damaged or no Parquet file: {error}") from error
     if not table.schema.equals(_SCHEMA) or _METADATA not in (table.schema.metadata or {}):
         raise KeptRunError(f"{path} is no kept run: it must hold {', '.join(_SCHEMA.names)}.")
-    before, now = json.loads(table.schema.metadata[_METADATA]), recipe_of(config)
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if differences := [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names]:
+    # A field that is newer than the file had its default.
+    before, now = recipe_of(RunConfig()) | json.loads(table.schema.metadata[_METADATA]), recipe_of(config)
+    names = [name for name in before if before[name] != now.get(name)]
+    if differences := [f"{name}: {before[name]} -> {now.get(name)}" for name in names]:
         raise KeptRunError(f"{path} is of another run ({'; '.join(differences)}): give another --kept.")
     rows = {key: place for place, key in enumerate(table[KEY].to_pylist())}
     if set(rows) != set(xrays.keys) or len(rows) < table.num_rows:

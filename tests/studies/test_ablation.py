@@ -155,6 +155,27 @@ def test_a_kept_run_says_what_the_run_said_and_names_nobody(tmp_path):
     content = path.read_bytes() + b"".join(table.schema.metadata.values())
     assert b".png" not in content and str(tmp_path).encode() not in content
     assert recipe_of(config) == recipe_of(config.changed({"run.output_dir": "elsewhere", "data.corpus": "elsewhere"}))
+    # A file of before a field was there: the run had its default.
+    older = {name: value for name, value in recipe_of(config).items() if name != "model.drop_path"}
+    pq.write_table(table.replace_schema_metadata({"recipe": json.dumps(older)}), path)
+    assert torch.equal(read_kept_run(path, config, xrays).predictions.logits, graded.predictions.logits)
+    with pytest.raises(KeptRunError, match="model.drop_path: 0.0 -> 0.1"):
+        read_kept_run(path, config.changed({"model.drop_path": 0.1}), xrays)
+
+
+def test_the_kept_runs_of_the_claim_are_of_its_configuration(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shared = read_run_config("configs/claim.yaml")
+    files = sorted((ROOT / "studies/ablation/claim").glob("*.parquet"))
+    assert len(files) >= 8
+    for path in files:
+        name, seed = path.stem.rsplit("_seed", 1)
+        equal = "epochs" if name.endswith("_epochs") else "compute"
+        (cell,) = find_cells(shared, [name.removesuffix("_epochs")])
+        config = cell_config(shared, cell, int(seed), "folder", 5778, equal)
+        kept = json.loads(pq.read_schema(path).metadata[b"recipe"])
+        # Another release may follow the one that they started from.
+        assert {**kept, "model.start": ""} == {**recipe_of(config), "model.start": ""}
 
 
 @pytest.mark.parametrize(
