@@ -32,14 +32,14 @@ resource.setrlimit(resource.RLIMIT_AS, (2 * 1024**3,) * 2)
 from dataset_script.radiograph import RadiographError, read_radiograph
 report = {}
 for name in json.load(open(sys.argv[1] + "/names.json")):
-    path, start = sys.argv[1] + "/files/" + name, time.perf_counter()
+    path, start = sys.argv[1] + "/files/" + name, time.process_time()
     try:
         image = read_radiograph(path).image
         image.load()
         outcome = "read" if image.mode == "L" and min(image.size) >= 32 else f"wrong: {image}"
     except RadiographError as refusal:
         outcome = "refused: " + str(refusal) if name in str(refusal) else "nameless: " + str(refusal)
-    report[name] = (outcome, time.perf_counter() - start)
+    report[name] = (outcome, time.process_time() - start)
 peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]  # unlike ru_maxrss, from exec on
 json.dump([report, int(peak[0].split()[1]) * 1024], open(sys.argv[1] + "/report.json", "w"))
 """
@@ -182,7 +182,7 @@ def _write_special(folder: Path) -> list[str]:
 
 
 class Outcome(NamedTuple):
-    report: dict[str, tuple[str, float]]  # name -> what became of it, seconds
+    report: dict[str, tuple[str, float]]  # name -> what became of it, seconds of a core
     peak: int  # resident memory, bytes
     hostile: list[str]
     honest: list[str]
@@ -222,7 +222,7 @@ def test_every_file_is_read_or_refused(outcome):
 def test_nothing_takes_long_or_much_memory(outcome):
     report = outcome.report
     slowest = max(report, key=lambda name: report[name][1])
-    assert report[slowest][1] < 10, slowest  # seconds; a file that inflates takes minutes
+    assert report[slowest][1] < 10, slowest  # seconds of a core; a file that inflates takes minutes
     assert outcome.peak < LIMIT, f"{outcome.peak / 1024**2:.0f} MB"
 
 
