@@ -115,7 +115,8 @@ def test_a_run_learns_the_shares(split, corpus, write, run_python, tmp_path):
     # A file is known by its content, wherever it lies.
     moved = tmp_path / "moved.parquet"
     moved.write_bytes(even.read_bytes())
-    assert "data.soft_labels" in differences(grades) and not differences(moved)
+    assert "data.soft_labels" in run_python(*command, "--data.soft_labels", grades, expect=2).stderr
+    assert not differences(moved)
     even.write_bytes(grades.read_bytes())
     changed = "data.soft_labels: a file of SHA-256 .* -> .*labels.parquet of "
     assert re.search(changed, run_python(*command, "--data.soft_labels", even, expect=2).stderr)
