@@ -123,7 +123,7 @@ def identity(source: Dataset, made_by: MadeBy, kind: str) -> dict:
     Args:
         kind: report or picture.
     """
-    what = (kind, made_by.version, made_by.digest, made_by.settings, *filter(None, [made_by.partner]))
+    what = (kind, made_by.version, made_by.digest, made_by.settings, made_by.partner)
     return {
         "series_instance_uid": _uid("series", source.StudyInstanceUID, *what),
         "series_number": _KINDS[kind],

@@ -4,7 +4,7 @@ from starlette.requests import Request
 
 from clip_koa.webapp.answers import refuse
 from clip_koa.webapp.uploads import UPLOAD_PATH
-from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal
+from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal, too_large
 
 
 class BodyLimit:
@@ -18,8 +18,7 @@ class BodyLimit:
     """
 
     def __init__(self, app, limits: Limits):
-        self.app, self.most = app, limits.file_bytes * 4 // 3 + MEGABYTE
-        self.refusal = Refusal("too_large", 413, megabytes=limits.file_bytes // MEGABYTE)
+        self.app, self.limits, self.most = app, limits, limits.file_bytes * 4 // 3 + MEGABYTE
 
     async def __call__(self, scope, receive, send):
         """Answers one request."""
@@ -32,7 +31,7 @@ class BodyLimit:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self.most:
-                raise self.refusal
+                raise too_large(self.limits)
             return message
 
         async def noted(message):

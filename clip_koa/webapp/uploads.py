@@ -14,7 +14,7 @@ from pathlib import Path
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from clip_koa.webapp.visits import MEGABYTE, Limits, Refusal
+from clip_koa.webapp.visits import Limits, Refusal, too_large
 
 UPLOAD_PATH = "/gradio_api/upload"  # where Gradio's clients send forms of files
 UPLOAD_SECONDS = 300  # an upload that takes longer is given up
@@ -52,13 +52,13 @@ class Uploads:
             taken += count
             self._arriving += count
             if taken > most:
-                raise self._too_large()
+                raise too_large(self.limits)
             if lying + self._arriving > self.limits.waiting_bytes:
                 raise Refusal("busy", 503)
             return message
 
         if int(request.headers.get("content-length") or 0) > most:  # chunks have none, and are counted as they come
-            raise self._too_large()
+            raise too_large(self.limits)
         paths = []
         try:
             async with Request(request.scope, receive).form(max_files=_FILES_AT_ONCE) as form:
@@ -116,15 +116,12 @@ class Uploads:
     async def _save(self, part: UploadFile) -> Path:
         size = part.size or 0
         if size > self.limits.file_bytes:
-            raise self._too_large()
+            raise too_large(self.limits)
         if self._lying() + size > self.limits.waiting_bytes:
             raise Refusal("busy", 503)
         path = self.place(part.filename or "upload")
         path.write_bytes(await part.read())
         return path
-
-    def _too_large(self) -> Refusal:
-        return Refusal("too_large", 413, megabytes=self.limits.file_bytes // MEGABYTE)
 
 
 def plain_name(name: str) -> str:

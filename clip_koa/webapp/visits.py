@@ -37,6 +37,11 @@ class Refusal(Exception):
         self.code, self.status, self.values = code, status, values
 
 
+def too_large(limits: Limits) -> Refusal:
+    """The refusal of a file that is larger than a visitor may send."""
+    return Refusal("too_large", 413, megabytes=limits.file_bytes // MEGABYTE)
+
+
 @dataclass(eq=False)
 class Visit:
     """One open page. Its token is known to that page alone."""
@@ -204,7 +209,7 @@ class Intake:
         """
         limits = self._visits.limits
         if self.size + count > limits.file_bytes:
-            raise Refusal("too_large", 413, megabytes=limits.file_bytes // MEGABYTE)
+            raise too_large(limits)
         if self._visits._waiting_bytes + count > limits.waiting_bytes:
             raise Refusal("busy", 503)
         self.size += count

@@ -92,22 +92,26 @@ def train_cells(options: argparse.Namespace) -> None:
     cells, jobs, tables = plan(options)
     check_jobs(jobs)
     xrays = ValidationXrays.of_corpus(jobs[0].config.data.corpus) if options.kept else None
+    graded = {}  # by folder, what each finished run said
+
+    def take(job: Job) -> None:
+        graded[job.folder] = job.predictions(xrays)
+        job.keep(graded[job.folder], xrays)
+
     left = [job for job in jobs if not job.finished]
     for job in jobs:
-        if job.trained:
-            job.keep(xrays)
-        elif job.finished:
-            job.predictions(xrays)  # so that a file that cannot be used is told before anything is trained
+        if job.finished:  # a file that cannot be used is told before anything is trained
+            take(job)
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done. Logs: {options.output}/*/seed-*.log", flush=True)
 
     def summarise(job: Job | None = None) -> None:
         if job:
-            job.keep(xrays)
-        done = f"{job.title} done, {sum(other.finished for other in jobs)} of {len(jobs)}: " if job else ""
+            take(job)
+        done = f"{job.title} done, {len(graded)} of {len(jobs)}: " if job else ""
         for equal, runs in tables.items():
-            graded = {key: other.predictions(xrays) for key, other in runs.items() if other.finished}
-            if graded and (job is None or job in runs.values()):
-                table = write_summary(options.output, load_results(cells, graded), table_name(equal))
+            said = {key: graded[other.folder] for key, other in runs.items() if other.folder in graded}
+            if said and (job is None or job in runs.values()):
+                table = write_summary(options.output, load_results(cells, said), table_name(equal))
                 print(f"{done}{table}" if job else f"Table: {table}", flush=True)
 
     run_jobs(left, options.devices, summarise)

@@ -14,11 +14,12 @@ import torch
 from clip_koa.data.soft_labels import KEY
 from clip_koa.evaluation.heads import Predictions
 from clip_koa.evaluation.predictions import LOGITS, GradedSplit
-from clip_koa.files import file_digest, replaced
+from clip_koa.files import file_digest
 from clip_koa.training.config_fields import FIELDS
 from clip_koa.training.run_config import RunConfig
 from metrics.kl_grading.kl_grading import NUM_GRADES
 from modeling_clip_koa import CLIPKOAError
+from studies.members.member_files import write_member_file
 from studies.members.xrays import load_splits, read_keys
 
 _COLUMNS = tuple(f"{name}_{grade}" for name in LOGITS for grade in range(NUM_GRADES))
@@ -76,9 +77,7 @@ def write_kept_run(path: Path, config: RunConfig, graded: GradedSplit, xrays: Va
     columns = [[key for key, _, _ in rows], [label for _, label, _ in rows]]
     columns += map(list, zip(*(values for _, _, values in rows), strict=True))
     schema = _SCHEMA.with_metadata({_METADATA: json.dumps(recipe_of(config)).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd", use_dictionary=False)
+    write_member_file(path, pa.table(columns, schema=schema))
 
 
 def read_kept_run(path: Path, config: RunConfig, xrays: ValidationXrays) -> GradedSplit:

@@ -59,14 +59,14 @@ class Job:
             return read_predictions(self.folder / "report" / "predictions_validation.jsonl")
         return read_kept_run(self.kept, self.config, xrays)
 
-    def keep(self, xrays: ValidationXrays | None) -> None:
-        """Keeps the predictions of a run that was trained here, where they have a place and are not kept yet.
+    def keep(self, graded: GradedSplit, xrays: ValidationXrays | None) -> None:
+        """Keeps its predictions, where they have a place and are not kept yet.
 
         Raises:
-            PredictionsError, KeptRunError: as `predictions`, or those of other X-rays.
+            KeptRunError: those of other X-rays.
         """
         if self.kept and not self.kept.is_file():
-            write_kept_run(self.kept, self.config, self.predictions(xrays), xrays)
+            write_kept_run(self.kept, self.config, graded, xrays)
 
 
 def check_jobs(jobs: list[Job]) -> None:
