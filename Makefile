@@ -33,7 +33,7 @@ examples: setup  ## write the page's ten examples anew, out of the public data s
 	$(BIN)/python -m dataset_script.examples
 
 test: setup  ## run the tests but the slow ones (with KNEE_XRAY_DIR set, those on real X-rays too)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-slow: setup  ## run the slow tests: whole trainings, kills, bombs, visitors of the page
 	$(BIN)/python -m pytest -n 2 -m slow

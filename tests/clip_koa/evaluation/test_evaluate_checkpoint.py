@@ -23,10 +23,6 @@ from dataset_script.synthetic import write_corpus
 PERTURBATIONS = ("rotate_left", "mirror", "sixteen_bit")
 
 
-# In one process, as its models take a minute to make.
-pytestmark = pytest.mark.xdist_group("evaluate_checkpoint")
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A folder with a train and a validation split; the latter has 13 X-rays, which no even number shares."""
