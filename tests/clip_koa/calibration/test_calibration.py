@@ -183,15 +183,15 @@ def knees(tmp_path_factory):
     return folder
 
 
-def test_calibrate_and_predict_as_a_user_does(make_model, tiny_start, tokenizer, knees, run_python, tmp_path):
+def test_calibrate_and_predict_as_a_user_does(make_model, tiny_start, tokenizer, knees, run_command, tmp_path):
     folder = tmp_path / "model"
     save_model_folder(folder, tiny_start.model, tiny_start.image_processor, tiny_start.tokenizer)
     xray = next((knees / "validation").glob("*/*.png"))
-    uncalibrated = run_python("predict.py", "--model", folder, xray)
+    uncalibrated = run_command("grade", "--model", folder, xray)
     assert "the model is not calibrated" in uncalibrated.stdout
 
     before = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-    printed = run_python("-m", "clip_koa", "calibrate", "--model", folder, "--data_dir", knees).stdout
+    printed = run_command("calibrate", "--model", folder, "--data_dir", knees).stdout
     assert "text    temperature" in printed and "sets at 90%" in printed
     report = json.loads((folder / "calibration.json").read_text())
     assert report["num_xrays"] == 24 and report["num_people"] == 12 and len(report["least_probabilities"]) == 50
@@ -203,9 +203,9 @@ def test_calibrate_and_predict_as_a_user_does(make_model, tiny_start, tokenizer,
         expected = before(pixels).logits / report["heads"]["text"]["temperature"]
         torch.testing.assert_close(after(pixels).logits, expected, rtol=1e-4, atol=1e-5)
 
-    graded = run_python("predict.py", "--model", folder, "--level", "0.6", xray).stdout
+    graded = run_command("grade", "--model", folder, "--level", "0.6", xray).stdout
     assert "set 60%" in graded and "not calibrated" not in graded
-    refused = run_python("predict.py", "--model", folder, "--level", "0.3", xray, expect=2)
+    refused = run_command("grade", "--model", folder, "--level", "0.3", xray, expect=2)
     assert "level 0.3: use one of 0.50" in refused.stderr
     (folder / "calibration.json").write_text("{}")
     with pytest.raises(CalibrationError, match="is damaged"):

@@ -53,14 +53,12 @@ def model(tiny_start, tmp_path_factory):
 
 
 @pytest.fixture
-def calibrated(model, corpus, tmp_path, run_python):
-    run_python(
-        "-m", "clip_koa", "calibrate", "--model", model, "--data_dir", corpus, "--output", tmp_path / "calibrated"
-    )
+def calibrated(model, corpus, tmp_path, run_command):
+    run_command("calibrate", "--model", model, "--data_dir", corpus, "--output", tmp_path / "calibrated")
     return tmp_path / "calibrated"
 
 
-def test_noise_has_no_grade_and_knees_have_one(calibrated, corpus, tmp_path, run_python):
+def test_noise_has_no_grade_and_knees_have_one(calibrated, corpus, tmp_path, run_command, run_python):
     tensors = load_file(calibrated / TYPICALITY_FILE)
     width = tensors["mean"].shape[0]
     assert tensors["precision"].shape == (width, width) and len(tensors["distances"]) == 30
@@ -70,14 +68,14 @@ def test_noise_has_no_grade_and_knees_have_one(calibrated, corpus, tmp_path, run
     knees = [draw_knee(2, "L", 12345, 48), draw_knee(3, "L", 5, 48)]
     knees[0].save(tmp_path / "knee.png")
     knees[0].resize((33, 33)).save(tmp_path / "small.png")
-    command = ("predict.py", "--model", calibrated, *(tmp_path / f"{name}.png" for name in ("noise", "knee", "small")))
-    run_python(*command, "--output", tmp_path / "a.csv", expect=1)
+    command = ("grade", "--model", calibrated, *(tmp_path / f"{name}.png" for name in ("noise", "knee", "small")))
+    run_command(*command, "--output", tmp_path / "a.csv", expect=1)
     noisy, knee, small = csv.DictReader((tmp_path / "a.csv").open())
     assert float(noisy["atypicality"]) == 1.0 and not noisy["grade"] and not noisy["probability_0"]
     assert "noise.png: This is no frontal knee X-ray" in noisy["error"] and not noisy["warning"]
     assert float(knee["atypicality"]) < 0.99 and knee["grade"] and not knee["warning"] and not knee["ways"]
     assert "resolution" in small["ways"].split() and small["grade"] and "resolution" in small["warning"]
-    printed = run_python(*command, expect=1).stdout
+    printed = run_command(*command, expect=1).stdout
     assert printed.count("no frontal knee X-ray") == 1 and "not graded" in printed
 
     grader = CLIPKOAGrader.from_pretrained(str(calibrated))
@@ -112,7 +110,7 @@ def test_the_file_of_an_earlier_version_warns_and_does_not_refuse(calibrated):
     assert typicality_file(read_typicality(str(calibrated))) == before  # and it stays one where it is copied
 
 
-def test_weights_are_kept_and_what_lies_beside_them_is_fitted_anew(calibrated, corpus, run_python):
+def test_weights_are_kept_and_what_lies_beside_them_is_fitted_anew(calibrated, corpus, run_command):
     def contents():
         return {file.name: file.read_bytes() for file in calibrated.iterdir() if file.is_file()}
 
@@ -121,14 +119,14 @@ def test_weights_are_kept_and_what_lies_beside_them_is_fitted_anew(calibrated, c
         return {name for name in before if before[name] != after[name]}
 
     first = contents()
-    command = ("-m", "clip_koa", "calibrate", "--model", calibrated, "--data_dir", corpus, "--keep_weights")
-    assert "--output" in run_python(*command, "--output", calibrated.parent / "other", expect=2).stderr
+    command = ("calibrate", "--model", calibrated, "--data_dir", corpus, "--keep_weights")
+    assert "--output" in run_command(*command, "--output", calibrated.parent / "other", expect=2).stderr
     assert contents() == first
     kept = json.loads(first[CALIBRATION_FILE])
     stale = {**kept, "least_probabilities": {"0.90": [0.5] * 5}}
     (calibrated / CALIBRATION_FILE).write_text(json.dumps(stale))
     before = contents()
-    assert "told as before" in run_python(*command, "--typical_xrays", 0).stdout
+    assert "told as before" in run_command(*command, "--typical_xrays", 0).stdout
     sets = contents()
     assert changed(before, sets) == {CALIBRATION_FILE}
     again = json.loads(sets[CALIBRATION_FILE])
@@ -137,13 +135,13 @@ def test_weights_are_kept_and_what_lies_beside_them_is_fitted_anew(calibrated, c
             assert again["heads"][head][figure] == kept["heads"][head][figure]
     for level, least in kept["least_probabilities"].items():
         assert again["least_probabilities"][level] == pytest.approx(least, abs=1e-4)
-    run_python(*command, "--typical_xrays", 20)
+    run_command(*command, "--typical_xrays", 20)
     after = contents()
     assert changed(sets, after) == {TYPICALITY_FILE}
-    run_python(*command, "--typical_xrays", 20)
+    run_command(*command, "--typical_xrays", 20)
     assert contents() == after  # every draw is seeded
     (calibrated / CALIBRATION_FILE).unlink()
-    assert "was never calibrated" in run_python(*command, expect=2).stderr
+    assert "was never calibrated" in run_command(*command, expect=2).stderr
 
 
 def test_variations_are_seeded_and_keep_a_knee_a_knee():
@@ -157,12 +155,10 @@ def test_variations_are_seeded_and_keep_a_knee_a_knee():
         )
 
 
-def test_without_training_xrays_nothing_is_said(model, corpus, tmp_path, run_python):
+def test_without_training_xrays_nothing_is_said(model, corpus, tmp_path, run_command, run_python):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "validation").symlink_to(corpus / "validation")
     command = (
-        "-m",
-        "clip_koa",
         "calibrate",
         "--model",
         model,
@@ -171,7 +167,7 @@ def test_without_training_xrays_nothing_is_said(model, corpus, tmp_path, run_pyt
         "--output",
         tmp_path / "calibrated",
     )
-    assert "no training X-rays were given" in run_python(*command).stdout
+    assert "no training X-rays were given" in run_command(*command).stdout
     assert not (tmp_path / "calibrated" / TYPICALITY_FILE).exists()
     assert CLIPKOAGrader.from_pretrained(str(tmp_path / "calibrated")).grade(draw_knee(0, "L", 0)).atypicality is None
     check = ("-m", "studies.typicality_check", "--model", tmp_path / "calibrated", "--data_dir", corpus)

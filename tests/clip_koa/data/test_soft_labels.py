@@ -89,19 +89,19 @@ def test_labels_are_softened_once():
         parse_run_config(["--data.soft_labels", "a.parquet", "--losses.ordinal_smoothing", "0.5"])
 
 
-def test_a_run_learns_the_shares(split, corpus, write, run_python, tmp_path):
+def test_a_run_learns_the_shares(split, corpus, write, run_command, tmp_path):
     """Shares that are the grades train as the grades do; others do not; and a resume may not change them."""
     labels = np.array(split["label"])
     grades = write(soft_label_table(_keys(split, corpus), np.eye(5)[labels])).rename(tmp_path / "grades.parquet")
     even = write(soft_label_table(_keys(split, corpus), np.full((len(split), 5), 0.2)))
-    command = ("train.py", "--data.corpus", corpus, "--optimisation.max_steps", 2, "--data.augmentation", 0)
+    command = ("train", "--data.corpus", corpus, "--optimisation.max_steps", 2, "--data.augmentation", 0)
     losses = {}
     for name, options in {
         "plain": (),
         "grades": ("--data.soft_labels", grades),
         "even": ("--data.soft_labels", even),
     }.items():
-        run_python(*command, "--run.output_dir", tmp_path / name, *options)
+        run_command(*command, "--run.output_dir", tmp_path / name, *options)
         records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         losses[name] = [record["loss"] for record in records if record["kind"] == "train"]
     assert losses["grades"] == pytest.approx(losses["plain"], rel=1e-5)
@@ -115,16 +115,16 @@ def test_a_run_learns_the_shares(split, corpus, write, run_python, tmp_path):
     # A file is known by its content, wherever it lies.
     moved = tmp_path / "moved.parquet"
     moved.write_bytes(even.read_bytes())
-    assert "data.soft_labels" in run_python(*command, "--data.soft_labels", grades, expect=2).stderr
+    assert "data.soft_labels" in run_command(*command, "--data.soft_labels", grades, expect=2).stderr
     assert not differences(moved)
     even.write_bytes(grades.read_bytes())
     changed = "data.soft_labels: a file of SHA-256 .* -> .*labels.parquet of "
-    assert re.search(changed, run_python(*command, "--data.soft_labels", even, expect=2).stderr)
+    assert re.search(changed, run_command(*command, "--data.soft_labels", even, expect=2).stderr)
     # A run of an earlier version does not tell it, and goes on with the path that it was given.
     run = json.loads(record.read_text())
     digest = run["data"].pop("soft_labels")
     record.write_text(json.dumps(run))
     assert "data.soft_labels" in differences(grades) and not differences(even)
     even.write_bytes(moved.read_bytes())
-    run_python(*command, "--data.soft_labels", even)
+    run_command(*command, "--data.soft_labels", even)
     assert json.loads(record.read_text())["data"]["soft_labels"] == digest

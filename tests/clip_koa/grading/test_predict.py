@@ -111,9 +111,9 @@ def test_the_list_of_an_archive_is_of_plain_strings_and_follows_no_dots(tmp_path
         find_xrays(["empty"])
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python, tmp_path):
+def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_command, tmp_path):
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    printed = run_python("predict.py", "--model", model, "--output", whole, knees, expect=1).stdout
+    printed = run_command("grade", "--model", model, "--output", whole, knees, expect=1).stdout
     assert "19 X-rays graded, 1 not" in printed and "not for diagnosis" in printed
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
     assert [row["file"] for row in rows] == find_xrays([knees])
@@ -124,7 +124,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
     (tmp_path / ".stopped.jsonl.rows").write_text(
         "".join(json.dumps([row]) + "\n" for row in rows[:16]) + '[{"file": "ha'
     )
-    run_python("predict.py", "--model", model, "--output", stopped, knees, expect=1)
+    run_command("grade", "--model", model, "--output", stopped, knees, expect=1)
     again = [json.loads(line) for line in stopped.read_text().splitlines()]
     assert again[:16] == rows[:16]
     assert [row["grade"] for row in again] == [row["grade"] for row in rows]
@@ -132,19 +132,19 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(model, knees, run_python
 
 
 @pytest.mark.slow
-def test_the_table_of_an_archive_that_grows(model, knees, run_python, tmp_path):
+def test_the_table_of_an_archive_that_grows(model, knees, run_command, tmp_path):
     """The same command each day; the model is known by its weights, not by its name."""
     output, copied = tmp_path / "grades.csv", tmp_path / "elsewhere"
     shutil.copytree(model, copied)
     (knees / "9000007L.png").unlink()
-    run_python("predict.py", "--model", model, "--output", output, knees)
+    run_command("grade", "--model", model, "--output", output, knees)
     before = list(csv.DictReader(output.open()))
     draw_knee(1, "L", 99, 48).save(knees / "8000000L.png")
-    printed = run_python("predict.py", "--model", copied, "--output", output, knees).stdout
+    printed = run_command("grade", "--model", copied, "--output", output, knees).stdout
     assert "20 X-rays graded (19 of them before, 0 again as the file had changed), 0 not." in printed
     after = list(csv.DictReader(output.open()))
     assert after[1:] == before and after[0]["file"].endswith("8000000L.png")
-    assert "is up to date: 20" in run_python("predict.py", "--model", copied, "--output", output, knees).stdout
+    assert "is up to date: 20" in run_command("grade", "--model", copied, "--output", output, knees).stdout
 
     weights = copied / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
@@ -152,7 +152,7 @@ def test_the_table_of_an_archive_that_grows(model, knees, run_python, tmp_path):
         (("--model", copied), "was made with model="),
         (("--model", model, "--level", ".8"), "level=0.9, now level=0.8"),
     ):
-        refused = run_python("predict.py", *options, "--output", output, knees, expect=2)
+        refused = run_command("grade", *options, "--output", output, knees, expect=2)
         assert differing in refused.stderr and "remove it to begin anew" in refused.stderr
         assert list(csv.DictReader(output.open())) == after
 
@@ -171,7 +171,7 @@ def test_the_code_that_a_table_is_made_by_is_what_reads_and_grades(run_python):
     assert loaded - finding <= {f"{path.parent.name}.{path.stem}" for path in provenance.code_files()}
 
 
-def test_a_name_that_is_not_utf8_is_graded_and_found_again(model, run_python, tmp_path):
+def test_a_name_that_is_not_utf8_is_graded_and_found_again(model, run_command, run_python, tmp_path):
     folder = tmp_path / "knees"
     folder.mkdir()
     for name in (b"knee \xff\xe9.png", b"broken \xff.png"):
@@ -179,7 +179,7 @@ def test_a_name_that_is_not_utf8_is_graded_and_found_again(model, run_python, tm
             draw_knee(1, "L", 1, 48).save(file, "PNG")
             file.truncate(0 if name[:1] == b"b" else None)
     for output in (tmp_path / "grades.csv", tmp_path / "parts"):
-        run_python("predict.py", "--model", model, "--output", output, folder, expect=1)
+        run_command("grade", "--model", model, "--output", output, folder, expect=1)
         table = pandas.read_csv(output) if output.suffix else pandas.read_parquet(output)
         assert list(table["file"]) == [f"{folder}/broken \\xff.png", f"{folder}/knee \\xff\\xe9.png"]
         assert table["error"][0].startswith(f"{folder}/broken \\xff.png is") and table["grade"][1] >= 0
@@ -190,27 +190,27 @@ def test_a_name_that_is_not_utf8_is_graded_and_found_again(model, run_python, tm
     (picture,) = (tmp_path / "maps").glob("knee*.png")
     assert picture.name.startswith("knee \\xff\\xe9-")
     named = os.fsencode(folder) + b"/gone \xff.png"
-    missing = run_python("predict.py", "--model", model, os.fsdecode(named), expect=2)
+    missing = run_command("grade", "--model", model, os.fsdecode(named), expect=2)
     assert "gone \\xff.png: there is no such file" in missing.stderr
 
 
-def test_two_at_once_and_a_folder_that_cannot_be_written(model, knees, run_python, tmp_path):
+def test_two_at_once_and_a_folder_that_cannot_be_written(model, knees, run_command, tmp_path):
     output = tmp_path / "grades.csv"
     with WriterLock(output):
-        second = run_python("predict.py", "--model", model, "--output", output, knees, expect=2)
+        second = run_command("grade", "--model", model, "--output", output, knees, expect=2)
     assert f"{output} is being written by process {os.getpid()} on " in second.stderr
     assert len(second.stderr.splitlines()) == 1 and not output.exists()
-    refused = run_python("predict.py", "--model", model, "--output", "/proc/grades.csv", knees, expect=2)
+    refused = run_command("grade", "--model", model, "--output", "/proc/grades.csv", knees, expect=2)
     assert refused.stderr.splitlines() == [
         "clip-koa grade: /proc/grades.csv could not be written: No such file or directory."
     ]
 
 
-def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
+def test_heat_maps_of_all_that_was_graded(run_command, model, knees, tmp_path):
     (knees / "more").mkdir()
     draw_knee(1, "L", 99, 48).save(knees / "more" / "9000000L.png")  # a name twice
     maps = tmp_path / "maps"
-    run_python("predict.py", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
+    run_command("grade", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     graded = [row for row in rows if not row["error"]]
     expected = {
@@ -227,7 +227,7 @@ def test_heat_maps_of_all_that_was_graded(run_python, model, knees, tmp_path):
     times = {file.name: file.stat().st_mtime_ns for file in maps.iterdir()}
     lost, *_ = sorted(expected)
     (maps / lost).rename(maps / lost.replace(lost[-7:], "KL9.png" if lost[-5] == "0" else "KL0.png"))
-    run_python("predict.py", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
+    run_command("grade", "--model", model, "--output", tmp_path / "a.csv", "--explain", maps, knees, expect=1)
     assert {file.name for file in maps.iterdir()} - {lost[:-7] + "KL9.png", OVERVIEW} == expected
     with Image.open(maps / OVERVIEW) as overview:  # of what this run drew
         assert overview.size == (240, 240)

@@ -25,9 +25,9 @@ def checkpoint(make_model, tokenizer, tmp_path):
     return save
 
 
-def test_every_weight_is_the_mean_of_all(checkpoint, run_python, tmp_path):
+def test_every_weight_is_the_mean_of_all(checkpoint, run_command, tmp_path):
     folders = [checkpoint(f"seed{seed}", seed) for seed in range(3)]
-    assert "averaged" in run_python("-m", "clip_koa", "average", *folders, "--output", tmp_path / "averaged").stdout
+    assert "averaged" in run_command("average", *folders, "--output", tmp_path / "averaged").stdout
     parts = [dict(CLIPKOAForImageClassification.from_pretrained(folder).named_parameters()) for folder in folders]
     model = CLIPKOAForImageClassification.from_pretrained(tmp_path / "averaged")
     mean = dict(model.named_parameters())
@@ -56,9 +56,9 @@ def test_checkpoints_that_do_not_belong_together_are_refused(checkpoint, tmp_pat
     assert not (tmp_path / "averaged").exists()
 
 
-def test_wrong_use_is_a_line_or_two(checkpoint, run_python, tmp_path):
+def test_wrong_use_is_a_line_or_two(checkpoint, run_command, tmp_path):
     first = checkpoint("first", 0)
     output = ("--output", tmp_path / "averaged")
-    missing = run_python("-m", "clip_koa", "average", first, tmp_path / "missing", *output, expect=2).stderr
+    missing = run_command("average", first, tmp_path / "missing", *output, expect=2).stderr
     assert "missing cannot be loaded" in missing and "Traceback" not in missing
-    assert "two checkpoints or more" in run_python("-m", "clip_koa", "average", first, *output, expect=2).stderr
+    assert "two checkpoints or more" in run_command("average", first, *output, expect=2).stderr

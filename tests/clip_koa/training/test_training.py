@@ -450,11 +450,10 @@ def test_lora_and_gradient_checkpointing_leave_a_plain_model(run_python, tmp_pat
         (("--trackers", "wandb"), "trackers='wandb': it must be tensorboard or trackio"),
     ],
 )
-def test_errors_are_one_line(run_python, tmp_path, arguments, reason):
+def test_errors_are_one_line(run_command, tmp_path, arguments, reason):
     data = () if "--data.corpus" in arguments else ("--data.corpus", "synthetic:24")
-    result = run_python(
-        "train.py", *data, *arguments, "--run.output_dir", tmp_path / "run", expect=2, KNEE_XRAY_DIR=""
-    )
+    command = ("train", *data, *arguments, "--run.output_dir", tmp_path / "run")
+    result = run_command(*command, expect=2, KNEE_XRAY_DIR="")
     assert re.search(reason, result.stderr) and "Traceback" not in result.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
