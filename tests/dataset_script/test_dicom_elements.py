@@ -188,6 +188,6 @@ def test_a_million_values_where_one_is_expected_cost_no_time():
 
     many = Raw("UT", b"1\\" * 20_000_000)
     content = write_dicom(CELLS, **(SCALE | {"WindowCenter": many, "PixelSpacing": many, "NumberOfFrames": many}))
-    start = time.perf_counter()
+    start = time.process_time()
     read_radiograph(content)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -276,9 +276,9 @@ def test_the_order_of_the_xrays_changes_no_figure():
 
 
 def test_the_size_of_the_real_split_takes_seconds():
-    started = time.perf_counter()
+    started = time.process_time()
     kl_grading_metrics(**_grading(826, 413), resamples=1000)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def _sides(first, second):

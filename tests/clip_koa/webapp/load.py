@@ -25,9 +25,10 @@ MIB = 2**20
 
 
 def resident(process_id: int) -> float:
-    """Memory of the server in MiB."""
+    """Memory of the server in MiB, but for files, which the system drops and reads again as it likes (Linux)."""
     server = psutil.Process(process_id)
-    return sum(process.memory_info().rss for process in [server, *server.children(recursive=True)]) / MIB
+    taken = [process.memory_info() for process in (server, *server.children(recursive=True))]
+    return sum(memory.rss - memory.shared for memory in taken) / MIB
 
 
 def peak(process_id: int) -> float:
